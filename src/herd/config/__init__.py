@@ -1,0 +1,1 @@
+"""Schemas, strict loading, one closed registry per kind of thing."""

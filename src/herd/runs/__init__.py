@@ -1,0 +1,1 @@
+"""Run folder, atomic writes, manifest, lineage, content-addressed stage cache."""

@@ -1,0 +1,279 @@
+"""A stage is a function of its configuration and inputs; its output is stored under the hash of both.
+
+``execute`` looks the address up in the store: a finished stage is skipped, an unfinished one is run again in the same
+partial folder (where it finds its own checkpoints), and only a whole result, every file hashed, is renamed into place.
+A readable link ``<runs>/<name>/<node>`` points at it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from herd.config.errors import UserError, nearest
+from herd.config.loader import to_plain
+from herd.runs.atomic import fsync_folder, sha256_json, write_json
+from herd.runs.manifest import MANIFEST, commit, hash_outputs, now, read_manifest, versions
+from herd.runs.memory import PeakMemory
+from herd.runs.metrics import MetricsWriter
+
+InputPaths = Mapping[str, "str | Path | Mapping[str, str | Path]"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of the recipe.
+
+    ``run(config, inputs, stage_run)`` writes its files into ``stage_run.folder`` and returns plain metrics for the manifest.
+    """
+
+    name: str  # the command's name, also the prefix of its folder in the store
+    version: int  # raise it when the same configuration would now give another result
+    config: type  # frozen dataclass, the schema
+    run: Callable[[Any, "Inputs", "StageRun"], dict[str, Any]]
+    summary: str  # one line for `herd --help`
+    inputs: tuple[str, ...] = ()  # inputs that must be given
+    optional: tuple[str, ...] = ()  # inputs that may be given
+    groups: tuple[str, ...] = ()  # inputs that are a mapping label -> stage folder
+    # What outside the configuration decides the result (content of user files, versions of a source): hashed into the address.
+    fingerprint: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage's folder."""
+
+    path: Path
+    manifest: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Artifact":
+        """Open a finished folder (or a link to one); UserError when it is not finished."""
+        resolved = Path(path).resolve()
+        return cls(resolved, read_manifest(resolved))
+
+    @property
+    def address(self) -> str:
+        """Hash of the stage's version, configuration and inputs."""
+        return str(self.manifest["address"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the stage measured."""
+        return dict(self.manifest["metrics"])
+
+    def __truediv__(self, name: str) -> Path:
+        """Path of a file or folder inside; UserError when the stage did not make it."""
+        path = self.path / name
+        if not path.exists():
+            stage = self.manifest["stage"]
+            raise UserError(f"'{self.path}' (made by `herd {stage}`) has no '{name}': is it the input you meant?")
+        return path
+
+
+class Inputs:
+    """The finished stages that a stage reads."""
+
+    def __init__(self, single: Mapping[str, Artifact], groups: Mapping[str, Mapping[str, Artifact]]) -> None:
+        self._single, self._groups = dict(single), {name: dict(group) for name, group in groups.items()}
+
+    def __getitem__(self, name: str) -> Artifact:
+        return self._single[name]
+
+    def get(self, name: str) -> Artifact | None:
+        """The input, or None when this optional one was not given."""
+        return self._single.get(name)
+
+    def group(self, name: str) -> dict[str, Artifact]:
+        """Label -> artifact, in the order given; empty when the group was not given."""
+        return dict(self._groups.get(name, {}))
+
+    def addresses(self) -> dict[str, Any]:
+        """Name -> address, for hashing."""
+        single = {name: artifact.address for name, artifact in self._single.items()}
+        return single | {n: {label: a.address for label, a in g.items()} for n, g in self._groups.items() if g}
+
+    def paths(self, relative_to: Path) -> dict[str, Any]:
+        """Name -> folder relative to ``relative_to``, for the manifest."""
+
+        def relative(artifact: Artifact) -> str:
+            return os.path.relpath(artifact.path, relative_to)
+
+        single: dict[str, Any] = {name: relative(artifact) for name, artifact in self._single.items()}
+        return single | {n: {label: relative(a) for label, a in g.items()} for n, g in self._groups.items() if g}
+
+
+class StageRun:
+    """What a running stage is given: a folder to write in and a place to report to."""
+
+    def __init__(self, folder: Path, seed: int, node: str = "") -> None:
+        self.folder = Path(folder)
+        self.seed = seed
+        self.node = node
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = MetricsWriter(self.folder / "metrics.jsonl")
+        self.costs = {"tokens": 0, "flops": 0.0}
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for checkpoints and the like: kept while the stage is unfinished, deleted when it succeeds."""
+        path = self.folder / ".scratch"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def cost(self, tokens: int = 0, flops: float = 0.0) -> None:
+        """Add to the tokens processed and floating-point operations spent, for the manifest."""
+        self.costs["tokens"] += int(tokens)
+        self.costs["flops"] += float(flops)
+
+
+def open_inputs(stage: Stage, given: InputPaths) -> Inputs:
+    """Open what ``given`` names, checked against what the stage declares.
+
+    Raises:
+        UserError: an unknown or missing input, or one whose folder is not finished.
+    """
+    known = (*stage.inputs, *stage.optional, *stage.groups)
+    for name in given:
+        if name not in known:
+            expected = f" It takes: {', '.join(known)}." if known else " It takes none."
+            raise UserError(f"`herd {stage.name}` has no input '{name}'.{nearest(name, known)}{expected}")
+    missing = [name for name in stage.inputs if not given.get(name)]
+    if missing:
+        raise UserError(f"`herd {stage.name}` needs inputs.{missing[0]}=FOLDER (a finished stage's folder).")
+    single: dict[str, Artifact] = {}
+    groups: dict[str, dict[str, Artifact]] = {}
+    for name, value in given.items():
+        if name in stage.groups:
+            if not isinstance(value, Mapping):
+                raise UserError(f"inputs.{name} of `herd {stage.name}` is a group: give inputs.{name}.LABEL=FOLDER.")
+            groups[name] = {label: Artifact.open(path) for label, path in value.items()}
+        elif isinstance(value, Mapping):
+            raise UserError(f"inputs.{name} of `herd {stage.name}` is one folder, not a group of them.")
+        elif value:
+            single[name] = Artifact.open(value)
+    return Inputs(single, groups)
+
+
+def address_of(stage: Stage, config: Any, inputs: Inputs) -> str:
+    """Hash of everything that decides the result: stage, version, configuration, inputs, fingerprint."""
+    outside = stage.fingerprint(config) if stage.fingerprint else None
+    key = {
+        "stage": stage.name,
+        "version": stage.version,
+        "config": to_plain(config),
+        "inputs": inputs.addresses(),
+        "outside": to_plain(outside),
+    }
+    return sha256_json(key)
+
+
+def stored(stage: Stage, config: Any, inputs: InputPaths, root: Path) -> Artifact | None:
+    """The finished result of this configuration and these inputs, or None when it was never made."""
+    address = address_of(stage, config, open_inputs(stage, inputs))
+    folder = _folder(stage, address, Path(root))
+    return Artifact.open(folder) if (folder / MANIFEST).exists() else None
+
+
+def execute(stage: Stage, config: Any, inputs: InputPaths, root: Path, name: str, node: str | None = None) -> Artifact:
+    """Run a stage, or return its finished result.
+
+    Args:
+        stage: what to run.
+        config: an instance of ``stage.config``.
+        inputs: name -> folder of a finished stage (label -> folder for a group).
+        root: folder of all runs (``runs``); results lie in ``root/store``.
+        name: the run that asks; ``root/name/node`` becomes a link to the result.
+        node: the stage's name within that run, ``stage.name`` unless given.
+    """
+    root, node = Path(root).absolute(), node or stage.name
+    link = _inside(root / name, node)
+    opened = open_inputs(stage, inputs)
+    address = address_of(stage, config, opened)
+    folder = _folder(stage, address, root)
+    with _locked(folder):
+        if not (folder / MANIFEST).exists():
+            _make(stage, config, opened, address, folder, node)
+    _link(link, folder)
+    return Artifact.open(folder)
+
+
+def _make(stage: Stage, config: Any, inputs: Inputs, address: str, folder: Path, node: str) -> None:
+    partial = folder.with_name(f".partial-{folder.name}")
+    run = StageRun(partial, seed=int(getattr(config, "seed", 0)), node=node)
+    started, clock = now(), time.monotonic()
+    # Seconds of earlier, interrupted attempts count too: they were paid for.
+    spent_file = run.scratch / "seconds.json"
+    before = float(json.loads(spent_file.read_text())) if spent_file.exists() else 0.0
+    try:
+        with PeakMemory() as memory:
+            metrics = stage.run(config, inputs, run)
+    except BaseException:
+        if partial.exists():
+            with contextlib.suppress(OSError):
+                write_json(spent_file, before + time.monotonic() - clock)
+        raise
+    seconds = before + time.monotonic() - clock
+    shutil.rmtree(partial / ".scratch", ignore_errors=True)
+    manifest = {
+        "stage": stage.name,
+        "version": stage.version,
+        "address": address,
+        "node": node,
+        "config": to_plain(config),
+        "inputs": inputs.paths(folder.parent),
+        "input_addresses": inputs.addresses(),
+        "outputs": hash_outputs(partial),
+        "seed": run.seed,
+        "versions": versions(),
+        "commit": commit(),
+        "command": sys.argv,
+        "metrics": to_plain(metrics),
+        "cost": {"seconds": round(seconds, 3), **run.costs},
+        "peak_memory_bytes": memory.bytes,
+        "started": started,
+        "finished": now(),
+    }
+    write_json(partial / MANIFEST, manifest)
+    if folder.exists():  # a folder without a manifest is no result
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    fsync_folder(folder.parent)
+
+
+def _folder(stage: Stage, address: str, root: Path) -> Path:
+    return root / "store" / f"{stage.name}-{address[:16]}"
+
+
+def _inside(base: Path, node: str) -> Path:
+    path = base / node
+    if ".." in Path(node).parts or Path(node).is_absolute():
+        raise UserError(f"'{node}' leaves the run folder '{base}': give a plain name.")
+    return path
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time works on an address; the lock goes with the process, however it ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".lock-{folder.name}"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _link(link: Path, folder: Path) -> None:
+    """Point ``link`` at ``folder``, replacing an earlier link in one step; a real folder in its place is refused."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists() and not link.is_symlink():
+        raise UserError(f"'{link}' is a real file or folder, not a link made by herd: move it away or use another run.name.")
+    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+    os.replace(temporary, link)
