@@ -1,0 +1,1 @@
+"""Messages -> tokens with a segment code per token -> masks; packing of dialogs; preference rows."""

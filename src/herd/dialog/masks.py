@@ -1,0 +1,38 @@
+"""Which tokens a loss sees: each mask is one line over the segment codes of a rendered dialog.
+
+A mask is a bool array (T,) over the *predicted* token: mask[t] says that predicting token t, from the tokens before it, is trained.
+`first` is the index of the first message that may be trained: 0 trains every assistant turn (SFT), the number of prompt messages trains
+the response alone (DPO and reward rows). What is trained follows post_training notes of the paper's section 4.1: headers never;
+termination tokens in SFT and in the NLL term, but not in DPO's preference term (section 4.1.4, "masking out formatting tokens").
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from herd.dialog.messages import Role
+from herd.dialog.render import Rendered, Segment
+
+
+def _assistant(rendered: Rendered, first: int, *segments: Segment) -> np.ndarray:
+    return (rendered.roles == Role.ASSISTANT) & (rendered.messages >= first) & np.isin(rendered.segments, segments)
+
+
+def sft_mask(rendered: Rendered, first: int = 0) -> np.ndarray:
+    """Assistant bodies, tool-call tags and termination tokens; no headers, no prompt, no tool output."""
+    return _assistant(rendered, first, Segment.BODY, Segment.PYTHON_TAG, Segment.TERMINATION)
+
+
+def dpo_mask(rendered: Rendered, first: int = 0, python_tag: bool = False) -> np.ndarray:
+    """Assistant bodies alone; `python_tag` adds the tool-call tag, which the paper leaves open."""
+    return _assistant(rendered, first, Segment.BODY, *([Segment.PYTHON_TAG] if python_tag else []))
+
+
+def nll_mask(rendered: Rendered, first: int = 0) -> np.ndarray:
+    """DPO's NLL term: the chosen response with its termination tokens, which it must keep likely."""
+    return sft_mask(rendered, first)
+
+
+def reward_position(rendered: Rendered, first: int = 0) -> int:
+    """Index of the token at which the reward of the response is read: its last real token (never padding). ValueError if there is none."""
+    return int(np.flatnonzero(sft_mask(rendered, first))[-1])

@@ -1,0 +1,136 @@
+"""Graded preference pairs, some with an edited third response, and which of them are trained on.
+
+Section 4.2.1 of the paper: two responses from two different models, graded by how much better the chosen one is, the chosen one sometimes
+edited further (edited > chosen > rejected). Reward model and DPO keep only the two upper grades; near-equal responses are filtered.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from herd.config.errors import UserError, nearest
+from herd.dialog.messages import Message, parse_messages, reject_reason
+from herd.dialog.rows import Counted, parse_response, read_jsonl, require
+
+
+class Grade(StrEnum):
+    """How much better the chosen response is, best first."""
+
+    SIGNIFICANTLY_BETTER = "significantly_better"
+    BETTER = "better"
+    SLIGHTLY_BETTER = "slightly_better"
+    MARGINALLY_BETTER = "marginally_better"
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One comparison. `prompt` ends with the message before the response; each response is one or more messages."""
+
+    id: str
+    prompt_id: str
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    grade: Grade
+    edited: tuple[Message, ...] | None = None
+    models: dict[str, str] = field(default_factory=dict)  # response -> the model that wrote it
+    scores: dict[str, float] = field(default_factory=dict)  # response -> the grader's score
+
+    @property
+    def best(self) -> tuple[Message, ...]:
+        """The edited response where there is one, else the chosen."""
+        return self.edited if self.edited is not None else self.chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "id": self.id,
+            "prompt_id": self.prompt_id,
+            "messages": [m.to_dict() for m in self.prompt],
+        }
+        for name in ("chosen", "rejected", "edited"):
+            response = getattr(self, name)
+            if response is not None:
+                row[name] = [m.to_dict() for m in response]
+        return row | {"grade": self.grade.value, "models": self.models, "scores": self.scores}
+
+
+def read_preferences(path: Path) -> list[Preference]:
+    """Reads preference rows; UserError names the bad line."""
+    rows = []
+    for where, row in read_jsonl(path):
+        grade = require(row, "grade", where)
+        if grade not in list(Grade):
+            raise UserError(
+                f"{where}: unknown grade `{grade}`; use one of {', '.join(Grade)}.{nearest(grade, list(Grade))}"
+            )
+        edited = row.get("edited")
+        rows.append(
+            Preference(
+                id=require(row, "id", where),
+                prompt_id=str(row.get("prompt_id", "")),
+                prompt=parse_messages(row.get("messages"), where),
+                chosen=parse_response(row.get("chosen"), f"{where}, chosen"),
+                rejected=parse_response(row.get("rejected"), f"{where}, rejected"),
+                grade=Grade(grade),
+                edited=None if edited is None else parse_response(edited, f"{where}, edited"),
+                models=dict(row.get("models", {})),
+                scores=dict(row.get("scores", {})),
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class PreferenceFilter:
+    """Which pairs are trained on."""
+
+    grades: list[str] = field(default_factory=lambda: ["significantly_better", "better"])  # grades kept
+    max_similarity: float = (
+        0.95  # a pair whose responses are more alike than this (0..1, share of matching characters) is dropped
+    )
+
+    def __post_init__(self) -> None:
+        for grade in self.grades:
+            if grade not in list(Grade):
+                raise UserError(
+                    f"grades: unknown grade `{grade}`; use {', '.join(Grade)}.{nearest(grade, list(Grade))}"
+                )
+        if not 0.0 < self.max_similarity <= 1.0:
+            raise UserError(f"max_similarity must be in (0, 1], not {self.max_similarity}")
+
+    def reason(self, row: Preference) -> str | None:
+        """Why the pair is not trained on, as a word to count; None when it is."""
+        for response in (row.chosen, row.rejected, *([row.edited] if row.edited is not None else [])):
+            reason = reject_reason(row.prompt + response, first=len(row.prompt))
+            if reason:
+                return reason
+        if row.chosen == row.rejected:
+            return "chosen_equals_rejected"
+        if row.grade.value not in self.grades:
+            return f"grade_{row.grade.value}"
+        if similarity(row.chosen, row.rejected) > self.max_similarity:
+            return "similar_responses"
+        return None
+
+    def select(self, rows: Iterable[Preference], counted: Counted) -> list[Preference]:
+        """The rows to train on, in order; the others are counted by reason."""
+        kept = []
+        for row in rows:
+            reason = self.reason(row)
+            if reason:
+                counted.drop(reason)
+            else:
+                kept.append(row)
+        counted.kept += len(kept)
+        return kept
+
+
+def similarity(a: Sequence[Message], b: Sequence[Message]) -> float:
+    """Share of matching characters of two responses, in [0, 1] (Ratcliff-Obershelp)."""
+    texts = ["\n".join(m.content + (m.call or "") for m in response) for response in (a, b)]
+    return difflib.SequenceMatcher(None, *texts, autojunk=False).ratio()

@@ -1,0 +1,102 @@
+"""Rows of post-training data as JSON lines: reading, writing, and the policy for bad ones.
+
+A line that cannot be understood (broken JSON, an unknown role, a missing key) is refused by file and line: guessing would train on
+something else than the user wrote. A row that is understood but cannot be trained on is dropped and its reason counted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from herd.config.errors import UserError
+from herd.dialog.messages import Message, Role, parse_messages
+from herd.runs.atomic import write_text
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (`file, line N`, row). Raises UserError at the first line that is no JSON object; blank lines are passed over."""
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                where = f"{path}, line {number}"
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode("utf-8"))
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{where}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{where}: not valid JSON ({error.msg} at column {error.colno}); mend or remove the line"
+                    ) from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{where}: must be a JSON object, not {type(row).__name__}")
+                yield where, row
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes rows, one a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def require(row: dict[str, Any], key: str, where: str, kind: type = str) -> Any:
+    """`row[key]`, which must be there and of the given type; UserError names the place otherwise."""
+    if not isinstance(row.get(key), kind):
+        raise UserError(f"{where}: `{key}` must be there and be {kind.__name__}, not {row.get(key)!r:.60}")
+    return row[key]
+
+
+def parse_response(value: object, where: str) -> tuple[Message, ...]:
+    """A response: text (one assistant message) or a list of messages."""
+    return (Message(Role.ASSISTANT, value),) if isinstance(value, str) else parse_messages(value, where)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt from the documentation with its reference answer."""
+
+    id: str
+    entry_id: str  # the documented function that it is about
+    task: str  # what | signature | call
+    messages: tuple[Message, ...]  # ends with a user message
+    reference: str  # a right answer
+
+    def to_dict(self) -> dict[str, Any]:
+        messages = [m.to_dict() for m in self.messages]
+        return {
+            "id": self.id,
+            "entry_id": self.entry_id,
+            "task": self.task,
+            "messages": messages,
+            "reference": self.reference,
+        }
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Reads `*_prompts.jsonl`; UserError names the bad line."""
+    prompts = []
+    for where, row in read_jsonl(path):
+        messages = parse_messages(row.get("messages"), where)
+        texts = [require(row, key, where) for key in ("id", "entry_id", "task", "reference")]
+        prompts.append(Prompt(*texts[:3], messages, texts[3]))
+    return prompts
+
+
+@dataclass
+class Counted:
+    """How many rows were kept, and how many were dropped for which reason."""
+
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}

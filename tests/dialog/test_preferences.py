@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from herd.config.errors import UserError
+from herd.dialog.messages import Message, Role
+from herd.dialog.preferences import Grade, Preference, PreferenceFilter, read_preferences, similarity
+from herd.dialog.rows import Counted, Prompt, read_jsonl, read_prompts, write_jsonl
+
+PROMPT = (Message(Role.USER, "what?"),)
+
+
+def says(text):
+    return (Message(Role.ASSISTANT, text),)
+
+
+def pair(chosen="a clear answer", rejected="nonsense!", grade=Grade.BETTER, edited=None, prompt=PROMPT):
+    return Preference("p", "q", prompt, says(chosen), says(rejected), grade, None if edited is None else says(edited))
+
+
+def test_rows_survive_the_file(tmp_path):
+    rows = [pair(), pair(edited="a clearer answer")]
+    write_jsonl(tmp_path / "p.jsonl", [r.to_dict() for r in rows])
+    assert read_preferences(tmp_path / "p.jsonl") == rows
+
+
+def test_responses_may_be_plain_text(tmp_path):
+    row = pair().to_dict() | {"chosen": "a clear answer", "rejected": "nonsense!"}
+    write_jsonl(tmp_path / "p.jsonl", [row])
+    assert read_preferences(tmp_path / "p.jsonl") == [pair()]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (pair(), None),
+        (pair(grade=Grade.SIGNIFICANTLY_BETTER), None),
+        (pair(grade=Grade.SLIGHTLY_BETTER), "grade_slightly_better"),
+        (pair(grade=Grade.MARGINALLY_BETTER), "grade_marginally_better"),
+        (pair(rejected="a clear answer"), "chosen_equals_rejected"),
+        (pair(chosen="x" * 50 + "y", rejected="x" * 50 + "z"), "similar_responses"),
+        (pair(rejected=""), "empty_response"),
+        (pair(edited=" "), "empty_response"),
+    ],
+)
+def test_what_is_trained_on(row, reason):
+    counted = Counted()
+    kept = PreferenceFilter().select([row], counted)
+    assert (kept, counted.dropped) == (([row], {}) if reason is None else ([], {reason: 1}))
+
+
+def test_similarity():
+    assert similarity(says("abc"), says("abc")) == 1.0
+    assert similarity(says("abc"), says("xyz")) == 0.0
+
+
+def test_broken_line_is_refused_by_number(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n' * 4999 + '{"a": \n' + '{"a": 1}\n')
+    with pytest.raises(UserError, match="rows.jsonl, line 5000: not valid JSON"):
+        list(read_jsonl(path))
+
+
+def test_other_bad_lines(tmp_path):
+    (tmp_path / "a").write_bytes(b'{"a": "\xff"}\n')
+    (tmp_path / "b").write_text("[1]\n")
+    for name, words in (("a", "line 1: not UTF-8"), ("b", "line 1: must be a JSON object"), ("c", "no such file")):
+        with pytest.raises(UserError, match=words):
+            list(read_jsonl(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"grade": "bettr"}, "unknown grade `bettr`.*better"),
+        ({"grade": None}, "`grade` must be there"),
+        ({"chosen": None}, "chosen: `messages` must be a list"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "unknown role 'robot'"),
+    ],
+)
+def test_bad_preference_rows(tmp_path, change, words):
+    (tmp_path / "p.jsonl").write_text(json.dumps(pair().to_dict() | change) + "\n")
+    with pytest.raises(UserError, match=f"line 1.*{words}"):
+        read_preferences(tmp_path / "p.jsonl")
+
+
+def test_filter_settings_are_checked():
+    with pytest.raises(UserError, match="unknown grade `good`"):
+        PreferenceFilter(grades=["good"])
+    with pytest.raises(UserError, match="max_similarity"):
+        PreferenceFilter(max_similarity=0.0)
+
+
+def test_prompts_survive_the_file(tmp_path):
+    prompt = Prompt("p1", "e1", "what", PROMPT, "Does it.")
+    write_jsonl(tmp_path / "p.jsonl", [prompt.to_dict()])
+    assert read_prompts(tmp_path / "p.jsonl") == [prompt]
