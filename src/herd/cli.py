@@ -1,0 +1,137 @@
+"""``herd <command> [overrides]``: the only entrance.
+
+Heavy libraries are imported by the command that needs them, so that ``herd --help`` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from herd import __version__
+from herd.config.errors import UserError, nearest
+
+USAGE = """herd {version}: the Llama 3 recipe, from raw pages to an aligned, measured model and its forecast.
+
+  herd <command> [key=value ...]      run a command; Hydra overrides, e.g. herd pretrain model=tiny seed=1
+  herd <command> --cfg job            show the composed configuration
+  herd <command> -m key=a,b           run a sweep; e.g. herd pretrain -m +sweeps=isoflop_laptop
+
+Commands
+  recipe          the whole graph of stages: herd recipe recipe=laptop (or ci, llama3_405b)
+{stages}
+  lineage PATH    what made a file: stages, configurations, commits, digests
+  doctor          what this machine has, and what is missing
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 0, 1 (a stage failed) or 2 (the user can mend it)."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(argv)
+    except UserError as error:
+        print(f"herd: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("herd: interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _dispatch(argv: list[str]) -> None:
+    from herd.recipe.commands import COMMANDS
+
+    others: dict[str, Callable[[list[str]], None]] = {"recipe": _recipe, "lineage": _lineage, "doctor": _doctor}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        stages = "\n".join(f"  {name:<15} {command.summary}" for name, command in COMMANDS.items())
+        print(USAGE.format(version=__version__, stages=stages))
+        return
+    if argv[0] in ("-V", "--version"):
+        print(f"herd {__version__}")
+        return
+    command, rest = argv[0], argv[1:]
+    if command in others:
+        others[command](rest)
+    elif command in COMMANDS:
+        _stage(command, rest)
+    else:
+        raise UserError(f"No command '{command}'.{nearest(command, [*COMMANDS, *others])} `herd --help` lists them.")
+
+
+def _stage(command: str, argv: list[str]) -> None:
+    overrides = [_open_input(argument) for argument in argv]
+    if any(argument.startswith("-") for argument in argv):
+        _hydra(command, overrides)
+        return
+    from herd.config.loader import compose
+
+    print(run_command(command, compose(command, overrides))["artifact"])
+
+
+def _open_input(argument: str) -> str:
+    """``inputs.x=path`` names a key that no YAML lists (stages declare their inputs), so Hydra must be told to add it."""
+    return f"++{argument}" if argument.startswith("inputs.") else argument
+
+
+def run_command(command: str, composed: Any) -> dict[str, Any]:
+    """Check and run one stage command; what a multirun's sweeper receives as the job's return value."""
+    from herd.recipe.job import make_job
+
+    artifact = make_job(command, composed).execute()
+    return {**artifact.metrics, "artifact": str(artifact.path)}
+
+
+def _hydra(command: str, argv: list[str]) -> None:
+    """Flags (-m, --cfg, --info, ...) are Hydra's own: hand the command line over."""
+    import hydra
+
+    from herd.config.loader import conf_root, explain
+
+    def job(composed: Any) -> Any:
+        return run_command(command, composed)
+
+    # Errors come back to us instead of being printed as tracebacks.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"herd {command}", *argv]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_root()), config_name=command)(job)()
+    except Exception as error:
+        raise explain(error, command) from error
+
+
+def _recipe(argv: list[str]) -> None:
+    from herd.config.loader import compose, load
+    from herd.recipe.graph import RecipeConfig, plan_lines, run_recipe
+
+    if any(argument.startswith("-") for argument in argv):
+        _hydra("recipe", argv)
+        return
+    recipe = load(RecipeConfig, compose("recipe", argv))
+    if recipe.plan:
+        print("\n".join(plan_lines(recipe)))
+    else:
+        run_recipe(recipe)
+
+
+def _lineage(argv: list[str]) -> None:
+    from pathlib import Path
+
+    from herd.runs.lineage import lineage
+
+    if len(argv) != 1:
+        raise UserError("`herd lineage` takes one path, e.g. herd lineage runs/laptop/pretrain/model.")
+    for line in lineage(Path(argv[0])):
+        print(line)
+
+
+def _doctor(argv: list[str]) -> None:
+    from herd.recipe.doctor import findings
+
+    if argv:
+        raise UserError(f"`herd doctor` takes no arguments, not '{argv[0]}'.")
+    for line in findings():
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The table of stage commands: where each lives, and which earlier stage its inputs come from unless told.
+
+Held as text so that ``herd --help`` lists the commands without importing any of them.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+
+from herd.config.errors import UserError, nearest
+from herd.runs.stage import Stage
+
+
+@dataclass(frozen=True)
+class Command:
+    """One stage command."""
+
+    module: str  # module that exports STAGE
+    summary: str  # one line for `herd --help`
+    inputs: dict[str, str] = field(default_factory=dict)  # input -> node of the same run that it defaults to
+
+
+COMMANDS: dict[str, Command] = {
+    "curate": Command("herd.curation.stage", "raw pages to clean, deduplicated, rated documents"),
+    "tokenize": Command(
+        "herd.corpus.tokenize_stage", "train the tokenizer, write token shards", {"documents": "curate"}
+    ),
+    "scaling-plan": Command("herd.scaling.plan_stage", "budgets and sizes to the cells of an IsoFLOP sweep"),
+    "scaling-sweep": Command(
+        "herd.scaling.sweep_stage",
+        "train the cells of a sweep (Hydra multirun), gather their table",
+        {"tokens": "tokenize"},
+    ),
+    "scaling-fit": Command(
+        "herd.scaling.fit_stage",
+        "IsoFLOP parabolas, power law, forecast of the flagship",
+        {"sweep": "scaling-sweep"},
+    ),
+    "pretrain": Command("herd.training.pretrain_stage", "pre-train a model by curriculum", {"tokens": "tokenize"}),
+    "dialogs": Command("herd.alignment.dialogs_stage", "documentation to chat prompts and seed dialogs"),
+    "preferences": Command("herd.alignment.preferences_stage", "graded pairs of responses, some edited"),
+    "reward": Command("herd.alignment.reward_stage", "train a reward model on preferences"),
+    "reject": Command("herd.alignment.reject_stage", "rejection sampling: K answers, the best by reward"),
+    "sft": Command("herd.alignment.sft_stage", "supervised fine-tuning on dialogs"),
+    "dpo": Command("herd.alignment.dpo_stage", "direct preference optimisation"),
+    "average": Command("herd.alignment.average_stage", "average the weights of models"),
+    "evaluate": Command("herd.evaluation.stage", "score checkpoints, each with its interval"),
+    "report": Command("herd.report.stage", "plots, page and summary of a run"),
+}
+
+
+def get_stage(command: str) -> Stage:
+    """Import and return the stage behind ``command``; UserError for an unknown one."""
+    if command not in COMMANDS:
+        raise UserError(f"No command '{command}'.{nearest(command, COMMANDS)} `herd --help` lists them.")
+    stage = importlib.import_module(COMMANDS[command].module).STAGE
+    assert isinstance(stage, Stage) and stage.name == command, f"{COMMANDS[command].module} exports another stage"
+    return stage

@@ -1,0 +1,136 @@
+"""A recipe: a graph of stages, each named, each taking its inputs from earlier ones."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from herd.config.errors import UserError, nearest
+from herd.config.loader import compose
+from herd.recipe.job import Job, RunConfig, make_job
+from herd.runs.stage import Artifact, stored
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of a recipe."""
+
+    command: str  # the stage command
+    overrides: list[str] = field(default_factory=list)  # Hydra overrides of its configuration
+    extra: list[str] = field(default_factory=list)  # the user's own overrides, applied last
+    inputs: dict[str, str] = field(default_factory=dict)  # input -> node
+    groups: dict[str, dict[str, str]] = field(default_factory=dict)  # input group -> {label: node}
+
+    def needs(self) -> list[str]:
+        """Names of the nodes that must be finished first."""
+        return [*self.inputs.values(), *(node for group in self.groups.values() for node in group.values())]
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """Schema of ``conf/recipe.yaml``."""
+
+    name: str  # the run's name: results are linked below <root>/<name>
+    description: str  # one line: what it is and what it costs
+    root: str  # folder of all runs
+    plan: bool  # print the plan and stop
+    until: str | None  # last node to run; all of them unless given
+    stages: dict[str, Node]  # node -> stage, in the order they run
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for name, node in self.stages.items():
+            for needed in node.needs():
+                if needed not in seen:
+                    problem = "comes later" if needed in self.stages else "does not exist"
+                    raise UserError(
+                        f"Recipe '{self.name}': stage '{name}' needs '{needed}', which {problem}.{nearest(needed, seen)}"
+                    )
+            seen.add(name)
+        if self.until is not None and self.until not in self.stages:
+            raise UserError(f"Recipe '{self.name}' has no stage '{self.until}'.{nearest(self.until, self.stages)}")
+
+    def selected(self) -> dict[str, Node]:
+        """The stages up to and including ``until``."""
+        names = list(self.stages)
+        last = names.index(self.until) + 1 if self.until else len(names)
+        return {name: self.stages[name] for name in names[:last]}
+
+
+def job_of(recipe: RecipeConfig, name: str) -> Job:
+    """The checked job of one node; its inputs are links below the run's folder."""
+    node = recipe.stages[name]
+    base = Path(recipe.root) / recipe.name
+    composed = compose(node.command, [*node.overrides, *node.extra])
+    job = make_job(node.command, composed)
+    single: dict[str, Any] = {key: str(base / source) for key, source in node.inputs.items()}
+    groups = {key: {label: str(base / n) for label, n in group.items()} for key, group in node.groups.items()}
+    return Job(job.stage, job.config, single | groups, RunConfig(recipe.root, recipe.name, name))
+
+
+def run_recipe(recipe: RecipeConfig) -> Artifact:
+    """Run the stages in order; a finished one is skipped, an interrupted one goes on. Returns the last one's result.
+
+    Every stage's configuration is composed and checked before the first one starts.
+    """
+    nodes = recipe.selected()
+    jobs = {name: job_of(recipe, name) for name in nodes}
+    start = time.monotonic()
+    artifact: Artifact | None = None
+    for number, (name, job) in enumerate(jobs.items(), 1):
+        title = f"[{number}/{len(jobs)}] {name}"
+        if stored(job.stage, job.config, job.inputs, Path(recipe.root)):
+            artifact = job.execute()  # renews the link
+            say(f"{title}: finished before, skipped")
+            continue
+        say(f"{title}: {job.stage.summary}")
+        clock = time.monotonic()
+        artifact = job.execute()
+        say(f"{title}: done in {time.monotonic() - clock:.1f} s{highlights(artifact.metrics)}")
+    assert artifact is not None, "a recipe has at least one stage"
+    say(f"{recipe.name}: {len(jobs)} stages, {time.monotonic() - start:.0f} s")
+    publish(artifact, Path(recipe.root) / recipe.name)
+    return artifact
+
+
+def publish(last: Artifact, folder: Path) -> None:
+    """Copy the report's summary.json to the top of the run, where people and scripts look for it."""
+    summary = last.path / "summary.json"
+    if summary.exists():
+        shutil.copyfile(summary, folder / "summary.json")
+        say(f"Report: {folder / 'report' / 'index.html'}\nSummary: {folder / 'summary.json'}")
+
+
+def highlights(metrics: dict[str, Any], most: int = 4) -> str:
+    """The first few plain numbers among a stage's metrics, for its closing line."""
+    shown = [
+        f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value:,}"
+        for key, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    return f" ({', '.join(shown[:most])})" if shown else ""
+
+
+def plan_lines(recipe: RecipeConfig) -> Iterator[str]:
+    """What a recipe would do: every stage with its inputs and overrides, and the details a stage can plan ahead."""
+    yield f"{recipe.name}: {recipe.description}"
+    for number, (name, node) in enumerate(recipe.selected().items(), 1):
+        job = job_of(recipe, name)
+        needs = f" <- {', '.join(dict.fromkeys(node.needs()))}" if node.needs() else ""
+        yield f"{number:>3}. {name}: herd {node.command} {' '.join([*node.overrides, *node.extra])}".rstrip() + needs
+        if node.command == "pretrain":
+            yield from (f"       {line}" for line in _pretraining_plan(job.config))
+
+
+def _pretraining_plan(config: Any) -> Iterator[str]:
+    from herd.training.pretrain_stage import plan_lines
+
+    yield from plan_lines(config)
+
+
+def say(text: str) -> None:
+    """One line to the person who waits, on stderr as all progress."""
+    print(text, file=sys.stderr, flush=True)

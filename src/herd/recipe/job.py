@@ -1,0 +1,61 @@
+"""One stage command: composed configuration in, finished artifact out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from herd.config.loader import load
+from herd.recipe.commands import COMMANDS, get_stage
+from herd.runs.stage import Artifact, Stage, execute
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where results go."""
+
+    root: str = "runs"  # folder of all runs; results lie in its `store`, addressed by content
+    name: str = "default"  # the run that asks: <root>/<name>/<node> links to the result
+    node: str | None = None  # the stage's name within the run; its own name unless given
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage with everything it needs to run."""
+
+    stage: Stage
+    config: Any
+    inputs: dict[str, Any]
+    run: RunConfig
+
+    def execute(self) -> Artifact:
+        """Run the stage, or return its finished result."""
+        return execute(self.stage, self.config, self.inputs, Path(self.run.root), self.run.name, self.run.node)
+
+
+def make_job(command: str, composed: DictConfig) -> Job:
+    """Check a composed configuration against the command's schema; fill unset inputs from the run's earlier stages."""
+    stage = get_stage(command)
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    values: dict[str, Any] = {str(key): value for key, value in plain.items() if key != "hydra"}
+    run = load(RunConfig, values.pop("run"))
+    inputs = {name: value for name, value in (values.pop("inputs") or {}).items() if value}
+    for name, node in COMMANDS[command].inputs.items():
+        earlier = Path(run.root) / run.name / node
+        if name not in inputs and (name in stage.inputs or earlier.exists()):
+            inputs[name] = str(earlier)
+    return Job(stage, load(stage.config, values), inputs, run)
+
+
+def input_overrides(inputs: Mapping[str, Any]) -> list[str]:
+    """``{"models": {"sft": path}}`` as Hydra overrides."""
+    overrides: list[str] = []
+    for name, value in inputs.items():
+        if isinstance(value, Mapping):
+            overrides += [f"++inputs.{name}.{label}='{path}'" for label, path in value.items()]
+        else:
+            overrides.append(f"++inputs.{name}='{value}'")
+    return overrides
