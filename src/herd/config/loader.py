@@ -2,6 +2,7 @@
 
 Hydra accepts ``+typo=1`` and ``++typo=1`` by design, and ``OmegaConf.to_object`` drops unknown keys without a word. So the
 composed tree is walked beside the schema first, and any key without a field ends the run with the nearest valid name.
+Values are then checked by pydantic: OmegaConf cannot merge into nested frozen dataclasses (they are read-only nodes).
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
 
 from herd.config.errors import UserError, nearest
 
@@ -110,21 +112,15 @@ def load(schema: type[T], config: DictConfig | Mapping[str, Any]) -> T:
     assert isinstance(plain, dict)
     _refuse_unknown(schema, plain, "")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
-        result = OmegaConf.to_object(merged)
-    except UserError:
-        raise
-    except OmegaConfBaseException as error:
-        cause: BaseException | None = error
-        while cause is not None:  # __post_init__ errors arrive wrapped
-            if isinstance(cause, UserError):
-                raise cause from error
-            cause = cause.__cause__ or cause.__context__
-        lines = str(error).splitlines()
-        key = next((line.split("full_key:")[1].strip() for line in lines if "full_key:" in line), "")
-        raise UserError(f"{schema.__name__}{'.' + key if key else ''}: {lines[0]}") from error
-    assert isinstance(result, schema)
-    return result
+        return TypeAdapter(schema).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = first.get("ctx", {}).get("error")
+        if isinstance(reason, UserError):  # raised by a __post_init__
+            raise reason from error
+        where = ".".join(str(part) for part in first["loc"])
+        given = "" if first["type"] == "missing" else f", not {str(first['input'])[:80]!r}"
+        raise UserError(f"'{where}' of {schema.__name__}: {first['msg']}{given}.") from error
 
 
 def from_dict(schema: type[T], values: Mapping[str, Any]) -> T:
