@@ -1,0 +1,102 @@
+"""Callbacks of every fit: rows of metrics and the progress display. Each holds what it needs over a resume in its
+state.
+"""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+from herd.runs.progress import Progress
+from herd.training.logger import MetricsSink
+from herd.training.module import HerdModule
+from herd.training.steps import StepBatch, StepSource
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class LogMetrics(pl.Callback):
+    """Every ``every`` steps: read the module's meter (the only host synchronisation), and write one row.
+
+    A row holds the means over the steps since the row before. The sums of an unfinished interval are part of the
+    checkpoint, so that a resumed run writes the same rows as an uninterrupted one.
+    """
+
+    def __init__(self, sink: MetricsSink, source: StepSource, every: int) -> None:
+        self.sink, self.source, self.every = sink, source, every
+        self.seconds = 0.0  # of training, over all attempts
+        self.last: dict[str, float] = {}
+        self._clock = 0.0
+        self._row_clock, self._row_tokens = 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._clock = self._row_clock = time.perf_counter()
+        self._row_tokens = self.source.tokens_at(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        step = trainer.global_step
+        if step % self.every and step != len(self.source):
+            return
+        assert isinstance(pl_module, HerdModule)
+        reduce = None if trainer.world_size == 1 else lambda table: trainer.strategy.reduce(table, reduce_op="sum")
+        self.last = pl_module.meter.read(reduce)
+        now, tokens = time.perf_counter(), self.source.tokens_at(step)
+        row = {
+            "step": step,
+            "num_tokens": tokens,
+            **pl_module.step_fields(batch.step),
+            **self.last,
+            "learning_rate": pl_module.schedule(batch.step),
+            "tokens_per_second": round((tokens - self._row_tokens) / max(now - self._row_clock, 1e-9), 1),
+        }
+        self._row_clock, self._row_tokens = now, tokens
+        if trainer.is_global_zero:
+            self.sink.write(row)
+        loss = self.last.get("loss", 0.0)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise Diverged(
+                f"Training diverged: the loss is {loss} at step {step} (learning rate {row['learning_rate']:.3g}). "
+                "Lower optimizer.lr, lengthen the warm-up, or lower trainer.gradient_clip."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "last": dict(self.last)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.last = float(state_dict["seconds"]), dict(state_dict["last"])
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, HerdModule)
+        checkpoint["meter"] = dict(pl_module.meter.sums)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        assert isinstance(pl_module, HerdModule)
+        device = pl_module.device
+        pl_module.meter.sums = {name: pair.to(device) for name, pair in checkpoint["meter"].items()}
+
+
+class ShowProgress(pl.Callback):
+    """Advances the display by one for each step and shows the last row's loss."""
+
+    def __init__(self, bar: Progress, metrics: LogMetrics) -> None:
+        self.bar, self.metrics = bar, metrics
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step:
+            self.bar.advance(trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        shown = {"loss": self.metrics.last["loss"]} if "loss" in self.metrics.last else {}
+        self.bar.advance(1, **shown)

@@ -1,0 +1,109 @@
+"""Data by optimizer step: what a step trains on is a pure function of its index.
+
+There is no loader state to save or lose. A run that resumes at step ``s`` asks for step ``s``, whatever the number of
+workers.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from herd.config.errors import UserError
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Everything one optimizer step trains on.
+
+    The loss of the step is the sum of its micro-batches' summed losses, divided by ``normalizer``; so cutting the same
+    examples into more micro-batches, or over more ranks, does not change it.
+    """
+
+    step: int  # index of the optimizer step, from 0
+    micro_batches: list[Any]  # of the global batch, or of one rank after `for_rank`
+    normalizer: float  # what the summed loss of the GLOBAL batch is divided by: target tokens, or pairs
+    tokens: int  # input tokens of the GLOBAL batch, as the papers count them
+
+    def for_rank(self, rank: int, world: int) -> "StepBatch":
+        """The share of one data-parallel rank; every rank must get equally many micro-batches."""
+        if world == 1:
+            return self
+        if len(self.micro_batches) % world:
+            raise UserError(
+                f"Step {self.step} has {len(self.micro_batches)} micro-batches, which {world} ranks cannot share equally: "
+                "lower trainer.micro_batch_tokens or change the batch size."
+            )
+        return replace(self, micro_batches=self.micro_batches[rank::world])
+
+
+class StepSource(Protocol):
+    """A finite sequence of optimizer steps. ``source[step]`` must be a pure function of ``step``."""
+
+    def __len__(self) -> int:
+        """Number of optimizer steps in all."""
+        ...
+
+    def __getitem__(self, step: int) -> StepBatch:
+        """The global batch of one step."""
+        ...
+
+    def tokens_at(self, step: int) -> int:
+        """Input tokens seen before step ``step``, hence after ``step`` finished steps; ``tokens_at(len(self))`` is
+        the total.
+        """
+        ...
+
+
+class StepDataset(IterableDataset[StepBatch]):
+    """Streams steps ``first, first + 1, ...`` of a source; worker ``w`` of ``n`` makes every n-th of them.
+
+    The loader asks its workers in turn, so the order of steps is the same for any number of workers.
+    """
+
+    def __init__(self, source: StepSource, first: int, rank: int = 0, world: int = 1) -> None:
+        self.source, self.first, self.rank, self.world = source, first, rank, world
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        worker = get_worker_info()
+        offset, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(self.first + offset, len(self.source), stride):
+            yield self.source[step].for_rank(self.rank, self.world)
+
+
+def step_loader(
+    source: StepSource, first: int, num_workers: int = 0, rank: int = 0, world: int = 1
+) -> DataLoader[StepBatch]:
+    """A loader that yields the StepBatches from ``first`` on, one at a time.
+
+    It has no length on purpose: Lightning compares a length with the steps counted over the whole run, resumed part
+    included, and would stop early.
+    """
+    return DataLoader(
+        StepDataset(source, first, rank, world),
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator(),  # or the loader would draw its base seed from the global generator
+    )
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Copy the tensors of a micro-batch (a tensor, dataclass, dict, list or tuple of them) to ``device``; others
+    pass.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: to_device(getattr(value, f.name), device) for f in dataclasses.fields(value) if f.init}
+        return replace(value, **changed)
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [to_device(item, device) for item in value]
+    if isinstance(value, tuple) and any(isinstance(item, torch.Tensor) for item in value):
+        return tuple(to_device(item, device) for item in value)
+    return value

@@ -1,0 +1,260 @@
+"""The base module and the trainer's assembly: accumulation, resume, checkpoints, metrics, and a clean process
+afterwards.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_standin import Points, Regression
+
+from herd.config.errors import UserError
+from herd.runs.metrics import read_metrics
+from herd.runs.stage import StageRun
+from herd.training.callbacks import Diverged
+from herd.training.checkpoint import CheckpointStore, step_of
+from herd.training.fit import TrainerConfig, fit
+from herd.training.steps import step_loader
+
+
+def train(folder: Path, source=None, module=None, callbacks=(), **settings):
+    module = module or Regression()
+    config = TrainerConfig(**{"checkpoint_every_steps": 3, "log_every_steps": 4} | settings)
+    result = fit(module, Points() if source is None else source, config, StageRun(folder, seed=0), callbacks)
+    return module, result
+
+
+def weights(module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+class Killed(Exception):
+    """Stands in for a sudden end at a step."""
+
+
+def kill_at(step: int):
+    import pytorch_lightning as pl
+
+    class Kill(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == step:
+                raise Killed
+
+    return Kill()
+
+
+def test_one_training_step_is_one_optimizer_step(tmp_path):
+    module, result = train(tmp_path)
+    assert module.steps_seen == list(range(12))
+    assert (result.steps, result.tokens, result.resumed_at) == (12, 120, 0)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert [row["num_tokens"] for row in rows] == [40, 80, 120]
+    assert rows[-1]["learning_rate"] == 1e-2 / 12
+    assert {"loss", "grad_norm", "absolute", "tokens_per_second"} <= rows[0].keys()
+
+
+def test_metrics_are_means_over_the_interval(tmp_path):
+    frozen = Regression(schedule=lambda step: 0.0)
+    module, _ = train(tmp_path, module=frozen)
+    source = Points()
+    squares, absolutes = [], []
+    for step in range(4):
+        points = torch.cat(source[step].micro_batches)
+        error = module.model(points[:, :4])[:, 0] - points[:, 4]
+        squares.append(error.square().mean().item())
+        absolutes.append(error.abs().mean().item())
+    first = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(sum(squares) / 4, rel=1e-5)
+    assert first["absolute"] == pytest.approx(sum(absolutes) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 7])
+def test_accumulation_does_not_change_the_result(tmp_path, micro):
+    whole, _ = train(tmp_path / "whole", Points(micro=10))
+    parts, _ = train(tmp_path / "parts", Points(micro=micro))
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(tensor, weights(parts)[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 8, 11])
+def test_resume_gives_the_same_bits(tmp_path, step):
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", callbacks=[kill_at(step)])
+    resumed, result = train(tmp_path / "killed")
+    assert result.resumed_at == step // 3 * 3
+    assert resumed.steps_seen == list(range(step // 3 * 3, 12))
+    assert_same(weights(straight), weights(resumed))
+    timeless = [
+        [
+            {k: v for k, v in row.items() if k != "tokens_per_second"}
+            for row in read_metrics(tmp_path / run / "metrics.jsonl")
+        ]
+        for run in ("straight", "killed")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_fit_can_be_asked_again(tmp_path):
+    first, _ = train(tmp_path)
+    again, result = train(tmp_path)
+    assert result.resumed_at == 12 and again.steps_seen == []
+    assert_same(weights(first), weights(again))
+
+
+def test_workers_change_nothing(tmp_path):
+    alone, _ = train(tmp_path / "alone")
+    helped, _ = train(tmp_path / "helped", num_workers=2)
+    assert_same(weights(alone), weights(helped))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_starts_anywhere_in_order(workers):
+    steps = [batch.step for batch in step_loader(Points(steps=11), first=4, num_workers=workers)]
+    assert steps == list(range(4, 11))
+
+
+def test_ranks_share_a_step(tmp_path):
+    batch = Points(rows=8, micro=2)[0]
+    shares = [batch.for_rank(rank, 2) for rank in range(2)]
+    assert torch.equal(shares[1].micro_batches[1], batch.micro_batches[3])
+    assert {share.normalizer for share in shares} == {8.0}
+    with pytest.raises(UserError, match="3 ranks cannot share"):
+        batch.for_rank(0, 3)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys, damage):
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", callbacks=[kill_at(11)])
+    newest, before = CheckpointStore(tmp_path / "killed/.scratch/checkpoints").files()
+    content = newest.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    newest.write_bytes({"truncate": content[:middle], "flip": flipped, "empty": b""}[damage])
+    resumed, result = train(tmp_path / "killed")
+    assert newest.name in capsys.readouterr().err
+    assert result.resumed_at == step_of(before) == 6
+    assert_same(weights(straight), weights(resumed))
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    train(tmp_path)
+    kept = CheckpointStore(tmp_path / ".scratch/checkpoints").files()
+    assert [step_of(path) for path in kept] == [12, 9]
+    assert not list((tmp_path / ".scratch/checkpoints").glob(".*"))
+
+
+def test_checkpoint_of_another_run_is_refused(tmp_path):
+    with pytest.raises(Killed):
+        train(tmp_path, callbacks=[kill_at(5)])
+    with pytest.raises(UserError, match="another run .different: steps, tokens"):
+        train(tmp_path, Points(steps=20))
+
+
+def test_divergence_stops_the_run(tmp_path):
+    with pytest.raises(Diverged, match="loss is (nan|inf) at step"):
+        train(tmp_path, module=Regression(schedule=lambda step: float("nan")))
+
+
+def test_gradient_is_clipped(tmp_path):
+    free, _ = train(tmp_path / "free", gradient_clip=0.0)
+    clipped, result = train(tmp_path / "clipped", gradient_clip=1e-4)
+    assert result.last["grad_norm"] > 1e-2  # reported before clipping
+    assert any(not torch.equal(a, b) for a, b in zip(weights(free).values(), weights(clipped).values(), strict=True))
+
+
+def test_process_is_left_as_it_was(tmp_path):
+    def state():
+        return (
+            signal.getsignal(signal.SIGTERM),
+            signal.getsignal(signal.SIGINT),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            threading.active_count(),
+            dict(os.environ),
+            logging.getLogger("pytorch_lightning").level,
+            torch.random.get_rng_state().tolist(),
+        )
+
+    module = Regression()
+    before = state()
+    train(tmp_path, module=module, threads=2 if torch.get_num_threads() == 1 else 1)
+    assert state() == before
+    assert not (tmp_path / "lightning_logs").exists() and not Path("lightning_logs").exists()
+
+
+CHILD = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from training_standin import Points, Regression
+from test_fit import train
+import pytorch_lightning as pl
+
+class Slow(pl.Callback):
+    def on_train_batch_end(self, *args):
+        print("step", flush=True)
+        time.sleep(0.02)
+
+module, result = train(Path({folder!r}), Points(steps=300), callbacks=[Slow()])
+"""
+
+
+def test_sigterm_saves_and_exits(tmp_path):
+    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout and child.stderr
+    for _ in range(5):
+        assert child.stdout.readline()
+    child.terminate()
+    deadline = time.monotonic() + 60
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert child.returncode == 143, child.stderr.read()
+    stopped = int(child.stderr.read().split("Stopped by SIGTERM after ")[1].split()[0])
+    newest = CheckpointStore(tmp_path / ".scratch/checkpoints").newest()
+    assert newest is not None and step_of(newest) == stopped < 300
+
+
+def test_metrics_reach_wandb_offline(tmp_path):
+    from herd.training.logger import WandbConfig
+
+    train(tmp_path, wandb=WandbConfig(mode="offline", group="g", tags=["t"]))
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    content = record.read_bytes()
+    for name in (b"grad_norm", b"learning_rate", b"num_tokens", b"tokens_per_second"):
+        assert name in content
+    train(tmp_path / "second", wandb=WandbConfig(mode="offline"))
+    assert len(list((tmp_path / "second/wandb").glob("offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "fp8"}, {"devices": 2}, {"log_every_steps": 0}, {"accelerator": "tpu"}, {"strategy": "zero"}],
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(UserError, match="trainer|parallel"):
+        TrainerConfig(**settings)
+
+
+def test_no_data_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no step to train on"):
+        train(tmp_path, Points(steps=0))
