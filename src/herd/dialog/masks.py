@@ -1,9 +1,10 @@
 """Which tokens a loss sees: each mask is one line over the segment codes of a rendered dialog.
 
-A mask is a bool array (T,) over the *predicted* token: mask[t] says that predicting token t, from the tokens before it, is trained.
-`first` is the index of the first message that may be trained: 0 trains every assistant turn (SFT), the number of prompt messages trains
-the response alone (DPO and reward rows). What is trained follows post_training notes of the paper's section 4.1: headers never;
-termination tokens in SFT and in the NLL term, but not in DPO's preference term (section 4.1.4, "masking out formatting tokens").
+A mask is a bool array (T,) over the *predicted* token: mask[t] says that predicting token t, from the tokens before
+it, is trained. `first` is the index of the first message that may be trained: 0 trains every assistant turn (SFT), the
+number of prompt messages trains the response alone (DPO and reward rows). Headers are never
+trained; termination tokens are trained in SFT and in DPO's NLL term, but not in its preference term (section 4.1.4 of
+the paper, "masking out formatting tokens").
 """
 
 from __future__ import annotations
@@ -34,5 +35,5 @@ def nll_mask(rendered: Rendered, first: int = 0) -> np.ndarray:
 
 
 def reward_position(rendered: Rendered, first: int = 0) -> int:
-    """Index of the token at which the reward of the response is read: its last real token (never padding). ValueError if there is none."""
+    """Index of the token at which the reward is read: the response's last real one. IndexError if there is none."""
     return int(np.flatnonzero(sft_mask(rendered, first))[-1])

@@ -1,7 +1,7 @@
 """Messages of a dialog and what makes a dialog fit for training.
 
-The wire roles of Llama 3.1 are `system`, `user`, `assistant` and `ipython` (tool output); `tool`, the name that other libraries
-use for the last, is read as `ipython`.
+The wire roles of Llama 3.1 are `system`, `user`, `assistant` and `ipython` (tool output); `tool`, the name that other
+libraries use for the last, is read as `ipython`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _KEYS = ("role", "content", "call", "end_of_message")
 class Message:
     """One message.
 
-    `content` is plain text and stays plain text: the name of a special token in it is never a special token. `call` is the text after
-    `<|python_tag|>` (code, a JSON call or `tool.call(...)`); None means that there is no call, and the call's message then ends
-    with `<|eot_id|>`. A message with a call ends with `<|eom_id|>` (a result is expected) unless `end_of_message` says otherwise.
+    `content` is plain text and stays plain text: the name of a special token in it is never a special token. `call` is
+    the text after `<|python_tag|>` (code, a JSON call or `tool.call(...)`); None means that there is no call, and the
+    call's message then ends with `<|eot_id|>`. A message with a call ends with `<|eom_id|>` (a result is expected)
+    unless `end_of_message` says otherwise.
     """
 
     role: Role
@@ -61,7 +62,7 @@ class Message:
 
 
 def parse_messages(rows: object, where: str) -> tuple[Message, ...]:
-    """JSON messages -> Message objects. Raises UserError, which names `where` (a file and line), for anything malformed."""
+    """JSON messages -> Message objects. UserError names `where` (a file and line) when something is malformed."""
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{where}: `messages` must be a list with at least one message")
     messages = []

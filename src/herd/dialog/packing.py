@@ -9,7 +9,8 @@ from collections.abc import Sequence
 def pack(lengths: Sequence[int], window: int) -> list[list[int]]:
     """Best-fit decreasing: the indices of the sequences in each row, no row longer than `window`, no sequence cut.
 
-    Deterministic: equal lengths keep their order. The longest are placed first, each into the fullest row that still has room.
+    Deterministic: equal lengths keep their order. The longest are placed first, each into the fullest row that still
+    has room.
     """
     assert all(0 < length <= window for length in lengths), "sequences are cut or dropped before they are packed"
     rows: list[list[int]] = []

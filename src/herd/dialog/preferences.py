@@ -1,7 +1,8 @@
 """Graded preference pairs, some with an edited third response, and which of them are trained on.
 
-Section 4.2.1 of the paper: two responses from two different models, graded by how much better the chosen one is, the chosen one sometimes
-edited further (edited > chosen > rejected). Reward model and DPO keep only the two upper grades; near-equal responses are filtered.
+Section 4.2.1 of the paper: two responses from two different models, graded by how much better the chosen one is, the
+chosen one sometimes edited further (edited > chosen > rejected). Reward model and DPO keep only the two upper grades;
+near-equal responses are filtered.
 """
 
 from __future__ import annotations

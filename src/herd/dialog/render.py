@@ -4,8 +4,8 @@ Dialect `meta`: the format of llama-models `models/llama3/chat_format.py`. A mes
 
     <|start_header_id|> role <|end_header_id|> \\n\\n body (<|eot_id|> | <|eom_id|>)
 
-a dialog is `<|begin_of_text|>` and its messages, and a generation prompt is the assistant's header alone. The role, the blank lines and
-the body are encoded apart, each as plain text: no text of a user can become a special token.
+a dialog is `<|begin_of_text|>` and its messages, and a generation prompt is the assistant's header alone. The role,
+the blank lines and the body are encoded apart, each as plain text: no text of a user can become a special token.
 """
 
 from __future__ import annotations

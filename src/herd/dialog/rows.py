@@ -1,7 +1,8 @@
 """Rows of post-training data as JSON lines: reading, writing, and the policy for bad ones.
 
-A line that cannot be understood (broken JSON, an unknown role, a missing key) is refused by file and line: guessing would train on
-something else than the user wrote. A row that is understood but cannot be trained on is dropped and its reason counted.
+A line that cannot be understood (broken JSON, an unknown role, a missing key) is refused by file and line: guessing
+would train on something else than the user wrote. A row that is understood but cannot be trained on is dropped and its
+reason counted.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from herd.runs.atomic import write_text
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (`file, line N`, row). Raises UserError at the first line that is no JSON object; blank lines are passed over."""
+    """Yields (`file, line N`, row). UserError at the first line that is no JSON object; blank lines are passed over."""
     try:
-        with open(path, "rb") as lines:
+        with Path(path).open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 where = f"{path}, line {number}"
                 if not line.strip():

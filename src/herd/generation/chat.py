@@ -1,0 +1,64 @@
+"""Questions as messages in, answers as text out: the chat format around the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from herd.generation.sampler import SamplingConfig, generate
+
+from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.messages import Message
+from herd.dialog.render import render_batch
+from herd.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer."""
+
+    text: str  # without special tokens
+    tokens: tuple[int, ...]  # as sampled
+    finished: bool  # ended by itself; False: cut at max_new_tokens
+    logprob: float  # of the tokens under the sampling model
+
+
+def sample_answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[Message]],
+    config: SamplingConfig,
+    samples_per_prompt: int = 1,
+    batch_size: int = 64,
+) -> list[list[Answer]]:
+    """`samples_per_prompt` answers to each dialog, in order. A dialog ends with the message that is to be answered.
+
+    UserError (from the sampler) when a prompt and its longest answer do not fit the model's window.
+    """
+    rendered = render_batch(prompts, tokenizer, generation_prompt=True)
+    samples = generate(
+        model, [r.tokens.tolist() for r in rendered], samples_per_prompt, config, tokenizer.stop_ids, batch_size
+    )
+    return [
+        [
+            Answer(tokenizer.decode(s.tokens, skip_special_tokens=True), tuple(s.tokens), s.finished, float(s.logprob))
+            for s in group
+        ]
+        for group in samples
+    ]
+
+
+def answer_prompts(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[Message]],
+    config: SamplingConfig,
+    batch_size: int = 64,
+) -> list[str]:
+    """The text of one answer to each dialog; `config.temperature = 0` gives the greedy one."""
+    return [answers[0].text for answers in sample_answers(model, tokenizer, prompts, config, 1, batch_size)]
+
+
+def fits(prompt: Sequence[Message], tokenizer: Tokenizer, window: int, max_new_tokens: int) -> bool:
+    """True when the prompt leaves room for the longest answer within `window` tokens."""
+    return len(render_batch([prompt], tokenizer, generation_prompt=True)[0]) + max_new_tokens <= window
