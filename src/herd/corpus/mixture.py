@@ -1,0 +1,172 @@
+"""Which tokens are in which row: a pure function of (seed, phase, row number), however many workers ask and how.
+
+Each row comes from one source. Rows are dealt so that, at every point of a phase, each source has had its share within
+a row or so. The rows of a source read its stream of documents one after another, through all phases, so no token is
+seen twice before the source has been read once.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from herd.config.errors import UserError, nearest
+from herd.corpus.epochs import DocumentStream
+from herd.corpus.packing import PackedRows, RowArrays, bytes_of, cut_rows
+from herd.corpus.shards import TokenShards
+
+MAX_ROWS = 2**32 - 1  # rows of one phase: shares are exact in 64-bit integers up to here
+_TOLERANCE = 1e-6
+
+
+def check_weights(weights: Mapping[str, float], where: str) -> None:
+    """Refuse weights that are negative, not finite, or do not sum to 1 (UserError, naming ``where``)."""
+    bad = {name: weight for name, weight in weights.items() if not (math.isfinite(weight) and weight >= 0)}
+    if bad:
+        raise UserError(f"{where}: weights must be 0 or more, not {bad}.")
+    total = math.fsum(weights.values())
+    if abs(total - 1) > _TOLERANCE:
+        raise UserError(f"{where}: weights sum to {total:.6g}, not 1 ({dict(weights)}).")
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Shares of the token sources (domains)."""
+
+    weights: dict[str, float]  # domain -> share of the tokens; they sum to 1
+
+    def __post_init__(self) -> None:
+        check_weights(self.weights, "mix.weights")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one row length and one mix."""
+
+    rows: int  # rows in the whole phase
+    seq_len: int  # tokens in a row
+    weights: dict[str, float]  # domain -> share of the rows; they sum to 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rows <= MAX_ROWS or self.seq_len < 1:
+            raise UserError(
+                f"A phase needs 0 to {MAX_ROWS:,} rows of 1 token or more, not {self.rows} of {self.seq_len}."
+            )
+        check_weights(self.weights, "phase")
+
+
+class Quota:
+    """Deals rows to sources by share, as evenly as whole rows allow; known for any row without dealing those before.
+
+    Of the first n rows the largest source gets floor(n w + 1/2); the others share the rest by the same rule, one after
+    another. So the first is never more than half a row from its share, and with the paper's four domains no source is a
+    whole row off. Shares are 32-bit fractions, so all is exact integer arithmetic.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        positive = sorted((name for name in weights if weights[name] > 0), key=lambda n: (-weights[n], n))
+        self.names: tuple[str, ...] = tuple(positive)
+        rest = [math.fsum(weights[n] for n in positive[i:]) for i in range(len(positive))]
+        self._shares = [round(weights[n] / rest[i] * 2**32) for i, n in enumerate(positive)]
+        assert self._shares[-1] == 2**32  # the last takes what is left
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) row numbers -> (n, sources): how many of the rows before each belong to each source."""
+        rest = rows.astype(np.uint64)
+        taken = []
+        for share in self._shares:
+            mine = (rest * np.uint64(share) + np.uint64(2**31)) >> np.uint64(32)
+            taken.append(mine)
+            rest = rest - mine
+        return np.stack(taken, axis=-1).astype(np.int64)
+
+
+class Mixture:
+    """Rows of a mix of sources over several phases.
+
+    Args:
+        shards: token shards.
+        split: ``"train"`` or ``"heldout"``.
+        phases: one after another; each continues every source where the last one left it.
+        seed: decides the order of documents within each source.
+
+    Raises:
+        UserError: a phase gives weight to a source that does not exist or has no tokens.
+    """
+
+    def __init__(self, shards: TokenShards, split: str, phases: Sequence[Phase], seed: int) -> None:
+        self.split, self.phases, self.seed = split, tuple(phases), seed
+        available = shards.domains(split)
+        wanted = sorted({name for phase in phases for name, weight in phase.weights.items() if weight > 0})
+        for name in wanted:
+            if name not in available:
+                raise UserError(
+                    f"The mix gives weight to '{name}', of which '{shards.folder}' has no tokens in split '{split}'."
+                    f"{nearest(name, available)} It has {', '.join(available) or 'none'}: "
+                    "set the weight to 0 or add documents."
+                )
+        self._streams = {name: DocumentStream(shards.source(split, name), seed) for name in wanted}
+        self._quotas = [Quota(phase.weights) for phase in phases]
+        # Tokens of each source used before phase p; one more entry than phases.
+        self._used: list[dict[str, int]] = [dict.fromkeys(wanted, 0)]
+        for phase, quota in zip(self.phases, self._quotas, strict=True):
+            counts = quota.counts(np.array([phase.rows]))[0].tolist()
+            added = {name: n * phase.seq_len for name, n in zip(quota.names, counts, strict=True)}
+            self._used.append({name: used + added.get(name, 0) for name, used in self._used[-1].items()})
+
+    def rows(self, phase: int, first: int, count: int) -> PackedRows:
+        """Rows ``first`` to ``first + count`` of a phase; IndexError outside it."""
+        seq_len = self.phases[phase].seq_len
+        shape = (count, seq_len)
+        tokens, targets, positions = (np.empty(shape, dtype=np.int64) for _ in range(3))
+        lengths: list[tuple[int, ...]] = [()] * count
+        sources, sizes = [""] * count, [0] * count
+        for name, places, arrays, _ in self._parts(phase, first, count):
+            tokens[places], targets[places], positions[places] = arrays.tokens, arrays.targets, arrays.positions
+            size = bytes_of(arrays.targets, self._streams[name].source.token_bytes)
+            for place, length, n_bytes in zip(places.tolist(), arrays.lengths(), size, strict=True):
+                lengths[place], sources[place], sizes[place] = length, name, n_bytes
+        return PackedRows(
+            torch.from_numpy(tokens),
+            torch.from_numpy(targets),
+            torch.from_numpy(positions),
+            tuple(lengths),
+            tuple(sources),
+            tuple(sizes),
+        )
+
+    def documents_of(self, phase: int, first: int, count: int) -> tuple[tuple[str, ...], ...]:
+        """Per row of :meth:`rows`: the id of the document behind each entry of ``lengths``."""
+        found: list[tuple[str, ...]] = [()] * count
+        for name, places, arrays, documents in self._parts(phase, first, count):
+            ids = self._streams[name].source.ids
+            for place, starts, owners in zip(places.tolist(), arrays.starts, documents, strict=True):
+                found[place] = tuple(ids[i] for i in owners[starts].tolist())
+        return tuple(found)
+
+    def epochs(self) -> dict[str, float]:
+        """Passes over each source in all phases together; below 1 some of it is never read."""
+        return {name: self._used[-1][name] / stream.epoch_tokens for name, stream in self._streams.items()}
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens of each source in all phases together."""
+        return dict(self._used[-1])
+
+    def _parts(self, phase: int, first: int, count: int) -> list[tuple[str, np.ndarray, RowArrays, np.ndarray]]:
+        """Per source in the asked rows: name, places in the batch (n,), rows, document of each token (n, T)."""
+        spec, quota = self.phases[phase], self._quotas[phase]
+        if count < 0 or first < 0 or first + count > spec.rows:
+            raise IndexError(f"phase {phase} has {spec.rows} rows, asked for {first} to {first + count}")
+        before = quota.counts(np.arange(first, first + count + 1))
+        parts = []
+        for k, name in enumerate(quota.names):
+            places = np.flatnonzero(np.diff(before[:, k]))
+            if not len(places):
+                continue
+            offset = self._used[phase][name] + int(before[0, k]) * spec.seq_len
+            span = self._streams[name].read(offset, len(places) * spec.seq_len + 1)
+            arrays = cut_rows(span.tokens, span.starts, spec.seq_len)
+            parts.append((name, places, arrays, span.documents[:-1].reshape(-1, spec.seq_len)))
+        return parts
