@@ -1,0 +1,1 @@
+"""Hydra sweeper `herd_cells`."""
