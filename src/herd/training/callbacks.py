@@ -20,8 +20,8 @@ class Diverged(RuntimeError):
 class LogMetrics(pl.Callback):
     """Every ``every`` steps: read the module's meter (the only host synchronisation), and write one row.
 
-    A row holds the means over the steps since the row before. The sums of an unfinished interval are part of the
-    checkpoint, so that a resumed run writes the same rows as an uninterrupted one.
+    A row holds the means over the steps since the row before, and what callbacks reported. The sums of an unfinished
+    interval are part of the checkpoint, so that a resumed run writes the same rows as an uninterrupted one.
     """
 
     def __init__(self, sink: MetricsSink, source: StepSource, every: int) -> None:
@@ -38,12 +38,14 @@ class LogMetrics(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
     ) -> None:
-        now = time.perf_counter()
-        self.seconds, self._clock = self.seconds + now - self._clock, now
-        step = trainer.global_step
-        if step % self.every and step != len(self.source):
-            return
         assert isinstance(pl_module, HerdModule)
+        now = time.perf_counter()
+        idle, pl_module.idle_seconds = pl_module.idle_seconds, 0.0
+        self.seconds, self._clock = self.seconds + now - self._clock - idle, now
+        self._row_clock += idle
+        step = trainer.global_step
+        if step % self.every and step != len(self.source) and not pl_module.extra:
+            return
         reduce = None if trainer.world_size == 1 else lambda table: trainer.strategy.reduce(table, reduce_op="sum")
         self.last = pl_module.meter.read(reduce)
         now, tokens = time.perf_counter(), self.source.tokens_at(step)
@@ -54,7 +56,9 @@ class LogMetrics(pl.Callback):
             **self.last,
             "learning_rate": pl_module.schedule(batch.step),
             "tokens_per_second": round((tokens - self._row_tokens) / max(now - self._row_clock, 1e-9), 1),
+            **pl_module.extra,
         }
+        pl_module.extra = {}
         self._row_clock, self._row_tokens = now, tokens
         if trainer.is_global_zero:
             self.sink.write(row)

@@ -54,7 +54,7 @@ class CheckpointStore:
         """Write ``state`` and drop all but the newest ``keep``."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".step-{step:08d}.tmp"
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             hashing = _Hashing(file)
             torch.save(state, hashing)  # type: ignore[arg-type]
             file.flush()
@@ -68,7 +68,7 @@ class CheckpointStore:
 
     def is_whole(self, path: Path) -> bool:
         """Whether the content still has the hash that the name carries."""
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.rsplit("-", 1)[1])
 
     def newest(self) -> Path | None:

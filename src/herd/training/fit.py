@@ -85,14 +85,16 @@ class FitResult:
 class Steps(pl.LightningDataModule):
     """Feeds a StepSource from the step at which the trainer stands (after a restore, the checkpoint's)."""
 
-    def __init__(self, source: StepSource, num_workers: int) -> None:
+    def __init__(self, source: StepSource, config: TrainerConfig) -> None:
         super().__init__()
-        self.source, self.num_workers = source, num_workers
+        self.source, self.config = source, config
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         trainer = self.trainer
         assert trainer is not None
-        return step_loader(self.source, trainer.global_step, self.num_workers, trainer.global_rank, trainer.world_size)
+        rank, world = trainer.global_rank, trainer.world_size
+        pin = self.config.accelerator == "gpu"
+        return step_loader(self.source, trainer.global_step, self.config.num_workers, rank, world, pin)
 
 
 def fit(
@@ -146,7 +148,6 @@ def fit(
         open_sink(run.metrics, config.wandb, run.folder, name, to_plain(config)) as sink,
         progress(description, total=len(source), unit="steps") as bar,
     ):
-        module.report = sink.write
         metrics = LogMetrics(sink, source, config.log_every_steps)
         save = SaveCheckpoints(store, config.checkpoint_every_steps, checkpoint_at, identity)
         trainer = pl.Trainer(
@@ -170,7 +171,7 @@ def fit(
             default_root_dir=run.scratch,
         )
         try:
-            trainer.fit(module, datamodule=Steps(source, config.num_workers), ckpt_path=newest, weights_only=True)
+            trainer.fit(module, datamodule=Steps(source, config), ckpt_path=newest, weights_only=True)
         except SIGTERMException:
             print(
                 f"Stopped by SIGTERM after {trainer.global_step} steps; the same command goes on from there.",
@@ -178,7 +179,6 @@ def fit(
             )
             raise SystemExit(143) from None
         finally:
-            module.report = lambda row: None
             module.trainer = None  # type: ignore[assignment]
     tokens = source.tokens_at(len(source))
     return FitResult(

@@ -55,7 +55,6 @@ class HerdModule(pl.LightningModule):
     gradient_clip: float = (
         1.0  # largest norm of the gradient; 0 = no clipping. Set by `fit` from the trainer's configuration.
     )
-    report: Callable[[dict[str, Any]], None]  # writes a row to metrics.jsonl and W&B. Set by `fit`.
 
     def __init__(self, model: nn.Module, optimizer: OptimizerConfig, schedule: Callable[[int], float]) -> None:
         super().__init__()
@@ -64,7 +63,8 @@ class HerdModule(pl.LightningModule):
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.meter = Meter()
-        self.report = lambda row: None
+        self.extra: dict[str, Any] = {}  # fields for the row of this step, see `report`
+        self.idle_seconds = 0.0  # spent inside this fit on other things than training
 
     # What a subclass gives.
 
@@ -81,6 +81,18 @@ class HerdModule(pl.LightningModule):
     def step_fields(self, step: int) -> dict[str, Any]:
         """Constants to log with the row of step ``step`` (the name of its stage, say)."""
         return {}
+
+    # What callbacks use.
+
+    def report(self, fields: dict[str, Any], seconds: float = 0.0) -> None:
+        """Add ``fields`` to the row of metrics of this step, which is then written whether or not one is due.
+
+        Args:
+            fields: plain values.
+            seconds: time it took to find them (an evaluation), to be left out of the training rate.
+        """
+        self.extra.update(fields)
+        self.idle_seconds += seconds
 
     # The step.
 

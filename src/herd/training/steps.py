@@ -28,14 +28,19 @@ class StepBatch:
     normalizer: float  # what the summed loss of the GLOBAL batch is divided by: target tokens, or pairs
     tokens: int  # input tokens of the GLOBAL batch, as the papers count them
 
+    def pin_memory(self) -> "StepBatch":
+        """The same batch in page-locked memory (DataLoader calls this), where its micro-batches know how."""
+        pinned = [m.pin_memory() if hasattr(m, "pin_memory") else m for m in self.micro_batches]
+        return replace(self, micro_batches=pinned)
+
     def for_rank(self, rank: int, world: int) -> "StepBatch":
         """The share of one data-parallel rank; every rank must get equally many micro-batches."""
         if world == 1:
             return self
         if len(self.micro_batches) % world:
             raise UserError(
-                f"Step {self.step} has {len(self.micro_batches)} micro-batches, which {world} ranks cannot share equally: "
-                "lower trainer.micro_batch_tokens or change the batch size."
+                f"Step {self.step} has {len(self.micro_batches)} micro-batches, which {world} ranks cannot share "
+                "equally: lower trainer.micro_batch_tokens or change the batch size."
             )
         return replace(self, micro_batches=self.micro_batches[rank::world])
 
@@ -75,7 +80,7 @@ class StepDataset(IterableDataset[StepBatch]):
 
 
 def step_loader(
-    source: StepSource, first: int, num_workers: int = 0, rank: int = 0, world: int = 1
+    source: StepSource, first: int, num_workers: int = 0, rank: int = 0, world: int = 1, pin_memory: bool = False
 ) -> DataLoader[StepBatch]:
     """A loader that yields the StepBatches from ``first`` on, one at a time.
 
@@ -87,6 +92,7 @@ def step_loader(
         batch_size=None,
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # or the loader would draw its base seed from the global generator
     )
 

@@ -1,0 +1,144 @@
+"""Pre-training: next-token prediction on packed documents, moved along by a curriculum."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from herd.corpus.mixture import Mixture
+from herd.corpus.packing import PackedRows
+from herd.model.config import ModelConfig
+from herd.model.io import save_model
+from herd.model.masks import Documents
+from herd.model.transformer import Transformer
+from herd.objectives.cross_entropy import linear_cross_entropy
+from herd.training.curriculum import Curriculum
+from herd.training.module import HerdModule, Metrics
+from herd.training.optimizer import OptimizerConfig
+from herd.training.steps import StepBatch
+
+
+class PretrainSource:
+    """The rows of each step of a curriculum.
+
+    Args:
+        mixture: made from ``curriculum.mixture_phases()``.
+        micro_batch_tokens: tokens of one forward and backward pass, at most (one row at least).
+    """
+
+    def __init__(self, mixture: Mixture, curriculum: Curriculum, micro_batch_tokens: int) -> None:
+        self.mixture, self.curriculum, self.micro_batch_tokens = mixture, curriculum, micro_batch_tokens
+
+    def __len__(self) -> int:
+        return self.curriculum.steps
+
+    def __getitem__(self, step: int) -> StepBatch:
+        phase, first, count = self.curriculum.rows(step)
+        rows = self.mixture.rows(phase, first, count)
+        seq_len = self.mixture.phases[phase].seq_len
+        micro_batches = rows.split(max(1, self.micro_batch_tokens // seq_len))
+        return StepBatch(step, micro_batches, normalizer=float(rows.target_count), tokens=count * seq_len)
+
+    def tokens_at(self, step: int) -> int:
+        return self.curriculum.tokens_at(step)
+
+
+class PretrainModule(HerdModule):
+    """Summed cross-entropy of the next token; RoPE follows the curriculum.
+
+    Args:
+        model: a Transformer.
+        curriculum: gives the learning rate, and the RoPE of each stage.
+    """
+
+    model: Transformer
+
+    def __init__(self, model: Transformer, optimizer: OptimizerConfig, curriculum: Curriculum) -> None:
+        super().__init__(model, optimizer, curriculum.learning_rate)
+        self.curriculum = curriculum
+        self._rope = rope_by_stage(curriculum, model.config)
+        self._stage = ""
+
+    def micro_batch_loss(self, micro_batch: PackedRows) -> tuple[Tensor, Metrics]:
+        hidden = self.model(micro_batch.tokens, micro_batch.positions, Documents(micro_batch.lengths))
+        return linear_cross_entropy(hidden, self.model.output_weight, micro_batch.targets), {}
+
+    def before_step(self, step: int) -> None:
+        stage = self.curriculum.phase(step).stage
+        if stage != self._stage:  # the first step of a stage, or of a resumed run
+            self.model.set_rope(*self._rope[stage])
+            self._stage = stage
+
+    def step_fields(self, step: int) -> dict[str, Any]:
+        phase = self.curriculum.phase(step)
+        return {"stage": phase.stage, "batch_tokens": phase.batch_tokens, "seq_len": phase.seq_len}
+
+
+def rope_by_stage(curriculum: Curriculum, model: ModelConfig) -> dict[str, tuple[Any, int]]:
+    """Stage -> (RoPE scaling, longest position): each stage keeps what the last one with a scaling has set."""
+    scaling, longest = model.rope_scaling, model.max_seq_len
+    result = {}
+    for name, stage in curriculum.config.stages.items():
+        if stage.rope_scaling is not None:
+            scaling, longest = stage.rope_scaling, max(longest, curriculum.longest(name))
+        result[name] = (scaling, longest)
+    return result
+
+
+class AtStageEnds(pl.Callback):
+    """At the end of each stage: save the weights, average those gathered on the way, evaluate.
+
+    The average (of the annealing stage's checkpoints, section 3.4.3) is summed in float64 and becomes the model; what
+    was gathered so far is part of every checkpoint, so that a resumed run averages the same.
+
+    Args:
+        folder: gets ``<stage>/`` with the weights at each stage's end, before averaging.
+        evaluate: model -> plain values for the row of metrics; called after averaging.
+    """
+
+    def __init__(self, curriculum: Curriculum, folder: Path, evaluate: Callable[[Transformer], dict[str, Any]]) -> None:
+        self.curriculum, self.folder, self.evaluate = curriculum, folder, evaluate
+        self.evaluations: dict[str, dict[str, Any]] = {}  # stage -> what `evaluate` gave at its end
+        self._ends = {step: stage for stage, step in curriculum.stage_ends().items()}
+        self._averaged = curriculum.averaged_after()
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def is_end(self, step: int) -> bool:
+        """Whether a stage ends after ``step`` finished steps."""
+        return step in self._ends
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, PretrainModule)
+        step, model, clock = trainer.global_step, pl_module.model, time.perf_counter()
+        if step in self._averaged:
+            for name, weight in model.state_dict().items():
+                wide = weight.detach().double()
+                self._sums[name] = self._sums[name] + wide if name in self._sums else wide
+            self._count += 1
+        if step not in self._ends:
+            return
+        stage = self._ends[step]
+        if trainer.is_global_zero:
+            save_model(model, self.folder / stage)
+        if self._count:
+            with torch.no_grad():
+                for name, weight in model.state_dict().items():
+                    weight.copy_(self._sums[name] / self._count)
+            self._sums, self._count = {}, 0
+        self.evaluations[stage] = self.evaluate(model)
+        losses = {f"eval_loss/{name}": value for name, value in self.evaluations[stage]["loss_by_domain"].items()}
+        pl_module.report({"eval_loss": self.evaluations[stage]["loss"], **losses}, time.perf_counter() - clock)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums, "count": self._count, "evaluations": self.evaluations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sums, self._count = dict(state_dict["sums"]), int(state_dict["count"])
+        self.evaluations = dict(state_dict["evaluations"])
