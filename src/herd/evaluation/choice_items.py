@@ -1,0 +1,123 @@
+"""Four-way questions from held-out documentation: which text documents this function?
+
+The question is a function's name and signature (or these and its first sentence); the answers are its own summary (or the paragraph that
+follows) and three others of the same package and of similar length. Only held-out entries take part, and no answer may occur
+anywhere in the training documents, so neither right nor wrong answers are familiar.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from herd.evaluation.overlap import occurring
+from herd.runs.seeds import stream
+
+CHOICES = 4
+_NEAREST = 12  # the three wrong answers are drawn from this many of the nearest lengths
+
+
+@dataclass(frozen=True)
+class ChoiceItem:
+    """One question."""
+
+    id: str
+    kind: str  # summary | description
+    package: str
+    context: str
+    choices: tuple[str, ...]
+    answer: int  # index of the true choice
+
+
+@dataclass(frozen=True)
+class ItemLimits:
+    """Which texts make good answers."""
+
+    min_characters: int  # shorter answers say too little
+    max_characters: int
+    max_length_ratio: float  # longest over shortest text that may stand side by side
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A held-out text with the question that it answers."""
+
+    id: str
+    kind: str
+    package: str
+    context: str
+    text: str
+
+
+def candidates(entries: Iterable[Mapping[str, Any]], kinds: Sequence[str], limits: ItemLimits, counts: dict[str, int]) -> list[Candidate]:
+    """Questions without their wrong answers, in order of id; what is left out is counted by reason."""
+    found: list[Candidate] = []
+    taken: set[tuple[str, str]] = set()
+    for entry in sorted(entries, key=lambda e: str(e["id"])):
+        short = str(entry["name"]).rsplit(".", 1)[-1]
+        header = f"{short}{entry['signature'] or ''}"
+        summary, description = _clean(entry["summary"]), _clean(entry["description"])
+        questions = {"summary": (f"{header}\n", summary), "description": (f"{header}\n{summary}\n\n", description)}
+        for kind in kinds:
+            context, text = questions[kind]
+            if not limits.min_characters <= len(text) <= limits.max_characters:
+                _count(counts, f"{kind}_length")
+            elif (kind, text.casefold()) in taken:
+                _count(counts, "same_text_twice")
+            else:
+                taken.add((kind, text.casefold()))
+                found.append(Candidate(f"{entry['id']}:{kind}", kind, str(entry["package"]), context, text))
+    return found
+
+
+def drop_known(found: Sequence[Candidate], training_texts: Iterable[str], counts: dict[str, int]) -> list[Candidate]:
+    """The candidates whose text occurs in no training document; the others are counted."""
+    known = occurring([candidate.text for candidate in found], training_texts)
+    for _ in range(int(known.sum())):
+        _count(counts, "text_in_training")
+    return [candidate for candidate, seen in zip(found, known, strict=True) if not seen]
+
+
+def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed: int, counts: dict[str, int]) -> list[ChoiceItem]:
+    """Questions with four choices each, at most ``limit`` of them (0: all), the true one equally often in each place."""
+    groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    for candidate in found:
+        groups[candidate.kind, candidate.package].append(candidate)
+    drafts: list[tuple[Candidate, list[str]]] = []
+    for candidate in found:
+        rivals = _rivals(candidate, groups[candidate.kind, candidate.package], limits)
+        if len(rivals) < CHOICES - 1:
+            _count(counts, "too_few_rivals")
+            continue
+        picked = stream(seed, "choice items", candidate.id).choice(len(rivals), size=CHOICES - 1, replace=False)
+        drafts.append((candidate, [rivals[i] for i in picked]))
+    order = stream(seed, "choice items", "order").permutation(len(drafts))
+    chosen = order[:limit] if limit else order
+    places = stream(seed, "choice items", "places").permutation(np.arange(len(chosen)) % CHOICES)
+    items = []
+    for i, place in zip(chosen, places, strict=True):
+        candidate, wrong = drafts[i]
+        choices = (*wrong[:place], candidate.text, *wrong[place:])
+        items.append(ChoiceItem(candidate.id, candidate.kind, candidate.package, candidate.context, choices, int(place)))
+    return items
+
+
+def _rivals(candidate: Candidate, group: Sequence[Candidate], limits: ItemLimits) -> list[str]:
+    length = len(candidate.text)
+
+    def alike(other: Candidate) -> bool:
+        longest, shortest = max(length, len(other.text)), min(length, len(other.text))
+        return other.id != candidate.id and longest <= limits.max_length_ratio * shortest
+
+    near = sorted((o for o in group if alike(o)), key=lambda o: (abs(len(o.text) - length), o.id))
+    return [other.text for other in near[:_NEAREST]]
+
+
+def _clean(text: Any) -> str:
+    return " ".join(str(text or "").split())
+
+
+def _count(counts: dict[str, int], reason: str) -> None:
+    counts[reason] = counts.get(reason, 0) + 1

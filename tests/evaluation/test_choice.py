@@ -1,0 +1,138 @@
+"""Multiple choice: how questions are made, and that likelihood picks what it should."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from herd.config.errors import UserError
+from herd.evaluation.bench import Bench
+from herd.evaluation.choice_items import CHOICES, ItemLimits, candidates, drop_known, make_items
+from herd.evaluation.scoring import LanguageModel, encode_pairs
+from herd.evaluation.tasks import documentation_choice
+from herd.evaluation.tasks.documentation_choice import METRICS, NAME, DocumentationChoice, DocumentationChoiceConfig
+
+LIMITS = ItemLimits(min_characters=20, max_characters=240, max_length_ratio=1.6)
+KINDS = ("summary", "description")
+
+
+def entries_of(bench: Bench, split: str) -> list[dict[str, str]]:
+    return [row for row in pq.read_table(bench.documents / "entries.parquet").to_pylist() if row["split"] == split]
+
+
+def test_items_are_balanced_alike_in_length_and_from_one_package(bench: Bench) -> None:
+    found = candidates(entries_of(bench, "heldout"), KINDS, LIMITS, {})
+    items = make_items(found, LIMITS, limit=0, seed=0, counts={})
+    assert len(items) > 200
+    package_of = {c.text: c.package for c in found}
+    truth = {c.id: c.text for c in found}
+    for item in items:
+        assert len(set(item.choices)) == CHOICES
+        assert item.choices[item.answer] == truth[item.id]
+        assert {package_of[choice] for choice in item.choices} == {item.package}
+        lengths = sorted(map(len, item.choices))
+        assert all(max(n, len(truth[item.id])) <= 1.6 * min(n, len(truth[item.id])) for n in lengths)
+    places = Counter(item.answer for item in items)
+    assert max(places.values()) - min(places.values()) <= 1
+    assert items == make_items(found, LIMITS, limit=0, seed=0, counts={})
+    assert items != make_items(found, LIMITS, limit=0, seed=1, counts={})
+    assert len(make_items(found, LIMITS, limit=37, seed=0, counts={})) == 37
+
+
+def test_no_answer_occurs_in_training(bench: Bench) -> None:
+    training = pq.read_table(bench.documents / "documents/train.parquet")["text"].to_pylist()
+    task = DocumentationChoice(DocumentationChoiceConfig(items=0), bench)
+    assert task.items and task.result.notes["answers_in_training_documents"] == 0
+    everything = "\n".join(training)
+    assert not [choice for item in task.items for choice in item.choices if choice in everything]
+    # Entries of the training side would be found out, right answers and wrong ones.
+    counts: dict[str, int] = {}
+    leaked = candidates(entries_of(bench, "train")[:30], KINDS, LIMITS, counts)
+    assert leaked and drop_known(leaked, training, counts) == []
+    assert counts["text_in_training"] == len(leaked)
+
+
+def test_what_is_left_out_is_counted() -> None:
+    base = {"package": "p", "signature": "()", "description": "", "document_id": "d", "split": "heldout"}
+    rows = [
+        base | {"id": "1", "name": "p.a", "summary": "Short."},
+        base | {"id": "2", "name": "p.b", "summary": "A summary that two functions share."},
+        base | {"id": "3", "name": "p.c", "summary": "a summary that two   functions share."},
+    ]
+    counts: dict[str, int] = {}
+    found = candidates(rows, ("summary",), LIMITS, counts)
+    assert [c.id for c in found] == ["2:summary"]
+    assert make_items(found, LIMITS, 0, 0, counts) == []
+    assert counts == {"summary_length": 1, "same_text_twice": 1, "too_few_rivals": 1}
+
+
+def test_every_normalisation_by_hand(bench: Bench, make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    task = DocumentationChoice(DocumentationChoiceConfig(items=40), bench)
+    lm = make_lm()
+    found = documentation_choice.score(lm, task.requests)
+    task.language_model(lm)
+    metrics = task.finish().results["random"][NAME]
+    answers = np.array([item.answer for item in task.items])
+    logprobs = np.stack([f.logprobs for f in found])
+    characters = np.array([[len(c) for c in item.choices] for item in task.items])
+    tokens = np.array([[len(c) for _, c in encode_pairs(bench.tokenizer, [(i.context, c) for c in i.choices])] for i in task.items])
+    assert metrics["acc,none"] == pytest.approx((logprobs.argmax(1) == answers).mean())
+    assert metrics["acc_norm,none"] == pytest.approx(((logprobs / characters).argmax(1) == answers).mean())
+    assert metrics["acc_token,none"] == pytest.approx(((logprobs / tokens).argmax(1) == answers).mean())
+    rows = np.arange(len(answers))
+    assert metrics["choice_nll_per_character,none"] == pytest.approx((-logprobs / characters)[rows, answers].mean())
+    for name in METRICS:
+        low, high = metrics[f"{name}_interval,none"]
+        assert 0 <= low <= metrics[f"{name},none"] <= high <= 1
+    assert len(task.result.samples[NAME]) == 40
+
+
+def test_a_model_that_knows_is_right_and_the_paired_test_says_so(
+    bench: Bench, make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = DocumentationChoice(DocumentationChoiceConfig(items=80), bench)
+    task.language_model(make_lm("first"))
+    truth = {request.choices[item.answer] for request, item in zip(task.requests, task.items, strict=True)}
+    plain = documentation_choice.score
+
+    def knowing(lm: LanguageModel, requests: list) -> list:
+        """As the model, but each item's own answer is 100 nats likelier after its own question."""
+        found = plain(lm, requests)
+        if requests is not task.requests:
+            return found
+        return [
+            replace(f, logprobs=f.logprobs + 1e4 * (np.arange(CHOICES) == item.answer))
+            for f, item in zip(found, task.items, strict=True)
+        ]
+
+    monkeypatch.setattr(documentation_choice, "score", knowing)
+    task.language_model(make_lm("knows"))
+    result = task.finish()
+    assert truth
+    for name in METRICS:
+        assert result.results["knows"][NAME][f"{name},none"] == 1.0
+        assert result.results["first"][NAME][f"{name},none"] < 0.6
+    [comparison] = result.comparisons
+    assert comparison["models"] == ["knows", "first"] and comparison["difference"] > 0.4
+    assert comparison["mcnemar_p"] < 1e-6 and comparison["interval"][0] > 0.3
+
+
+def test_no_documented_functions_skip_the_task_with_a_reason(bench: Bench, tmp_path, make_lm: Callable[..., LanguageModel]) -> None:  # noqa: ANN001
+    table = pq.read_table(bench.documents / "entries.parquet")
+    (tmp_path / "documents").mkdir()
+    pq.write_table(table.slice(0, 0), tmp_path / "entries.parquet")
+    pq.write_table(pa.table({"text": ["nothing"]}), tmp_path / "documents/train.parquet")
+    empty = replace(bench.documents, path=tmp_path)
+    task = DocumentationChoice(DocumentationChoiceConfig(), replace(bench, documents=empty))
+    task.language_model(make_lm())
+    result = task.finish()
+    assert result.results == {} and result.skipped is not None and "documented functions" in result.skipped
+
+
+def test_unknown_headline_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="Did you mean 'acc_norm'"):
+        DocumentationChoiceConfig(headline="acc_nrm")

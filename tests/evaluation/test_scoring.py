@@ -1,0 +1,100 @@
+"""Likelihoods from shared rows against one plain forward pass a choice."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from herd.corpus.tokenizer import Tokenizer
+from herd.evaluation import scoring
+from herd.evaluation.heldout import document_nll
+from herd.evaluation.scoring import LanguageModel, Request, encode_pairs, score
+from herd.runs.seeds import stream
+
+MakeLM = Callable[..., LanguageModel]
+
+
+def random_requests(count: int, vocab_size: int, longest: int = 30) -> list[Request]:
+    rng = stream(0, "requests")
+
+    def ids(most: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in rng.integers(0, vocab_size, size=int(rng.integers(1, most))))
+
+    return [Request(ids(longest), tuple(ids(9) for _ in range(int(rng.integers(1, 6))))) for _ in range(count)]
+
+
+@torch.inference_mode()
+def naive(lm: LanguageModel, context: tuple[int, ...], choice: tuple[int, ...]) -> tuple[float, bool]:
+    tokens = torch.tensor([[*context, *choice]])[:, :-1]
+    logprobs = lm.model.logits(lm.model(tokens)).double().log_softmax(-1)[0]
+    at = range(len(context) - 1, len(context) + len(choice) - 1)
+    total = sum(float(logprobs[i, t]) for i, t in zip(at, choice, strict=True))
+    return total, all(int(logprobs[i].argmax()) == t for i, t in zip(at, choice, strict=True))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200, 10**6])
+@pytest.mark.parametrize("dense_limit", [0, 40, 4096])
+def test_shared_rows_equal_one_row_a_choice(make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch, batch_tokens: int, dense_limit: int) -> None:
+    monkeypatch.setattr(scoring, "_DENSE_LIMIT", dense_limit)
+    monkeypatch.setattr(scoring, "_LOGIT_CELLS", 10_000)  # several chunks of logits
+    lm = make_lm()
+    lm.batch_tokens = batch_tokens
+    requests = random_requests(25, lm.model.config.vocab_size)
+    for request, found in zip(requests, score(lm, requests), strict=True):
+        expected = [naive(lm, request.context, choice) for choice in request.choices]
+        assert found.logprobs == pytest.approx([e[0] for e in expected], abs=2e-4)
+        assert found.greedy.tolist() == [e[1] for e in expected]
+
+
+def test_greedy_says_what_greedy_decoding_writes(make_lm: MakeLM) -> None:
+    lm = make_lm()
+    context, written = [5, 6, 7], []
+    with torch.inference_mode():
+        for _ in range(4):
+            written.append(int(lm.model.logits(lm.model(torch.tensor([context + written])))[0, -1].argmax()))
+    other = [*written[:3], (written[3] + 1) % 100]
+    [found] = score(lm, [Request(tuple(context), (tuple(written), tuple(other)))])
+    assert found.greedy.tolist() == [True, False]
+    assert found.logprobs[0] > found.logprobs[1]
+
+
+def test_a_long_context_loses_its_beginning_but_keeps_the_first_token(make_lm: MakeLM) -> None:
+    lm = make_lm(max_seq_len=24)
+    vocab_size = lm.model.config.vocab_size
+    context = tuple(int(i) for i in stream(1, "long").integers(0, vocab_size, size=60))
+    choices = ((1, 2, 3, 4), (5,))
+    [found] = score(lm, [Request(context, choices)])
+    kept = (context[0], *context[-20:])  # 24 + 1 - 4 = 21 places: the last token of a choice is predicted, never read
+    assert found.logprobs == pytest.approx([naive(lm, kept, c)[0] for c in choices], abs=2e-4)
+
+
+def test_blanks_move_to_the_continuation(tokenizer: Tokenizer) -> None:
+    (context, continuation), (again, cut) = encode_pairs(
+        tokenizer, [("compute the matrix \n", "along the axis"), ("compute the matrix", " \nalong the axis")]
+    )
+    assert (context, continuation) == (again, cut)
+    assert context == [tokenizer.bos_id, *tokenizer.encode("compute the matrix")]
+    assert tokenizer.decode(continuation) == " \nalong the axis"
+    whole = tokenizer.encode("compute the matrix \nalong the axis")
+    assert context[1:] + continuation == whole  # encoded as one: no merge is lost at the border
+
+
+def test_nll_of_documents_equals_one_window_at_a_time(make_lm: MakeLM) -> None:
+    lm = make_lm()
+    lm.batch_tokens = 100
+    vocab_size = lm.model.config.vocab_size
+    rng = stream(2, "documents")
+    documents = [rng.integers(0, vocab_size, size=n) for n in (2, 17, 33, 34, 100)]
+    window = 16
+    expected = []
+    for document in documents:
+        total = 0.0
+        for start in range(0, len(document) - 1, window):
+            piece = document[start : start + window + 1]
+            total -= naive(lm, (int(piece[0]),), tuple(int(t) for t in piece[1:]))[0]
+        expected.append(total)
+    found = document_nll(lm, documents, window)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert lm.tokens_read == sum(len(d) - 1 for d in documents)
+    assert np.isfinite(found).all()
