@@ -14,6 +14,14 @@ from herd.corpus.shards import TokenSource
 from herd.runs.seeds import stream
 
 
+def shuffled(count: int, seed: int, *names: str | int) -> np.ndarray:
+    """(count,) int64: 0 to ``count`` in an order that depends only on ``seed`` and ``names``.
+
+    Sorts raw Philox words: numpy promises those for ever, but not what ``Generator.permutation`` makes of them.
+    """
+    return np.argsort(stream(seed, *names).bit_generator.random_raw(count), kind="stable")
+
+
 @dataclass(frozen=True)
 class Span:
     """A stretch of the stream."""
@@ -47,7 +55,7 @@ class DocumentStream:
     def order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Documents of ``epoch`` in order, (documents,), and where each begins in it, (documents + 1,)."""
         if epoch not in self._orders:
-            documents = stream(self.seed, "document order", self.source.name, epoch).permutation(self.source.documents)
+            documents = shuffled(self.source.documents, self.seed, "document order", self.source.name, epoch)
             sizes = np.diff(self.source.offsets)[documents]
             self._orders[epoch] = documents, np.concatenate([[0], np.cumsum(sizes)])
             if len(self._orders) > 2:

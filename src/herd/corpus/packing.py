@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from herd.config.errors import UserError
+from herd.corpus.epochs import shuffled
 from herd.corpus.shards import TokenSource
-from herd.runs.seeds import stream
 
 IGNORE = -100  # target of a position without one, as torch's cross-entropy has it
 _WINDOWS_PACKED_TOGETHER = 4096
@@ -117,7 +117,7 @@ def evaluation_rows(
     if seq_len < 1 or rows_per_batch < 1 or (limit_tokens is not None and limit_tokens < 1):
         raise UserError("evaluation_rows: seq_len, rows_per_batch and limit_tokens must be 1 or more.")
     begins, sizes = _windows(source.offsets, seq_len)
-    order = stream(0, "evaluation windows").permutation(len(sizes))
+    order = shuffled(len(sizes), 0, "evaluation windows")
     if limit_tokens is not None:
         order = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), limit_tokens, side="right")))]
     pending: list[list[int]] = []

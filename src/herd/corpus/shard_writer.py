@@ -17,6 +17,7 @@ from herd.corpus.shards import FILES, INDEX, token_dtype
 from herd.runs.atomic import fsync_folder, write_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # a domain names a folder: no separators, no dots
+_ROW_GROUP = 65_536  # document ids
 
 
 class ShardWriter:
@@ -30,11 +31,10 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
-        if not _NAME.fullmatch(folder.name):
-            raise UserError(f"Domain '{folder.name}' cannot name a folder: use letters, digits, '_' and '-'.")
         self.folder, self.vocab_size, self.dtype = folder, vocab_size, token_dtype(vocab_size)
         self.characters = 0
         self._offsets, self._bytes = array("q", [0]), array("q")
+        self._ids: list[str] = []  # not yet written: row groups of one size, however the documents come in
         folder.mkdir(parents=True, exist_ok=True)
         self._tokens_file = self._partial("tokens.bin").open("wb")
         self._ids_file = pq.ParquetWriter(self._partial("ids.parquet"), pa.schema([("id", pa.string())]))
@@ -52,13 +52,17 @@ class ShardWriter:
             self._offsets.append(self._offsets[-1] + len(document))
             self._bytes.append(len(text.encode("utf-8")))
             self.characters += len(text)
-        self._ids_file.write_table(pa.table({"id": pa.array(ids, pa.string())}))
+        self._ids += ids
+        while len(self._ids) >= _ROW_GROUP:
+            self._write_ids()
 
     def close(self) -> dict[str, int]:
         """Flush, fsync, rename; returns this domain's entry of the index."""
         self._tokens_file.flush()
         os.fsync(self._tokens_file.fileno())
         self._tokens_file.close()
+        if self._ids:
+            self._write_ids()
         self._ids_file.close()
         for name, values in (("offsets.npy", self._offsets), ("bytes.npy", self._bytes)):
             with self._partial(name).open("wb") as file:
@@ -81,6 +85,10 @@ class ShardWriter:
         self._ids_file.close()
         for name in FILES:
             self._partial(name).unlink(missing_ok=True)
+
+    def _write_ids(self) -> None:
+        self._ids_file.write_table(pa.table({"id": pa.array(self._ids[:_ROW_GROUP], pa.string())}))
+        del self._ids[:_ROW_GROUP]
 
     def _partial(self, name: str) -> Path:
         return self.folder / f".{name}.partial"
@@ -112,8 +120,11 @@ class ShardSetWriter:
     def add(
         self, split: str, domain: str, ids: Sequence[str], tokens: Sequence[Sequence[int]], texts: Sequence[str]
     ) -> None:
-        """Append documents of one domain to one split."""
+        """Append documents of one domain to one split; UserError for a name that could leave the folder."""
         if (split, domain) not in self._writers:
+            for name in (split, domain):
+                if not _NAME.fullmatch(name):
+                    raise UserError(f"'{name}' is no name for a split or domain: use letters, digits, '_' and '-'.")
             self._writers[split, domain] = ShardWriter(self.folder / split / domain, len(self.token_bytes))
         self._writers[split, domain].add(ids, tokens, texts)
 

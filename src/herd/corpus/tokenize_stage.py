@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from herd.config.errors import UserError
+from herd.corpus.epochs import shuffled
 from herd.corpus.shard_writer import ShardSetWriter
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from herd.runs.progress import Progress, progress
-from herd.runs.seeds import stream
 from herd.runs.stage import Inputs, Stage, StageRun
 
 SPLITS = ("train", "heldout")
@@ -79,10 +79,10 @@ def training_texts(file: pq.ParquetFile, config: TokenizeConfig) -> Iterator[str
             for batch in file.iter_batches(batch_size=_ROWS, columns=["text"])
         ]
     )
-    shuffled = stream(config.seed, "tokenizer sample").permutation(len(lengths))
-    before = np.cumsum(lengths[shuffled]) - lengths[shuffled]
+    order = shuffled(len(lengths), config.seed, "tokenizer sample")
+    before = np.cumsum(lengths[order]) - lengths[order]
     chosen = np.zeros(len(lengths), dtype=bool)
-    chosen[shuffled[before < config.tokenizer.training_characters]] = True
+    chosen[order[before < config.tokenizer.training_characters]] = True
     with progress("Learning the tokenizer", total=int(lengths[chosen].sum()), unit="characters") as bar:
         row = 0
         for batch in _batches(file, config.batch_characters):

@@ -1,0 +1,235 @@
+"""The mixture against a plain re-telling of its rules, and the properties that training relies on."""
+
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from herd.config.errors import UserError
+from herd.corpus.epochs import DocumentStream
+from herd.corpus.mixture import MixConfig, Mixture, Phase, Quota
+from herd.corpus.packing import IGNORE, PackedRows
+from herd.corpus.shards import TokenShards
+
+PAPER = {"general": 0.50, "maths": 0.25, "code": 0.17, "multilingual": 0.08}
+MakeShards = Callable[..., TokenShards]
+Row = tuple[str, list[int], list[int], list[int]]  # source, tokens, targets, document lengths
+LENGTHS = st.lists(st.integers(2, 30), min_size=1, max_size=8)
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[dict[str, list[int]], list[Phase]]:
+    """Document lengths of up to three domains, and one to three phases over them."""
+    domains = {name: draw(LENGTHS) for name in ("general", "maths", "code")[: draw(st.integers(1, 3))]}
+    phases = []
+    for _ in range(draw(st.integers(1, 3))):
+        shares = draw(st.lists(st.integers(0, 5), min_size=len(domains), max_size=len(domains)).filter(any))
+        weights = {name: share / sum(shares) for name, share in zip(domains, shares, strict=True)}
+        phases.append(Phase(rows=draw(st.integers(0, 20)), seq_len=draw(st.integers(1, 24)), weights=weights))
+    return domains, phases
+
+
+def check(count: int) -> settings:
+    fixtures = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(max_examples=count, deadline=None, suppress_health_check=fixtures)
+
+
+def equal(a: PackedRows, b: PackedRows) -> bool:
+    tensors = ((a.tokens, b.tokens), (a.targets, b.targets), (a.positions, b.positions))
+    same = (a.lengths, a.sources, a.bytes) == (b.lengths, b.sources, b.bytes)
+    return same and all(torch.equal(x, y) for x, y in tensors)
+
+
+def retold(shards: TokenShards, phases: list[Phase], seed: int) -> list[list[Row]]:
+    """Every row of every phase, by walking the sources token by token."""
+
+    def walk(domain: str) -> Iterator[tuple[int, int, bool]]:
+        source = shards.source("train", domain)
+        stream, epoch = DocumentStream(source, seed), 0
+        while True:
+            for document in stream.order(epoch)[0].tolist():
+                ids = source.tokens[source.offsets[document] : source.offsets[document + 1]].tolist()
+                for place, token in enumerate(ids):
+                    yield token, ids[place + 1] if place + 1 < len(ids) else IGNORE, place == 0
+            epoch += 1
+
+    walkers = {domain: walk(domain) for domain in shards.domains("train")}
+    told = []
+    for phase in phases:
+        quota, rows = Quota(phase.weights), []
+        for row in range(phase.rows):
+            before, after = quota.counts(np.array([row, row + 1]))
+            name = quota.names[int(np.argmax(after - before))]
+            taken = [next(walkers[name]) for _ in range(phase.seq_len)]
+            begins = [i for i, (_, _, first) in enumerate(taken) if first or i == 0]
+            lengths = [b - a for a, b in pairwise([*begins, phase.seq_len])]
+            rows.append((name, [t[0] for t in taken], [t[1] for t in taken], lengths))
+        told.append(rows)
+    return told
+
+
+@given(world=worlds(), seed=st.integers(0, 3))
+@check(150)
+def test_rows_are_what_the_rules_say(
+    make_shards: MakeShards, world: tuple[dict[str, list[int]], list[Phase]], seed: int
+) -> None:
+    domains, phases = world
+    shards = make_shards(**domains)
+    mixture = Mixture(shards, "train", phases, seed)
+    for number, expected in enumerate(retold(shards, phases, seed)):
+        rows = mixture.rows(number, 0, len(expected))
+        assert rows.sources == tuple(name for name, *_ in expected)
+        assert rows.tokens.tolist() == [tokens for _, tokens, _, _ in expected]
+        assert rows.targets.tolist() == [targets for _, _, targets, _ in expected]
+        assert rows.lengths == tuple(tuple(lengths) for *_, lengths in expected)
+        positions = [[place for n in lengths for place in range(n)] for *_, lengths in expected]
+        assert rows.positions.tolist() == positions
+        assert rows.bytes == tuple(sum(t != IGNORE for t in targets) for _, _, targets, _ in expected)
+        assert rows.target_count == sum(rows.bytes)
+
+
+@given(world=worlds(), data=st.data())
+@check(100)
+def test_any_rows_in_any_order_are_the_same(
+    make_shards: MakeShards, world: tuple[dict[str, list[int]], list[Phase]], data: st.DataObject
+) -> None:
+    domains, phases = world
+    shards = make_shards(**domains)
+    whole = [Mixture(shards, "train", phases, 5).rows(p, 0, phase.rows) for p, phase in enumerate(phases)]
+    other = Mixture(shards, "train", phases, 5)
+    for _ in range(8):
+        p = data.draw(st.integers(0, len(phases) - 1))
+        first = data.draw(st.integers(0, phases[p].rows))
+        count = data.draw(st.integers(0, phases[p].rows - first))
+        rows = other.rows(p, first, count)
+        assert rows.tokens.shape == (count, phases[p].seq_len)
+        one_by_one = whole[p].split(1)[first : first + count]
+        assert all(equal(a, b) for a, b in zip(rows.split(1), one_by_one, strict=True))
+
+
+@given(lengths=LENGTHS, seq_lens=st.lists(st.integers(1, 20), min_size=1, max_size=3), seed=st.integers(0, 5))
+@check(80)
+def test_every_token_is_read_once_before_any_is_read_again(
+    make_shards: MakeShards, lengths: list[int], seq_lens: list[int], seed: int
+) -> None:
+    total = sum(lengths)
+    phases = [Phase(rows=2 * total // t + 1, seq_len=t, weights={"code": 1.0}) for t in seq_lens]
+    mixture = Mixture(make_shards(code=lengths), "train", phases, seed)
+    read = [mixture.rows(p, 0, phase.rows) for p, phase in enumerate(phases)]
+    tokens = torch.cat([rows.tokens.flatten() for rows in read]).tolist()
+    targets = torch.cat([rows.targets.flatten() for rows in read]).tolist()
+    lasts = set((np.cumsum(lengths) - 1).tolist())
+    for epoch in range(len(tokens) // total):
+        part = slice(epoch * total, (epoch + 1) * total)
+        assert sorted(tokens[part]) == list(range(total))
+        # Ids count up within a document: the target is the next id, and none after the document's last.
+        pairs = zip(tokens[part], targets[part], strict=True)
+        assert all(target == (IGNORE if token in lasts else token + 1) for token, target in pairs)
+    assert mixture.epochs()["code"] == pytest.approx(len(tokens) / total)
+    assert mixture.tokens() == {"code": len(tokens)}
+
+
+def test_epochs_have_different_orders_and_seeds_do_too(make_shards: MakeShards) -> None:
+    shards = make_shards(general=[3] * 50, maths=[3] * 50)
+    stream = DocumentStream(shards.source("train", "general"), 0)
+    orders = [stream.order(0)[0], stream.order(1)[0], DocumentStream(stream.source, 1).order(0)[0]]
+    orders.append(DocumentStream(shards.source("train", "maths"), 0).order(0)[0])
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    for epoch in (5, 0, 3, 0):  # whatever was read in between
+        assert (stream.order(epoch)[0] == DocumentStream(stream.source, 0).order(epoch)[0]).all()
+
+
+def test_document_order_is_the_one_of_earlier_versions(make_shards: MakeShards) -> None:
+    """A change here silently changes every training run: raise the version of the stages that read a mixture."""
+    shards = make_shards(general=[2] * 8)
+    assert DocumentStream(shards.source("train", "general"), 0).order(0)[0].tolist() == [2, 6, 0, 7, 4, 3, 1, 5]
+
+
+def test_deal_of_the_paper_mix() -> None:
+    dealt = np.diff(Quota(PAPER).counts(np.arange(25)), axis=0)
+    names = [Quota(PAPER).names[int(i)] for i in dealt.argmax(axis=1)]
+    assert (dealt.sum(axis=1) == 1).all()
+    assert Counter(names) == {"general": 12, "maths": 6, "code": 4, "multilingual": 2}
+    assert names[:8] == ["general", "maths", "general", "code", "general", "maths", "general", "multilingual"]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [PAPER, {"general": 0.35, "maths": 0.355, "code": 0.239, "multilingual": 0.056}, {"a": 0.9, "b": 0.1}, {"a": 1.0}],
+)
+def test_shares_are_met_at_every_point(weights: dict[str, float]) -> None:
+    quota = Quota(weights)
+    rows = np.arange(200_001)
+    shares = np.array([weights[name] for name in quota.names])
+    counts = quota.counts(rows)
+    assert (counts.sum(axis=1) == rows).all()
+    assert np.abs(counts - rows[:, None] * shares).max() <= (1.0 if weights is PAPER else 1.1)
+    # And as far out as the paper's run goes: 16M-token batches of 8,192 tokens, 1.2M steps.
+    far = np.arange(2_400_000_000, 2_400_000_100)
+    assert np.abs(quota.counts(far) - far[:, None] * shares).max() <= 2.0
+
+
+@given(shares=st.lists(st.integers(0, 20), min_size=1, max_size=7).filter(any))
+@check(200)
+def test_any_shares_are_met_closely(shares: list[int]) -> None:
+    weights = {f"s{i}": share / sum(shares) for i, share in enumerate(shares)}
+    quota = Quota(weights)
+    rows = np.arange(500)
+    counts = quota.counts(rows)
+    assert ((np.diff(counts, axis=0) == 1).sum(axis=1) == 1).all()
+    assert all(weights[name] > 0 for name in quota.names)
+    assert np.abs(counts - rows[:, None] * np.array([weights[n] for n in quota.names])).max() <= 2.0
+
+
+@given(world=worlds())
+@check(40)
+def test_documents_of_names_each_part(make_shards: MakeShards, world: tuple[dict[str, list[int]], list[Phase]]) -> None:
+    domains, phases = world
+    mixture = Mixture(make_shards(**domains), "train", phases, 1)
+    for p, phase in enumerate(phases):
+        rows, named = mixture.rows(p, 0, phase.rows), mixture.documents_of(p, 0, phase.rows)
+        for tokens, lengths, source, names in zip(rows.tokens.tolist(), rows.lengths, rows.sources, named, strict=True):
+            begins = np.cumsum([0, *lengths[:-1]])
+            owner = np.searchsorted(np.cumsum(domains[source]), [tokens[b] for b in begins], side="right")
+            assert names == tuple(f"{source}/{i}" for i in owner)
+        if phase.rows:
+            assert mixture.documents_of(p, phase.rows - 1, 1) == named[-1:]
+
+
+def test_a_mixture_travels_to_another_process_by_path(make_shards: MakeShards) -> None:
+    shards = make_shards(general=[20] * 2000)
+    mixture = Mixture(shards, "train", [Phase(100, 16, {"general": 1.0})], 0)
+    expected = mixture.rows(0, 10, 20)
+    content = pickle.dumps(mixture)
+    assert len(content) < 4_000  # not the 80,000 bytes of tokens
+    assert equal(pickle.loads(content).rows(0, 10, 20), expected)
+
+
+def test_bad_mixes_are_refused(make_shards: MakeShards) -> None:
+    shards = make_shards(general=[5, 5], maths=[5])
+    cases = [
+        ({"general": 0.5, "maths": 0.4}, "sum to 0.9, not 1"),
+        ({"general": 1.5, "maths": -0.5}, "0 or more"),
+        ({"general": float("nan")}, "0 or more"),
+        ({"general": 0.5, "math": 0.5}, "weight to 'math'.* Did you mean 'maths'.* It has general, maths"),
+        ({"general": 0.5, "code": 0.5}, "weight to 'code'.* no tokens in split 'train'"),
+    ]
+    for weights, message in cases:
+        with pytest.raises(UserError, match=message):
+            Mixture(shards, "train", [Phase(1, 4, weights)], 0)
+    with pytest.raises(UserError, match=r"No split 'trains'.* Did you mean 'train'"):
+        Mixture(shards, "trains", [], 0)
+    with pytest.raises(UserError, match="1 token or more"):
+        Phase(1, 0, {"general": 1.0})
+    with pytest.raises(UserError, match=r"mix\.weights: weights sum to 0"):
+        MixConfig({})
+    zero = Mixture(shards, "train", [Phase(2, 4, {"general": 1.0, "nowhere": 0.0})], 0)
+    assert zero.rows(0, 0, 2).sources == ("general", "general")
+    with pytest.raises(IndexError, match="2 rows, asked for 1 to 3"):
+        zero.rows(0, 1, 2)
