@@ -51,7 +51,7 @@ def test_no_usable_entries_is_said_with_the_reasons(documents, tmp_path):
     config = DialogsConfig(seed=0, tasks=["what"], seed_dialogs=1, train_prompts=1, heldout_prompts=1, seed_flaws=0.0)
     strict = json.loads(json.dumps({"max_signature": 3, "min_summary": 1, "max_summary": 5}))
     config = load(DialogsConfig, {**config.__dict__, "entries": strict})
-    with pytest.raises(UserError, match="0 usable train entries.*long_signature"):
+    with pytest.raises(UserError, match=r"0 usable train entries.*long_signature"):
         execute(STAGE, config, {"documents": documents}, tmp_path / "runs", "test")
 
 
@@ -59,5 +59,5 @@ def test_configuration():
     composed = OmegaConf.to_container(compose("dialogs"))
     composed = {k: v for k, v in composed.items() if k not in ("run", "inputs", "hydra")}
     assert load(DialogsConfig, composed).seed_dialogs == 400
-    with pytest.raises(UserError, match="unknown task `wat`.*what"):
+    with pytest.raises(UserError, match=r"unknown task `wat`.*what"):
         DialogsConfig(seed=0, tasks=["wat"], seed_dialogs=1, train_prompts=1, heldout_prompts=1, seed_flaws=0.0)

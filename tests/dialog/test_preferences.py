@@ -57,7 +57,7 @@ def test_similarity():
 def test_broken_line_is_refused_by_number(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' * 4999 + '{"a": \n' + '{"a": 1}\n')
-    with pytest.raises(UserError, match="rows.jsonl, line 5000: not valid JSON"):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 5000: not valid JSON"):
         list(read_jsonl(path))
 
 

@@ -1,1 +1,1 @@
-"""Post-training: documentation dialogs, graded preferences, rejection sampling, averaging, and the stages of a round."""
+"""Post-training: documentation dialogs, graded preferences, rejection sampling, averaging, and their stages."""

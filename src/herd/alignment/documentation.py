@@ -106,7 +106,7 @@ class Parameter:
 
 
 def positional_parameters(signature: str) -> list[Parameter] | None:
-    """Parameters before `*`, without self and cls; None when the text is no Python signature. Parsed, never executed."""
+    """Parameters before `*`, without self and cls; None for text that is no signature. Parsed, never executed."""
     try:
         statements = ast.parse(f"def f{signature}:\n pass").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -163,7 +163,7 @@ def make_prompt(entry: Entry, task: str, rng: np.random.Generator) -> Prompt | N
 
 
 def make_prompts(entries: Iterable[Entry], tasks: list[str], rng: np.random.Generator) -> list[Prompt]:
-    """One prompt for each entry, the tasks taking turns; an entry that does not allow its task takes the next."""
+    """One prompt for each entry, the tasks taking turns; one that does not allow it takes the next."""
     prompts = []
     for turn, entry in enumerate(entries):
         for step in range(len(tasks)):

@@ -19,7 +19,6 @@ from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.model.io import load_model
-from herd.runs.progress import progress
 from herd.runs.seeds import stream, torch_seed
 from herd.runs.stage import Inputs, Stage, StageRun
 
@@ -121,19 +120,17 @@ def sampled(
         else:
             counted.drop("prompt_too_long")
     answers: dict[tuple[str, str], Answer] = {}
-    with progress("sampling pairs", total=2 * len(chosen), unit="answers") as bar:
-        for label, model in models.items():
-            asked = [p for p in prompts if label in chosen.get(p.id, [])]
-            sampling = SamplingConfig(
-                max_new_tokens=config.max_new_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                seed=torch_seed(config.seed, "preferences", split, label),
-            )
-            given = sample_answers(model, tokenizer, [p.messages for p in asked], sampling, 1, config.batch_size)
-            answers |= {(p.id, label): group[0] for p, group in zip(asked, given, strict=True)}
-            stage_run.cost(tokens=sum(len(group[0].tokens) for group in given))
-            bar.advance(len(asked), model=label)
+    for label, model in models.items():
+        asked = [p for p in prompts if label in chosen.get(p.id, [])]
+        sampling = SamplingConfig(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=torch_seed(config.seed, "preferences", split, label),
+        )
+        given = sample_answers(model, tokenizer, [p.messages for p in asked], sampling, 1, config.batch_size)
+        answers |= {(p.id, label): group[0] for p, group in zip(asked, given, strict=True)}
+        stage_run.cost(tokens=sum(len(group[0].tokens) for group in given))
     return {
         prompt_id: [
             Candidate(answers[prompt_id, label].text, label, answers[prompt_id, label].finished) for label in pair

@@ -1,1 +1,1 @@
-"""Messages -> tokens with a segment code per token -> masks; packing of dialogs; preference rows."""
+"""Messages -> tokens with a segment code per token -> masks; preference rows."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from herd.generation.sampler import SamplingConfig, generate
-
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message
 from herd.dialog.render import render_batch
+from herd.generation.sampler import SamplingConfig, generate
 from herd.model.transformer import Transformer
 
 
@@ -29,7 +28,7 @@ def sample_answers(
     prompts: Sequence[Sequence[Message]],
     config: SamplingConfig,
     samples_per_prompt: int = 1,
-    batch_size: int = 64,
+    batch_size: int = 256,
 ) -> list[list[Answer]]:
     """`samples_per_prompt` answers to each dialog, in order. A dialog ends with the message that is to be answered.
 
@@ -53,7 +52,7 @@ def answer_prompts(
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[Message]],
     config: SamplingConfig,
-    batch_size: int = 64,
+    batch_size: int = 256,
 ) -> list[str]:
     """The text of one answer to each dialog; `config.temperature = 0` gives the greedy one."""
     return [answers[0].text for answers in sample_answers(model, tokenizer, prompts, config, 1, batch_size)]

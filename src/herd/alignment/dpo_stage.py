@@ -1,0 +1,102 @@
+"""`herd dpo`: direct preference optimisation of an SFT model on the newest round's preferences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from herd.alignment.fine_tuning import FineTuning, load_tokenizer, train, wilson_interval
+from herd.config.errors import UserError
+from herd.dialog.preferences import PreferenceFilter, read_preferences
+from herd.dialog.rows import Counted
+from herd.model.io import load_model, save_model
+from herd.model.transformer import Transformer
+from herd.runs.atomic import sha256_file
+from herd.runs.stage import Inputs, Stage, StageRun
+from herd.training.dpo import DPOModule, DPOObjective, DPOSteps, dpo_pairs, evaluate_dpo, reference_logprobs
+from herd.training.schedule import step_schedule
+
+
+@dataclass(frozen=True)
+class DPOConfig(FineTuning):
+    """Schema of conf/dpo.yaml; `batch_size` counts pairs."""
+
+    objective: DPOObjective
+    filter: PreferenceFilter  # which pairs are used
+
+
+def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    tokenizer = load_tokenizer(inputs)
+    folder = inputs["model"] / "model"
+    model = load_model(folder)
+    config.check_window(model.config)
+    pairs, rows = {}, {}
+    for split, file in (("train", "preferences.jsonl"), ("heldout", "heldout.jsonl")):
+        counted, fitted = Counted(), Counted()
+        kept = config.filter.select(read_preferences(inputs["preferences"] / file), counted)
+        pairs[split] = dpo_pairs(kept, tokenizer, config.window, config.objective, fitted)
+        rows[split] = {"kept": fitted.kept, "dropped": counted.dropped | fitted.dropped}
+    if not pairs["heldout"]:
+        raise UserError("dpo: no held-out pair is left to measure on; use more held-out prompts")
+    source = DPOSteps(
+        pairs["train"],
+        config.window,
+        tokenizer.pad_id,
+        config.batch_size,
+        config.trainer.micro_batch_tokens,
+        config.epochs,
+        config.seed,
+    )
+    source.reference = cached_reference(model, source, config, stage_run, sha256_file(folder / "model.safetensors"))
+    schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
+    module = DPOModule(model, config.optimizer, schedule)
+    module.objective = config.objective
+    result = train(module, source, config, model.config, stage_run)
+    save_model(model, stage_run.folder / "model")
+    scores = evaluate_dpo(
+        model, load_model(folder), pairs["heldout"], config.window, tokenizer.pad_id, config.objective
+    )
+    count = len(pairs["heldout"])
+    return {
+        "rewards/accuracies": scores["rewards/accuracies"],
+        "rewards/accuracies_interval": wilson_interval(round(scores["rewards/accuracies"] * count), count),
+        "rewards/margins": scores["rewards/margins"],
+        "heldout_pairs": count,
+        **{f"eval_{name}": value for name, value in scores.items()},
+        **{f"train_{name}": result.last[name] for name in ("loss", "rewards/accuracies", "rewards/margins")},
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "rows": rows,
+    }
+
+
+def cached_reference(
+    model: Transformer, source: DPOSteps, config: DPOConfig, stage_run: StageRun, weights: str
+) -> list[torch.Tensor]:
+    """The reference's log-probabilities, kept in the scratch folder under the hash of the reference's weights."""
+    path = stage_run.scratch / f"reference-{weights[:16]}.pt"
+    if path.exists():
+        cached: list[torch.Tensor] = torch.load(path, weights_only=True)
+        return cached
+    bf16 = config.trainer.precision == "bf16"
+    if config.trainer.accelerator == "gpu":
+        reference = reference_logprobs(model.cuda(), source.groups, "cuda", bf16)
+    else:
+        reference = reference_logprobs(model, source.groups, "cpu", bf16)
+    temporary = path.with_suffix(".tmp")
+    torch.save(reference, temporary)
+    temporary.replace(path)
+    return reference
+
+
+STAGE = Stage(
+    name="dpo",
+    version=1,
+    config=DPOConfig,
+    run=run,
+    summary="direct preference optimisation",
+    inputs=("tokens", "model", "preferences"),
+)

@@ -1,0 +1,75 @@
+"""What the stages that train (reward, sft, dpo) have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy import stats
+
+from herd.config.errors import UserError
+from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.messages import Message, Role, parse_messages
+from herd.dialog.rows import Prompt, read_jsonl
+from herd.model.config import ModelConfig
+from herd.model.counts import flops_per_token
+from herd.runs.stage import Artifact, Inputs, StageRun
+from herd.training.fit import FitResult, TrainerConfig, fit
+from herd.training.module import HerdModule
+from herd.training.optimizer import OptimizerConfig
+from herd.training.schedule import ScheduleConfig
+from herd.training.sequences import EpochSteps
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Keys that the schemas of reward, sft and dpo share."""
+
+    seed: int  # of the data order, and of the reward head
+    window: int  # tokens in a packed row; no dialog may be longer
+    batch_size: int  # in one optimizer step: comparisons (reward), packed rows (sft), pairs (dpo)
+    epochs: float  # passes over the data; a fraction stops within a pass
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig  # learning rate over the run's steps, as shares of the peak
+    trainer: TrainerConfig
+
+    def __post_init__(self) -> None:
+        if self.window < 2 or self.batch_size < 1 or self.epochs <= 0:
+            raise UserError("window must be at least 2, batch_size at least 1 and epochs above 0")
+
+    def check_window(self, model: ModelConfig) -> None:
+        """UserError when a row is longer than the model's positions."""
+        if self.window > model.max_seq_len:
+            raise UserError(f"window {self.window} exceeds the model's {model.max_seq_len} positions; lower window")
+
+
+def train(
+    module: HerdModule, source: EpochSteps, config: FineTuning, model: ModelConfig, stage_run: StageRun
+) -> FitResult:
+    """Fits and books the cost: 6N FLOPs a token."""
+    result = fit(module, source, config.trainer, stage_run, description=stage_run.node or "fine-tuning")
+    stage_run.cost(tokens=result.tokens, flops=flops_per_token(model, config.window, "6N") * result.tokens)
+    return result
+
+
+def load_tokenizer(inputs: Inputs) -> Tokenizer:
+    """The tokenizer of the input `tokens`."""
+    return Tokenizer.load(inputs["tokens"] / "tokenizer")
+
+
+def read_dialogs(artifact: Artifact) -> list[tuple[Message, ...]]:
+    """The SFT dialogs that a stage left: seed dialogs of `herd dialogs`, else `dialogs.jsonl`."""
+    seeds = artifact.path / "seed_dialogs.jsonl"
+    path: Path = seeds if seeds.exists() else artifact / "dialogs.jsonl"
+    return [parse_messages(row.get("messages"), where) for where, row in read_jsonl(path)]
+
+
+def with_reference(prompts: list[Prompt]) -> list[tuple[Message, ...]]:
+    """Prompts answered by their references."""
+    return [(*p.messages, Message(Role.ASSISTANT, p.reference)) for p in prompts]
+
+
+def wilson_interval(hits: int, count: int) -> list[float]:
+    """Wilson's 95% interval of hits / count."""
+    interval = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]

@@ -1,0 +1,131 @@
+"""`herd reject`: rejection sampling (section 4.2.2): of K answers to a prompt, the reward model's choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from herd.alignment.fine_tuning import load_tokenizer
+from herd.alignment.grader import GraderConfig
+from herd.config.errors import UserError
+from herd.dialog.messages import Message, Role
+from herd.dialog.rows import Counted, read_prompts, write_jsonl
+from herd.generation.chat import fits, sample_answers
+from herd.generation.sampler import SamplingConfig
+from herd.model.io import load_model, load_reward_model
+from herd.runs.seeds import torch_seed
+from herd.runs.stage import Inputs, Stage, StageRun
+from herd.training.reward import score_responses
+
+
+@dataclass(frozen=True)
+class RejectConfig:
+    """Schema of conf/reject.yaml."""
+
+    seed: int
+    first_prompt: int  # index of the first training prompt used
+    prompts: int  # training prompts used
+    samples: int  # K, answers to each prompt; the paper: 10-30
+    max_new_tokens: int  # longest answer, tokens
+    temperature: float
+    top_p: float
+    batch_size: int  # sequences generated or scored together
+
+    def __post_init__(self) -> None:
+        if self.first_prompt < 0 or min(self.prompts, self.samples, self.max_new_tokens, self.batch_size) < 1:
+            raise UserError("first_prompt must be >= 0; prompts, samples, max_new_tokens and batch_size >= 1")
+        if self.samples > 1 and self.temperature <= 0:
+            raise UserError("temperature 0 gives the same answer every time; raise it or set samples to 1")
+
+
+def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    tokenizer = load_tokenizer(inputs)
+    generator, reward_model = load_model(inputs["generator"] / "model"), load_reward_model(inputs["reward"] / "model")
+    path = inputs["prompts"] / "train_prompts.jsonl"
+    prompts = read_prompts(path)[config.first_prompt : config.first_prompt + config.prompts]
+    if not prompts:
+        raise UserError(f"{path}: no prompts from index {config.first_prompt} on; make more or lower first_prompt")
+    counted = Counted()
+    window = min(generator.config.max_seq_len, reward_model.backbone.config.max_seq_len)
+    asked = []
+    for prompt in prompts:
+        # One token more: the reward model also reads the end of the turn.
+        if fits(prompt.messages, tokenizer, window, config.max_new_tokens + 1):
+            asked.append(prompt)
+        else:
+            counted.drop("prompt_too_long")
+    sampling = SamplingConfig(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        seed=torch_seed(config.seed, "reject"),
+    )
+    model_id = inputs["generator"].address[:16]
+    grader = GraderConfig()
+    answers = sample_answers(
+        generator, tokenizer, [p.messages for p in asked], sampling, config.samples, config.batch_size
+    )
+    stage_run.cost(tokens=sum(len(a.tokens) for given in answers for a in given))
+    # An answer cut at the length limit would teach abrupt ends, an empty one nothing: they are no candidates.
+    candidates = [[(i, a.text) for i, a in enumerate(given) if a.finished and a.text.strip()] for given in answers]
+    dialogs = [
+        (*prompt.messages, Message(Role.ASSISTANT, text))
+        for prompt, texts in zip(asked, candidates, strict=True)
+        for _, text in texts
+    ]
+    scores = iter(score_responses(reward_model, tokenizer, dialogs, config.batch_size))
+    rows: list[dict[str, Any]] = []
+    rewards: list[float] = []
+    grades: list[float] = []
+    for prompt, texts in zip(asked, candidates, strict=True):
+        if not texts:
+            counted.drop("no_finished_answer")
+            continue
+        given_scores = [next(scores) for _ in texts]
+        best = max(range(len(texts)), key=lambda i: (given_scores[i], -i))
+        sample, text = texts[best]
+        counted.kept += 1
+        rewards += given_scores
+        grades += [grader.score(prompt.task, prompt.reference, other) for _, other in texts]
+        messages = (*prompt.messages, Message(Role.ASSISTANT, text))
+        rows.append(
+            {
+                "id": f"reject-{prompt.id}",
+                "prompt_id": prompt.id,
+                "entry_id": prompt.entry_id,
+                "task": prompt.task,
+                "messages": [m.to_dict() for m in messages],
+                "reward": given_scores[best],
+                "mean_reward": sum(given_scores) / len(texts),
+                "sample": sample,
+                "candidates": len(texts),
+                "model": model_id,
+                "score": grader.score(prompt.task, prompt.reference, text),
+            }
+        )
+    write_jsonl(stage_run.folder / "dialogs.jsonl", rows)
+    return {
+        "reward_best": mean([row["reward"] for row in rows]),
+        "reward_all": mean(rewards),
+        "score_best": mean([row["score"] for row in rows]),  # by the grader's known rule, which no model has seen
+        "score_all": mean(grades),
+        "dialogs": len(rows),
+        "samples": sum(map(len, answers)),
+        "finished": mean([float(a.finished) for given in answers for a in given]),
+        "rows": counted.to_dict(),
+    }
+
+
+def mean(values: list[float]) -> float | None:
+    """Mean, or None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+STAGE = Stage(
+    name="reject",
+    version=1,
+    config=RejectConfig,
+    run=run,
+    summary="rejection sampling: K answers, the best by reward",
+    inputs=("tokens", "generator", "reward", "prompts"),
+)

@@ -1,0 +1,111 @@
+"""`herd reward`: the reward model, from the pre-trained checkpoint, on the preferences of all rounds so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from herd.alignment.fine_tuning import FineTuning, load_tokenizer, train, wilson_interval
+from herd.config.errors import UserError
+from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.preferences import Grade, Preference, PreferenceFilter, read_preferences
+from herd.dialog.rows import Counted
+from herd.model.heads import RewardModel
+from herd.model.io import load_model, save_model
+from herd.runs.stage import Inputs, Stage, StageRun
+from herd.training.reward import RewardModule, comparisons, reward_steps, score_sequences
+from herd.training.schedule import step_schedule
+
+
+@dataclass(frozen=True)
+class RewardConfig(FineTuning):
+    """Schema of conf/reward.yaml; `batch_size` counts comparisons."""
+
+    filter: PreferenceFilter  # which comparisons are used
+
+
+def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    tokenizer = load_tokenizer(inputs)
+    backbone = load_model(inputs["base"] / "model")
+    config.check_window(backbone.config)
+    rounds = inputs.group("preferences")
+    if not rounds:
+        raise UserError("reward: give the preferences of at least one round, inputs.preferences.LABEL=FOLDER")
+    data, rows = [], {}
+    for label, artifact in rounds.items():
+        counted, packed = Counted(), Counted()
+        kept = config.filter.select(read_preferences(artifact / "preferences.jsonl"), counted)
+        data += comparisons(kept, tokenizer, config.window, packed)
+        rows[label] = {"kept": packed.kept, "dropped": counted.dropped | packed.dropped}
+    source = reward_steps(
+        data,
+        config.window,
+        tokenizer.pad_id,
+        config.batch_size,
+        config.trainer.micro_batch_tokens,
+        config.epochs,
+        config.seed,
+    )
+    model = RewardModel(backbone, config.seed)
+    schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
+    result = train(RewardModule(model, config.optimizer, schedule), source, config, backbone.config, stage_run)
+    save_model(model, stage_run.folder / "model")
+    heldout = {label: read_preferences(artifact / "heldout.jsonl") for label, artifact in rounds.items()}
+    return {
+        **heldout_accuracy(model, tokenizer, heldout, config),
+        "train_accuracy": result.last["accuracy"],
+        "train_loss": result.last["loss"],
+        "triples": sum(len(c) == 3 for c in data),
+        "pairs": sum(len(c) == 2 for c in data),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "rows": rows,
+    }
+
+
+def heldout_accuracy(
+    model: RewardModel, tokenizer: Tokenizer, rounds: dict[str, list[Preference]], config: RewardConfig
+) -> dict[str, Any]:
+    """Share of held-out pairs whose chosen response has the higher score, with Wilson's 95% interval.
+
+    `accuracy` is over the grades that are trained on; `accuracy_by_grade` over all pairs of different responses.
+    `length_accuracy` is what choosing the shorter (or, if better, the longer) response would reach.
+    """
+    every_grade = PreferenceFilter(grades=[grade.value for grade in Grade], max_similarity=1.0)
+    hits: dict[str, dict[str, list[bool]]] = {"grade": {}, "round": {}}
+    shorter: list[bool] = []
+    for label, rows in rounds.items():
+        for row in every_grade.select(rows, Counted()):
+            pair = Preference(row.id, row.prompt_id, row.prompt, row.chosen, row.rejected, row.grade)
+            sequences = comparisons([pair], tokenizer, config.window, Counted())
+            if not sequences:
+                continue
+            chosen, rejected = score_sequences(model, sequences[0], tokenizer.pad_id, batch_size=2)
+            hits["grade"].setdefault(row.grade.value, []).append(chosen > rejected)
+            if config.filter.reason(row) is None:
+                hits["round"].setdefault(label, []).append(chosen > rejected)
+                shorter.append(len(sequences[0][0]) < len(sequences[0][1]))
+    counted = [hit for values in hits["round"].values() for hit in values]
+    if not counted:
+        raise UserError("reward: no held-out pair is left to measure accuracy on; use more held-out prompts")
+    share = sum(shorter) / len(shorter)
+    return {
+        "accuracy": sum(counted) / len(counted),
+        "accuracy_interval": wilson_interval(sum(counted), len(counted)),
+        "heldout_pairs": len(counted),
+        "length_accuracy": max(share, 1 - share),
+        "accuracy_by_round": {label: sum(v) / len(v) for label, v in hits["round"].items()},
+        "accuracy_by_grade": {grade.value: sum(v) / len(v) for grade in Grade if (v := hits["grade"].get(grade.value))},
+    }
+
+
+STAGE = Stage(
+    name="reward",
+    version=1,
+    config=RewardConfig,
+    run=run,
+    summary="train a reward model on preferences",
+    inputs=("tokens", "base"),
+    groups=("preferences",),
+)

@@ -1,0 +1,99 @@
+"""Supervised fine-tuning: cross-entropy on the assistant's tokens of packed dialogs (section 4.1.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.corpus.packing import best_fit
+from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.masks import sft_mask
+from herd.dialog.messages import Message, reject_reason
+from herd.dialog.render import render_batch
+from herd.dialog.rows import Counted
+from herd.model.masks import Documents
+from herd.model.transformer import Transformer
+from herd.objectives.cross_entropy import linear_cross_entropy
+from herd.training.module import HerdModule, Metrics
+from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, fit_window, lay_out, pack_sequences
+from herd.training.steps import StepBatch
+
+
+def sft_sequences(
+    dialogs: Iterable[Sequence[Message]], tokenizer: Tokenizer, window: int, counted: Counted
+) -> list[TrainingSequence]:
+    """Dialogs -> sequences of at most `window` tokens with assistant-only targets; the others are counted by reason."""
+    usable = []
+    for messages in dialogs:
+        reason = reject_reason(messages)
+        if reason:
+            counted.drop(reason)
+        else:
+            usable.append(messages)
+    sequences = []
+    for rendered in render_batch(usable, tokenizer):
+        kept, note = fit_window(rendered, sft_mask(rendered), window)
+        if note:
+            counted.drop(note)  # "truncated" is counted here too, though its beginning is kept
+        if kept is not None:
+            mask = sft_mask(kept)
+            sequences.append(TrainingSequence(kept.tokens, mask, mask))
+    counted.kept += len(sequences)
+    return sequences
+
+
+def sft_steps(
+    sequences: Sequence[TrainingSequence],
+    window: int,
+    pad_id: int,
+    batch_rows: int,
+    micro_batch_rows: int,
+    epochs: float,
+    seed: int,
+) -> EpochSteps:
+    """Optimizer steps of `batch_rows` packed rows. Rows are packed once; their order changes with the epoch."""
+    rows = best_fit([len(s) for s in sequences], window)
+
+    def micro_batch(group: list[int]) -> SequenceRows:
+        members = [sequences[i] for unit in group for i in rows[unit]]
+        ends = np.cumsum([len(rows[unit]) for unit in group])
+        local = [list(range(end - len(rows[unit]), end)) for unit, end in zip(group, ends, strict=True)]
+        return lay_out(members, local, window, pad_id)
+
+    def build(step: int, units: list[int]) -> StepBatch:
+        groups = [units[i : i + micro_batch_rows] for i in range(0, len(units), micro_batch_rows)]
+        micro_batches = [micro_batch(group) for group in groups]
+        targets = sum(len(rows.targets) for rows in micro_batches)
+        return StepBatch(step, micro_batches, float(targets), sum(rows.tokens.numel() for rows in micro_batches))
+
+    return EpochSteps([window] * len(rows), batch_rows, epochs, seed, build)
+
+
+class SFTModule(HerdModule):
+    """Sum of -log p over the assistant's tokens, divided by their number in the whole optimizer step."""
+
+    def micro_batch_loss(self, micro_batch: SequenceRows) -> tuple[Tensor, Metrics]:
+        return rows_nll(self.model, micro_batch), {}
+
+
+def rows_nll(model: Transformer, rows: SequenceRows) -> Tensor:
+    """Summed negative log-likelihood of the trained tokens, nats."""
+    hidden = model(rows.tokens, rows.positions, Documents(rows.lengths))
+    return linear_cross_entropy(rows.at_places(hidden), model.output_weight, rows.targets)
+
+
+@torch.no_grad()
+def sft_loss(
+    model: Transformer, sequences: Sequence[TrainingSequence], window: int, pad_id: int, batch_size: int = 64
+) -> float:
+    """Mean negative log-likelihood of the trained tokens, nats a token; NaN-free: needs at least one sequence."""
+    assert sequences, "no sequences, no loss"
+    total, targets = 0.0, 0
+    for first in range(0, len(sequences), batch_size):
+        rows = pack_sequences(sequences[first : first + batch_size], window, pad_id)
+        total += float(rows_nll(model, rows))
+        targets += len(rows.targets)
+    return total / targets

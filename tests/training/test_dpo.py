@@ -1,0 +1,180 @@
+"""DPO: the paper's two masks, the reference, what separate rows would give, and resuming after a kill."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from posttraining import WINDOW, preferences, same_weights, says, tiny_model, tokenizer, user
+
+from herd.config.errors import UserError
+from herd.dialog.masks import dpo_mask, nll_mask
+from herd.dialog.preferences import Grade, Preference
+from herd.dialog.render import render
+from herd.dialog.rows import Counted
+from herd.runs.stage import StageRun
+from herd.training.dpo import (
+    DPOBatch,
+    DPOModule,
+    DPOObjective,
+    DPOSteps,
+    dpo_pairs,
+    dpo_terms,
+    evaluate_dpo,
+    reference_logprobs,
+)
+from herd.training.fit import TrainerConfig, fit
+from herd.training.optimizer import OptimizerConfig
+from herd.training.sequences import pack_sequences
+
+OBJECTIVE = DPOObjective()
+
+
+def pairs(count=9, objective=OBJECTIVE):
+    return dpo_pairs(preferences(count), tokenizer(), WINDOW, objective, Counted())
+
+
+def steps(count=24, epochs=2.0, micro_batch_tokens=600, reference=None):
+    source = DPOSteps(pairs(count), WINDOW, tokenizer().pad_id, 8, micro_batch_tokens, epochs, seed=0)
+    source.reference = reference_logprobs(reference or tiny_model(), source.groups)
+    return source
+
+
+def separate(model, prompt, response, mask) -> float:
+    """Log-probability of the masked tokens of one response, alone in its row."""
+    rendered = render(prompt + response, tokenizer())
+    tokens = torch.from_numpy(rendered.tokens)[None]
+    logprobs = model.logits(model(tokens)).log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None]).squeeze(1)
+    return logprobs[torch.from_numpy(mask(rendered, len(prompt))[1:])].sum().item()
+
+
+def test_g5_at_the_reference_the_loss_is_ln2_and_no_pair_is_right():
+    source, model = steps(), tiny_model()
+    for step in range(len(source)):
+        for batch in source[step].micro_batches:
+            terms = dpo_terms(model, batch, DPOObjective(nll_coefficient=0.0))
+            assert (terms["loss"] == math.log(2)).all() or torch.allclose(terms["loss"], torch.tensor(math.log(2)))
+            assert (terms["rewards/chosen"] == 0).all()  # to the bit
+            assert (terms["rewards/rejected"] == 0).all()
+            module = DPOModule(model, OptimizerConfig(), lambda s: 0.0)
+            assert module.micro_batch_loss(batch)[1]["rewards/accuracies"][0] == 0
+            with_nll = dpo_terms(model, batch, OBJECTIVE)
+            assert torch.allclose(with_nll["loss"], math.log(2) + 0.2 * with_nll["nll_loss"])
+
+
+def test_terms_are_those_of_separate_rows():
+    policy, reference, rows = tiny_model(1), tiny_model(0), preferences(9)
+    data = pairs(9)
+    packed = pack_sequences([p[0] for p in data] + [p[1] for p in data], WINDOW, tokenizer().pad_id)
+    assert len(packed.tokens) < 18
+    batch = DPOBatch(packed, reference_logprobs(reference, [packed])[0])
+    terms = dpo_terms(policy, batch, OBJECTIVE)
+    for i, row in enumerate(rows):
+        chosen, rejected = (
+            0.1 * (separate(policy, row.prompt, r, dpo_mask) - separate(reference, row.prompt, r, dpo_mask))
+            for r in (row.best, row.rejected)
+        )
+        count = nll_mask(render(row.prompt + row.best, tokenizer()), len(row.prompt)).sum()
+        nll = -separate(policy, row.prompt, row.best, nll_mask) / count
+        loss = math.log1p(math.exp(-(chosen - rejected))) + 0.2 * nll
+        assert terms["rewards/chosen"][i].item() == pytest.approx(chosen, abs=1e-5)
+        assert terms["rewards/rejected"][i].item() == pytest.approx(rejected, abs=1e-5)
+        assert terms["nll_loss"][i].item() == pytest.approx(nll, abs=1e-5)
+        assert terms["loss"][i].item() == pytest.approx(loss, abs=1e-5)
+
+
+def test_the_preference_term_leaves_the_end_of_turn_alone_and_the_nll_does_not():
+    (chosen, rejected), *_ = pairs(1)
+    eot = tokenizer().eot_id
+    for sequence in (chosen, rejected):
+        trained = set(np.flatnonzero(sequence.trained)) - set(np.flatnonzero(sequence.preferred))
+        assert sequence.tokens[list(trained)].tolist() == [eot]
+        assert not sequence.preferred[sequence.tokens == eot].any()
+    assert tokenizer().decode(chosen.tokens[chosen.preferred].tolist()) == "The thing is red."  # the edited response
+
+
+def test_gradient_pushes_chosen_up_and_rejected_down():
+    model = tiny_model()
+    source = steps(8)
+    loss, _ = DPOModule(model, OptimizerConfig(), lambda s: 0.0).micro_batch_loss(source[0].micro_batches[0])
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 1e-3 * parameter.grad
+    terms = dpo_terms(model, source[0].micro_batches[0], OBJECTIVE)
+    assert (terms["rewards/chosen"] - terms["rewards/rejected"]).mean() > 0
+    assert terms["rewards/chosen"].mean() > 0
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (Preference("x", "y", user("a"), says("b"), says("red " * WINDOW), Grade.BETTER), "too_long"),
+        (Preference("x", "y", user("long " * WINDOW), says("b"), says("c"), Grade.BETTER), "too_long"),
+        (Preference("x", "y", user("a"), says(""), says("c"), Grade.BETTER), "nothing_to_train"),
+    ],
+)
+def test_g10_unusable_pairs_are_dropped_and_counted(row, reason):
+    counted = Counted()
+    kept = dpo_pairs([row, *preferences(2)], tokenizer(), WINDOW, OBJECTIVE, counted)
+    assert len(kept) == 2
+    assert counted.to_dict() == {"kept": 2, "dropped": {reason: 1}}
+
+
+def test_groups_hold_every_pair_once_and_a_step_is_whole():
+    source = steps(24, epochs=1.0)
+    assert all(len(source[s].micro_batches) > 1 for s in range(len(source)))
+    assert sum(source[s].normalizer for s in range(len(source))) == 24
+    assert source.tokens_at(len(source)) == sum(len(s) for pair in pairs(24) for s in pair)
+
+
+def test_settings_are_checked():
+    for bad in ({"beta": 0.0}, {"nll_coefficient": -1.0}, {"label_smoothing": 0.5}):
+        with pytest.raises(UserError, match="objective"):
+            DPOObjective(**bad)
+
+
+def trained(folder: Path, stop_after: int | None = None):
+    """A DPO run; `stop_after` kills the process itself, without a word, after so many steps."""
+    model, source = tiny_model(), steps(24, epochs=4.0)
+    module = DPOModule(model, OptimizerConfig(lr=3e-3), lambda step: 3e-3 / (1 + step))
+
+    if stop_after is not None:
+        before_step = module.before_step
+
+        def die(step: int) -> None:
+            if step == stop_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            before_step(step)
+
+        module.before_step = die
+    config = TrainerConfig(checkpoint_every_steps=2, log_every_steps=1)
+    return model, fit(module, source, config, StageRun(folder, seed=0))
+
+
+def test_training_raises_margins_on_unseen_pairs(tmp_path):
+    model, result = trained(tmp_path)
+    unseen = pairs(40)[24:]
+    scores = evaluate_dpo(model, tiny_model(), unseen, WINDOW, tokenizer().pad_id, OBJECTIVE)
+    assert scores["rewards/accuracies"] >= 0.9
+    assert scores["rewards/margins"] > 0
+    assert result.last["loss"] < math.log(2) + 0.2 * 6
+    assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "nll_loss"} <= set(result.last)
+
+
+def test_g13_killed_and_started_again_gives_the_same_bits(tmp_path):
+    whole, _ = trained(tmp_path / "whole")
+    here = Path(__file__).parent
+    code = f"from pathlib import Path; from test_dpo import trained; trained(Path({str(tmp_path / 'killed')!r}), stop_after=7)"
+    environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, cwd=here, capture_output=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()[-2000:]
+    resumed, result = trained(tmp_path / "killed")
+    assert result.resumed_at == 6
+    assert same_weights(whole, resumed)
+    assert not same_weights(whole, tiny_model())
