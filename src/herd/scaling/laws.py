@@ -72,7 +72,7 @@ class Laws:
     @property
     def largest_budget(self) -> float:
         """Largest training compute among the usable cells, FLOPs."""
-        return max(record.budget for record in usable(self.records))
+        return float(max(record.budget for record in usable(self.records)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,139 @@
+"""Parabolas and power laws: recovery, refusals, invariance."""
+
+import dataclasses
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from herd.config.errors import UserError
+from herd.scaling.isoflop import IsoFLOPConfig, fit_isoflop
+from herd.scaling.power_law import fit_power_law
+from herd.scaling.records import Record
+
+
+def curve_of(xs, losses, budget=1e12, **config):  # type: ignore[no-untyped-def]
+    rows = [
+        Record(f"c{i}", budget, budget / 6 / 10**x, 10**x, budget, y) for i, (x, y) in enumerate(zip(xs, losses, strict=True))
+    ]
+    return fit_isoflop(rows, IsoFLOPConfig(**config))[0]
+
+
+@given(st.floats(5.2, 6.8), st.floats(0.1, 2.0), st.floats(2.0, 8.0))
+def test_an_exact_parabola_is_recovered(vertex: float, curvature: float, lowest: float) -> None:
+    xs = np.linspace(5, 7, 5)
+    curve = curve_of(xs, lowest + curvature * (xs - vertex) ** 2)
+    assert curve.status == "ok"
+    assert math.log10(curve.tokens) == pytest.approx(vertex, abs=1e-8)
+    assert curve.loss == pytest.approx(lowest, abs=1e-8)
+    assert curve.log10_tokens_se == pytest.approx(0, abs=1e-5)
+
+
+def test_the_standard_errors_are_those_of_many_noisy_sweeps() -> None:
+    xs, noise = np.linspace(5, 7, 9), 0.01
+    rng = np.random.default_rng(0)
+    curves = [curve_of(xs, 3 + 0.5 * (xs - 5.8) ** 2 + noise * rng.normal(size=9)) for _ in range(400)]
+    vertices = np.array([math.log10(c.tokens) for c in curves])
+    assert np.std(vertices) == pytest.approx(np.mean([c.log10_tokens_se for c in curves]), rel=0.1)
+    assert np.std([c.loss for c in curves]) == pytest.approx(np.mean([c.loss_se for c in curves]), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "status", "says"),
+    [
+        ([1, 2, 2.5, 2, 1], "concave", "opens downwards"),
+        ([1, 2, 3, 4, 5], "concave", "opens downwards"),
+        ([5, 4, 3.2, 2.6, 2.2], "no_interior_minimum", "add smaller models"),
+        ([2.2, 2.6, 3.2, 4, 5], "no_interior_minimum", "add larger models"),
+    ],
+)
+def test_a_curve_without_an_optimum_is_refused(losses: list[float], status: str, says: str) -> None:
+    curve = curve_of(np.linspace(5, 7, 5), losses)
+    assert (curve.status, curve.tokens, curve.loss) == (status, None, None)
+    assert says in curve.reason
+
+
+def test_too_few_points_are_refused_and_three_leave_no_standard_error() -> None:
+    xs = np.array([5.0, 6.0, 7.0])
+    losses = 3 + (xs - 6) ** 2
+    assert curve_of(xs, losses).status == "too_few_points"
+    curve = curve_of(xs, losses, min_points=3)
+    assert (curve.status, curve.log10_tokens_se, curve.residual_std) == ("ok", None, None)
+    # The same size five times is one point, not five.
+    assert curve_of(np.full(5, 6.0), [3, 3.1, 3.2, 3.3, 3.4]).status == "too_few_points"
+    with pytest.raises(UserError, match="at least 3"):
+        IsoFLOPConfig(min_points=2)
+
+
+def test_failed_diverged_and_far_points_are_left_out_and_named() -> None:
+    xs = np.linspace(5, 7, 7)
+    rows = [Record(f"c{i}", 1e12, 1e5, 10**x, 1e12, 3 + (x - 6) ** 2) for i, x in enumerate(xs)]
+    rows[0] = dataclasses.replace(rows[0], status="failed", loss=math.nan, error="boom")
+    rows[6] = dataclasses.replace(rows[6], loss=9.0)
+    curve = fit_isoflop(rows, IsoFLOPConfig(max_excess_loss=2.0))[0]
+    assert {d.cell: d.reason.split()[0] for d in curve.dropped} == {"c0": "boom", "c6": "loss"}
+    assert curve.used == ("c5", "c4", "c3", "c2", "c1")[::-1]
+    assert curve.tokens == pytest.approx(1e6)
+
+
+def test_far_points_stay_when_too_few_would_remain() -> None:
+    xs = np.linspace(5, 7, 5)
+    curve = curve_of(xs, 3 + 4 * (xs - 6) ** 2, max_excess_loss=0.1)
+    assert len(curve.used) == 4 and len(curve.dropped) == 1
+
+
+def test_row_order_and_units_do_not_matter(sweep) -> None:  # type: ignore[no-untyped-def]
+    rows = sweep(noise=0.02)
+    shuffled = rows[:]
+    random.Random(1).shuffle(shuffled)
+    assert fit_isoflop(rows) == fit_isoflop(shuffled)
+    scaled = [dataclasses.replace(r, tokens=r.tokens / 1e9, loss=r.loss / math.log(2)) for r in rows]
+    for one, other in zip(fit_isoflop(rows), fit_isoflop(scaled), strict=True):
+        assert other.tokens * 1e9 == pytest.approx(one.tokens, rel=1e-9)
+        assert other.loss * math.log(2) == pytest.approx(one.loss, rel=1e-9)
+        assert other.log10_tokens_se == pytest.approx(one.log10_tokens_se, rel=1e-6)
+
+
+@given(st.floats(-2, 2), st.floats(-20, 20), st.floats(0.1, 1e6))
+def test_an_exact_power_law_is_recovered_in_any_units(exponent: float, log_a: float, unit: float) -> None:
+    x = np.geomspace(1e10, 1e15, 6)
+    y = np.exp(log_a) * x**exponent
+    law = fit_power_law(x / unit, y)
+    assert law.exponent == pytest.approx(exponent, abs=1e-9)
+    assert law.predict(1e18 / unit) == pytest.approx(math.exp(log_a) * 1e18**exponent, rel=1e-7)
+
+
+def test_power_law_intervals_match_scipy_and_cover() -> None:
+    rng = np.random.default_rng(3)
+    x = np.geomspace(1e11, 1e12, 5)
+    hits = {"alpha": 0, "mean": 0, "prediction": 0}
+    for _ in range(400):
+        y = 2 * x**0.5 * np.exp(0.1 * rng.normal(size=5))
+        law = fit_power_law(x, y)
+        reference = stats.linregress(np.log(x), np.log(y))
+        half = stats.t.ppf(0.975, 3) * reference.stderr
+        assert law.exponent_interval == pytest.approx((reference.slope - half, reference.slope + half))
+        log_a = stats.t.ppf(0.975, 3) * reference.intercept_stderr
+        assert law.coefficient_interval == pytest.approx(
+            (math.exp(reference.intercept - log_a), math.exp(reference.intercept + log_a))
+        )
+        hits["alpha"] += law.exponent_interval[0] < 0.5 < law.exponent_interval[1]
+        at, truth = 8e12, 2 * 8e12**0.5
+        low, high = law.interval(at)
+        hits["mean"] += low < truth < high
+        low, high = law.interval(at, "prediction")
+        hits["prediction"] += low < truth * math.exp(0.1 * rng.normal()) < high
+    assert all(0.92 <= count / 400 <= 0.98 for count in hits.values()), hits
+
+
+def test_power_law_refusals() -> None:
+    with pytest.raises(UserError, match="two different budgets"):
+        fit_power_law([1e12, 1e12], [1.0, 2.0])
+    with pytest.raises(UserError, match="finite numbers above 0"):
+        fit_power_law([1e11, 1e12], [1.0, -2.0])
+    exact = fit_power_law([1e11, 1e12], [1.0, 2.0])
+    assert (exact.status, exact.exponent_interval, exact.interval(1e13)) == ("exact", None, None)
