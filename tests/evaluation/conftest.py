@@ -23,9 +23,41 @@ from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
 
 DOMAINS = ("general", "maths", "code", "multilingual")
 MIX = {"general": 0.5, "maths": 0.25, "code": 0.17, "multilingual": 0.08}
-VERBS = ["compute", "return", "estimate", "invert", "merge", "sort", "filter", "sample", "reduce", "encode", "decode", "scale"]
-NOUNS = ["matrix", "vector", "norm", "gradient", "signal", "spectrum", "table", "index", "graph", "kernel", "weight", "tensor"]
-PLACES = ["along the given axis", "of the input array", "with respect to its rows", "after the first call", "for every item"]
+VERBS = [
+    "compute",
+    "return",
+    "estimate",
+    "invert",
+    "merge",
+    "sort",
+    "filter",
+    "sample",
+    "reduce",
+    "encode",
+    "decode",
+    "scale",
+]
+NOUNS = [
+    "matrix",
+    "vector",
+    "norm",
+    "gradient",
+    "signal",
+    "spectrum",
+    "table",
+    "index",
+    "graph",
+    "kernel",
+    "weight",
+    "tensor",
+]
+PLACES = [
+    "along the given axis",
+    "of the input array",
+    "with respect to its rows",
+    "after the first call",
+    "for every item",
+]
 
 
 def entry(rng_seed: int, number: int, split: str) -> dict[str, str]:

@@ -65,7 +65,8 @@ def run(bench: Bench, model: HandMade, config: NeedleConfig = CONFIG) -> tuple[d
 
 def test_a_model_that_copies_finds_every_needle(bench: Bench, tokenizer: Tokenizer) -> None:
     metrics, _ = run(bench, Induction(tokenizer.vocab_size))
-    assert metrics["acc,none"] == 1.0 and metrics["exact_match,none"] == 1.0
+    assert metrics["acc,none"] == 1.0
+    assert metrics["exact_match,none"] == 1.0
     assert metrics["acc_interval,none"][0] > 0.9
     assert [(c["length"], c["depth"], c["n"]) for c in metrics["grid"]] == [
         (n, d, 10) for n in (96, 192) for d in (0.0, 0.5, 1.0)
@@ -75,8 +76,10 @@ def test_a_model_that_copies_finds_every_needle(bench: Bench, tokenizer: Tokeniz
 def test_a_short_sighted_model_fails_where_the_needle_is_far(bench: Bench, tokenizer: Tokenizer) -> None:
     metrics, _ = run(bench, Induction(tokenizer.vocab_size, reach=60))
     found = {(c["length"], c["depth"]): c["acc,none"] for c in metrics["grid"]}
-    assert found[192, 1.0] == 1.0 and found[96, 1.0] == 1.0
-    assert found[192, 0.0] == 0.0 and found[192, 0.5] == 0.0  # all values alike: nothing is found, not a quarter by luck
+    assert found[192, 1.0] == 1.0
+    assert found[96, 1.0] == 1.0
+    assert found[192, 0.0] == 0.0
+    assert found[192, 0.5] == 0.0
 
 
 def test_a_blind_model_is_at_chance(bench: Bench, tokenizer: Tokenizer) -> None:
@@ -96,10 +99,13 @@ def test_the_needle_lies_at_its_depth_and_the_row_has_its_length(bench: Bench, t
         longest = max(map(len, trial.request.choices))
         assert len(context) + longest == trial.length
         text, value = tokenizer.decode(context[1:]), tokenizer.decode(trial.request.choices[0])
-        assert text.count("The value of") == 2 and text.endswith(" is")
+        assert text.count("The value of") == 2
+        assert text.endswith(" is")
         at = text.index("The value of")
         assert text[at:].split("\n")[0].endswith(f" is{value}.")
-        assert text.split("The value of")[1].split(" is")[0] == text.split("The value of")[2].split(" is")[0]  # the same key
+        assert (
+            text.split("The value of")[1].split(" is")[0] == text.split("The value of")[2].split(" is")[0]
+        )  # the same key
         hay = len(text) - (text.rindex("\nThe value of") - at)  # roughly: what follows is the question
         assert hay >= 0
         tail = text.rindex("\nThe value of") - at  # characters from the needle to the question

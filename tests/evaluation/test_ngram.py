@@ -1,5 +1,6 @@
 """The baselines against a plain float64 version with dictionaries, and against a closed form."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -26,27 +27,29 @@ def corpus(seed: int, documents: int, vocab_size: int) -> tuple[np.ndarray, np.n
 
 
 def documents_of(tokens: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
-    return [tokens[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [tokens[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 def test_transitions_stay_within_documents_whatever_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, offsets = corpus(0, 20, 12)
-    expected = [pair for d in documents_of(tokens, offsets)[3:17] for pair in zip(d[:-1], d[1:], strict=True)]
+    expected = [pair for d in documents_of(tokens, offsets)[3:17] for pair in itertools.pairwise(d)]
     for chunk in (1, 7, 10**6):
         monkeypatch.setattr("herd.evaluation.ngram._CHUNK", chunk)
-        got = [pair for p, n in transitions(tokens, offsets, 3, 17) for pair in zip(p.tolist(), n.tolist(), strict=True)]
+        got = [
+            pair for p, n in transitions(tokens, offsets, 3, 17) for pair in zip(p.tolist(), n.tolist(), strict=True)
+        ]
         assert got == expected
     assert not any(following == BOS for _, following in expected)
 
 
 def naive_nll(train: list[list[int]], weight: float, text: list[int], vocab_size: int, bigram: bool) -> list[float]:
-    pairs = Counter(p for d in train for p in zip(d[:-1], d[1:], strict=True))
+    pairs = Counter(p for d in train for p in itertools.pairwise(d))
     nexts, history = Counter(), Counter()
     for (a, b), n in pairs.items():
         nexts[b] += n
         history[a] += n
     result = []
-    for a, b in zip(text[:-1], text[1:], strict=True):
+    for a, b in itertools.pairwise(text):
         unigram = (nexts[b] + 1) / (sum(nexts.values()) + vocab_size)
         mixed = weight * pairs[a, b] / history[a] + (1 - weight) * unigram if history[a] else unigram
         result.append(-math.log(mixed if bigram else unigram))

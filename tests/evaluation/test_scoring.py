@@ -35,7 +35,9 @@ def naive(lm: LanguageModel, context: tuple[int, ...], choice: tuple[int, ...]) 
 
 @pytest.mark.parametrize("batch_tokens", [1, 200, 10**6])
 @pytest.mark.parametrize("dense_limit", [0, 40, 4096])
-def test_shared_rows_equal_one_row_a_choice(make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch, batch_tokens: int, dense_limit: int) -> None:
+def test_shared_rows_equal_one_row_a_choice(
+    make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch, batch_tokens: int, dense_limit: int
+) -> None:
     monkeypatch.setattr(scoring, "_DENSE_LIMIT", dense_limit)
     monkeypatch.setattr(scoring, "_LOGIT_CELLS", 10_000)  # several chunks of logits
     lm = make_lm()

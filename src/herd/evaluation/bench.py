@@ -1,4 +1,4 @@
-"""What the tasks of one evaluation share: the tokenizer, the held-out text, the checkpoints, and the form of a result."""
+"""What the tasks of one evaluation share: the tokenizer, the held-out text, the form of a result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """Four-way questions from held-out documentation: which text documents this function?
 
-The question is a function's name and signature (or these and its first sentence); the answers are its own summary (or the paragraph that
-follows) and three others of the same package and of similar length. Only held-out entries take part, and no answer may occur
-anywhere in the training documents, so neither right nor wrong answers are familiar.
+The question is a function's name and signature (or these and its first sentence); the answers are its own summary (or
+the paragraph that follows) and three others of the same package and of similar length. Only held-out entries take
+part, and no answer may occur anywhere in the training documents, so neither right nor wrong answers are familiar.
 """
 
 from collections import defaultdict
@@ -51,7 +51,9 @@ class Candidate:
     text: str
 
 
-def candidates(entries: Iterable[Mapping[str, Any]], kinds: Sequence[str], limits: ItemLimits, counts: dict[str, int]) -> list[Candidate]:
+def candidates(
+    entries: Iterable[Mapping[str, Any]], kinds: Sequence[str], limits: ItemLimits, counts: dict[str, int]
+) -> list[Candidate]:
     """Questions without their wrong answers, in order of id; what is left out is counted by reason."""
     found: list[Candidate] = []
     taken: set[tuple[str, str]] = set()
@@ -80,8 +82,10 @@ def drop_known(found: Sequence[Candidate], training_texts: Iterable[str], counts
     return [candidate for candidate, seen in zip(found, known, strict=True) if not seen]
 
 
-def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed: int, counts: dict[str, int]) -> list[ChoiceItem]:
-    """Questions with four choices each, at most ``limit`` of them (0: all), the true one equally often in each place."""
+def make_items(
+    found: Sequence[Candidate], limits: ItemLimits, limit: int, seed: int, counts: dict[str, int]
+) -> list[ChoiceItem]:
+    """Questions with four choices each, ``limit`` at most (0: all), the true one equally often in each place."""
     groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for candidate in found:
         groups[candidate.kind, candidate.package].append(candidate)
@@ -100,7 +104,9 @@ def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed:
     for i, place in zip(chosen, places, strict=True):
         candidate, wrong = drafts[i]
         choices = (*wrong[:place], candidate.text, *wrong[place:])
-        items.append(ChoiceItem(candidate.id, candidate.kind, candidate.package, candidate.context, choices, int(place)))
+        items.append(
+            ChoiceItem(candidate.id, candidate.kind, candidate.package, candidate.context, choices, int(place))
+        )
     return items
 
 

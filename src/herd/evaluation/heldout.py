@@ -1,4 +1,4 @@
-"""Held-out documents and what a model makes of each: the text that bits per byte and the n-gram baselines are measured on."""
+"""Held-out documents and what a model makes of each: the text behind bits per byte and the n-gram baselines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,8 +56,8 @@ def heldout_documents(
 def document_nll(lm: LanguageModel, documents: Sequence[np.ndarray], context_tokens: int) -> np.ndarray:
     """Summed negative log-likelihood of each document, (documents,) float64 nats.
 
-    A document is read from its start in windows of ``context_tokens``, every token but the first predicted once. A window begins with
-    the last token of the one before; beyond that windows share no context.
+    A document is read from its start in windows of ``context_tokens``, every token but the first predicted once. A
+    window begins with the last token of the one before; beyond that windows share no context.
     """
     window = min(context_tokens, lm.max_seq_len)
     pieces = [(d, doc[i : i + window + 1]) for d, doc in enumerate(documents) for i in range(0, len(doc) - 1, window)]

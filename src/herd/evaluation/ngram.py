@@ -1,8 +1,9 @@
 """Unigram and interpolated bigram models: what a language model must beat to have learned more than frequencies.
 
-p(next | previous) = weight * c(previous, next) / c(previous) + (1 - weight) * p(next), with p(next) the add-one unigram. The weight is
-fitted on training documents kept apart from the counts (Jelinek and Mercer 1980, "deleted interpolation" with one weight); counts
-are then taken from all training documents. Held-out text plays no part. All sums are float64.
+p(next | previous) = weight * c(previous, next) / c(previous) + (1 - weight) * p(next), with p(next) the add-one
+unigram. The weight is fitted on training documents kept apart from the counts (Jelinek and Mercer 1980, "deleted
+interpolation" with one weight); counts are then taken from all training documents. Held-out text plays no part. All
+sums are float64.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,8 +35,11 @@ class NgramModel:
         return -np.log(weight * seen + (1.0 - weight) * self.unigram[targets])
 
 
-def transitions(tokens: np.ndarray, offsets: np.ndarray, first: int, last: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """(previous, next) token arrays within documents ``first`` to ``last`` (exclusive), chunk by chunk; never across two documents.
+def transitions(
+    tokens: np.ndarray, offsets: np.ndarray, first: int, last: int
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """(previous, next) token arrays within documents ``first`` to ``last`` (exclusive), chunk by chunk; never across
+    two documents.
 
     Args:
         tokens: (n,) token ids of all documents, one after the other.
@@ -47,7 +51,10 @@ def transitions(tokens: np.ndarray, offsets: np.ndarray, first: int, last: int) 
     for low in range(start, stop - 1, _CHUNK):
         high = min(low + _CHUNK, stop - 1)
         inside = ~begins[low + 1 - start : high + 1 - start]  # the next token does not begin a document
-        yield np.asarray(tokens[low:high])[inside].astype(np.int32), np.asarray(tokens[low + 1 : high + 1])[inside].astype(np.int32)
+        yield (
+            np.asarray(tokens[low:high])[inside].astype(np.int32),
+            np.asarray(tokens[low + 1 : high + 1])[inside].astype(np.int32),
+        )
 
 
 def fit_ngram(
@@ -57,7 +64,8 @@ def fit_ngram(
 
     Args:
         domains: domain -> (tokens (n,), offsets (documents + 1,)) of the training split.
-        mix: domain -> share in what the language model was trained on; counts are weighted so that domains have these shares.
+        mix: domain -> share in what the language model was trained on; counts are weighted so that domains have these
+            shares.
         vocab_size: V.
         apart: share of each domain's documents (the last ones) kept apart to fit the interpolation weight.
     """

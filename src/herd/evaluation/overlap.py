@@ -1,8 +1,8 @@
 """Which of many short texts occur anywhere in a large body of text: an exact check at memory speed.
 
-A test item whose text stands in the training documents measures memory, not knowledge. Looking for thousands of strings in tens of
-megabytes one after the other takes minutes; here every 8-byte window of the body is hashed once with numpy and looked up in a
-table of the needles' own windows; the few hits are then compared in full.
+A test item whose text stands in the training documents measures memory, not knowledge. Looking for thousands of
+strings in tens of megabytes one after the other takes minutes; here every 8-byte window of the body is hashed once
+with numpy and looked up in a table of the needles' own windows; the few hits are then compared in full.
 """
 
 from collections import defaultdict
@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 _WINDOW = 8  # bytes
-_BITS = 22  # the table has 2**22 entries of one byte: it stays in cache, and a few thousand needles leave it nearly empty
+_BITS = 22  # 2**22 entries of one byte: the table stays in cache, and a few thousand needles leave it nearly empty
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def occurring(needles: Sequence[str], haystacks: Iterable[str]) -> np.ndarray:
-    """For each needle, whether it is a substring of any haystack, (len(needles),) bool. Compared as UTF-8 bytes, exactly.
+    """For each needle, whether it is a substring of any haystack, (len(needles),) bool; bytes are compared exactly.
 
     Needles shorter than 8 bytes are looked up one by one.
     """

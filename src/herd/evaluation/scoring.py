@@ -1,8 +1,9 @@
 """Log-likelihoods of continuations, the measure behind multiple choice and the needle task.
 
-Encoding follows lm-eval's ``_encode_pair``: trailing blanks of the context move to the continuation, the whole is encoded at once and
-cut at the length of the context alone. Choices of one context stand in one row behind it, each blind to the others (the mask lets
-a choice see the context and itself; positions restart after the context), so that a long context is computed once.
+Encoding follows lm-eval's ``_encode_pair``: trailing blanks of the context move to the continuation, the whole is
+encoded at once and cut at the length of the context alone. Choices of one context stand in one row behind it, each
+blind to the others (the mask lets a choice see the context and itself; positions restart after the context), so that
+a long context is computed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ class Request:
     choices: tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        assert self.context and self.choices and all(self.choices), "a context and continuations need a token at least"
+        assert all((self.context, self.choices, *self.choices)), "a context and continuations need a token at least"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class LanguageModel:
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-    """(context, continuation) texts to ids; contexts begin with ``<|begin_of_text|>``. An empty context is that token alone."""
+    """(context, continuation) texts to ids; contexts begin with ``<|begin_of_text|>``, even empty ones."""
     moved = []
     for context, continuation in pairs:
         kept = context.rstrip()
@@ -158,9 +159,7 @@ def _score_rows(lm: LanguageModel, requests: Sequence[Request]) -> list[list[tup
     # A row with one choice is causal as it stands; padding lies behind it and is never read.
     mask = CAUSAL if all(len(r.choices) == 1 for r in requests) else Dense(_allowed(segment).to(lm.device))
     # The last token of each choice is never read, and may lie one past the model's length: any position will do.
-    hidden = lm.model(
-        tokens.to(lm.device), positions=positions.clamp(max=lm.max_seq_len - 1).to(lm.device), mask=mask
-    )
+    hidden = lm.model(tokens.to(lm.device), positions=positions.clamp(max=lm.max_seq_len - 1).to(lm.device), mask=mask)
     lm.tokens_read += int((segment >= 0).sum())
     logprobs, greedy = _read(lm.model, hidden.flatten(0, 1)[torch.tensor(places, device=lm.device)], targets)
     scored, at = [], 0

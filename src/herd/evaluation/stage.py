@@ -1,6 +1,7 @@
 """`herd evaluate`: every checkpoint through every task, each score with its 95% interval.
 
-Models are loaded one at a time and shown to all tasks, language models first (they answer), then reward models (they judge).
+Models are loaded one at a time and shown to all tasks, language models first (they answer), then reward models (they
+judge).
 """
 
 import json
@@ -137,7 +138,9 @@ def _report(
 def _check_judges(config: EvaluateConfig, rewards: dict[str, Artifact]) -> None:
     for *_, judge in config.win_rate.pairs if "win_rate" in config.tasks else []:
         if judge not in rewards:
-            raise UserError(f"evaluate.win_rate.pairs: no reward model '{judge}' among the inputs.{nearest(judge, rewards)}")
+            raise UserError(
+                f"evaluate.win_rate.pairs: no reward model '{judge}' among the inputs.{nearest(judge, rewards)}"
+            )
 
 
 def _device(name: str) -> torch.device:
@@ -145,7 +148,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"evaluate.device='{name}' is not available here ({str(error).splitlines()[0]}): use cpu.") from error
+        raise UserError(
+            f"evaluate.device='{name}' is not available here ({str(error).splitlines()[0]}): use cpu."
+        ) from error
     return device
 
 
@@ -167,7 +172,6 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
         yield
     finally:
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - clock
-
 
 
 STAGE = Stage(

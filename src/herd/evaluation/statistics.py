@@ -1,8 +1,9 @@
 """Intervals and paired tests for scores on a finite set of examples.
 
-The paper (section 5.1.1) prints the Wald interval, 1.96 sqrt(S (1 - S) / N), which collapses at 0 and 1 (its Table 17 has
-"100.0 +-0.0"). `herd` prints Wilson's, which never does, and keeps Wald's half-width beside it to compare with the paper.
-Scores that are no mean of independent 0/1 outcomes (a ratio of sums, a score with ties at one half) get a percentile bootstrap.
+The paper (section 5.1.1) prints the Wald interval, 1.96 sqrt(S (1 - S) / N), which collapses at 0 and 1 (its Table 17
+has "100.0 +-0.0"). `herd` prints Wilson's, which never does, and keeps Wald's half-width beside it to compare with
+the paper. Scores that are no mean of independent 0/1 outcomes (a ratio of sums, a score with ties at one half) get a
+percentile bootstrap.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ def mean_stderr(values: ArrayLike) -> float:
     return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else 0.0
 
 
-def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, rng: np.random.Generator, resamples: int = 1000) -> Interval:
+def bootstrap_ratio(
+    numerators: ArrayLike, denominators: ArrayLike, rng: np.random.Generator, resamples: int = 1000
+) -> Interval:
     """Percentile bootstrap of sum(numerators) / sum(denominators) over units drawn with replacement.
 
     Args:
@@ -59,10 +62,12 @@ def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, rng: np.rand
     return Interval(*_percentiles(bootstrap_ratios(numerators, denominators, rng, resamples)))
 
 
-def bootstrap_ratios(numerators: ArrayLike, denominators: ArrayLike, rng: np.random.Generator, resamples: int = 1000) -> np.ndarray:
+def bootstrap_ratios(
+    numerators: ArrayLike, denominators: ArrayLike, rng: np.random.Generator, resamples: int = 1000
+) -> np.ndarray:
     """The resampled ratios themselves, (resamples,) float64, for weighted sums over several sets of units."""
     top, bottom = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    assert top.shape == bottom.shape and top.ndim == 1 and len(top) > 0, (top.shape, bottom.shape)
+    assert top.shape == bottom.shape == (len(top),) != (0,), (top.shape, bottom.shape)
     # Multinomial counts: how often each unit is drawn. One matrix product instead of a gather of resamples x units.
     counts = rng.multinomial(len(top), np.full(len(top), 1.0 / len(top)), size=resamples)
     return (counts @ top) / (counts @ bottom)
@@ -88,11 +93,11 @@ class Paired:
 def paired(first: ArrayLike, second: ArrayLike, rng: np.random.Generator, resamples: int = 1000) -> Paired:
     """Compare two models' 0/1 outcomes on the same examples, (n,) each.
 
-    McNemar's exact test asks whether the discordant examples fall to both sides alike: under the null, the first model's share of
-    them is Binomial(discordant, 1/2).
+    McNemar's exact test asks whether the discordant examples fall to both sides alike: under the null, the first
+    model's share of them is Binomial(discordant, 1/2).
     """
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    assert a.shape == b.shape and a.ndim == 1 and len(a) > 0, (a.shape, b.shape)
+    assert a.shape == b.shape == (len(a),) != (0,), (a.shape, b.shape)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     p_value = float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
     difference = a.astype(np.float64) - b.astype(np.float64)

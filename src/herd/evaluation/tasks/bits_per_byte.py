@@ -1,7 +1,7 @@
 """Bits per byte of held-out text, by domain: nats / (ln 2 x UTF-8 bytes), comparable between tokenizers.
 
-All predicted tokens count, the end of text too (a code for a document must say where it ends); special tokens have 0 bytes. Intervals
-are bootstraps over documents, since tokens of one document are far from independent.
+All predicted tokens count, the end of text too (a code for a document must say where it ends); special tokens have 0
+bytes. Intervals are bootstraps over documents, since tokens of one document are far from independent.
 """
 
 import math
@@ -24,7 +24,7 @@ class BitsPerByteConfig:
 
 @TASKS.register(NAME)
 class BitsPerByte(BaseTask):
-    """``bits_per_byte_<domain>`` and their mean under the training mix, ``bits_per_byte``; ``loss`` is nats per token."""
+    """``bits_per_byte_<domain>`` and their mean under the training mix; ``loss`` is nats per token."""
 
     def __init__(self, config: BitsPerByteConfig, bench: Bench) -> None:
         super().__init__()

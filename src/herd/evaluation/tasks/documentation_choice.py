@@ -1,8 +1,8 @@
 """Four-way multiple choice from held-out documentation, answered by likelihood.
 
-Each choice's log-probability after the question decides, as it stands (``acc``) or divided by the choice's characters (``acc_norm``),
-bytes (``acc_bytes``) or tokens (``acc_token``), or less its log-probability after nothing (``acc_mutual_info``). All are reported;
-which one is the headline is configured before anything is measured.
+Each choice's log-probability after the question decides, as it stands (``acc``) or divided by the choice's characters
+(``acc_norm``), bytes (``acc_bytes``) or tokens (``acc_token``), or less its log-probability after nothing
+(``acc_mutual_info``). All are reported; which one is the headline is configured before anything is measured.
 """
 
 from dataclasses import dataclass, field
@@ -28,8 +28,9 @@ class DocumentationChoiceConfig:
     """How questions are made and which score is the headline."""
 
     items: int = 600  # questions at most; 0: all
-    kinds: list[str] = field(default_factory=lambda: list(KINDS))  # summary: from name and signature; description: from these and the summary
-    headline: str = "acc_norm"  # the score that summaries print; one of acc, acc_norm, acc_bytes, acc_token, acc_mutual_info
+    # summary: asked by name and signature; description: asked by these and the summary
+    kinds: list[str] = field(default_factory=lambda: list(KINDS))
+    headline: str = "acc_norm"  # the score that summaries print, one of METRICS
     min_characters: int = 20  # of an answer
     max_characters: int = 240  # of an answer
     max_length_ratio: float = 1.6  # of the answers that stand side by side
@@ -37,13 +38,18 @@ class DocumentationChoiceConfig:
     def __post_init__(self) -> None:
         if self.headline not in METRICS:
             raise UserError(
-                f"evaluate.{NAME}.headline: unknown score '{self.headline}'.{nearest(self.headline, METRICS)} Choices: {', '.join(METRICS)}."
+                f"evaluate.{NAME}.headline: unknown score '{self.headline}'."
+                f"{nearest(self.headline, METRICS)} Choices: {', '.join(METRICS)}."
             )
         for kind in self.kinds:
             if kind not in KINDS:
-                raise UserError(f"evaluate.{NAME}.kinds: unknown kind '{kind}'.{nearest(kind, KINDS)} Choices: {', '.join(KINDS)}.")
+                raise UserError(
+                    f"evaluate.{NAME}.kinds: unknown kind '{kind}'.{nearest(kind, KINDS)} Choices: {', '.join(KINDS)}."
+                )
         if self.items < 0 or not 8 <= self.min_characters <= self.max_characters or self.max_length_ratio < 1:
-            raise UserError(f"evaluate.{NAME}: need items >= 0, 8 <= min_characters <= max_characters, max_length_ratio >= 1.")
+            raise UserError(
+                f"evaluate.{NAME}: need items >= 0, 8 <= min_characters <= max_characters, max_length_ratio >= 1."
+            )
 
 
 @TASKS.register(NAME)
@@ -97,7 +103,11 @@ class DocumentationChoice(BaseTask):
             "acc_bytes": np.array([[len(c.encode("utf-8")) for c in item.choices] for item in self.items]),
             "acc_token": np.array([[len(c) for c in request.choices] for request in self.requests]),
         }
-        scores = {"acc": given, **{name: given / size for name, size in sizes.items()}, "acc_mutual_info": given - anyway}
+        scores = {
+            "acc": given,
+            **{name: given / size for name, size in sizes.items()},
+            "acc_mutual_info": given - anyway,
+        }
         answers = np.array([item.answer for item in self.items])
         picks = {name: values.argmax(axis=1) for name, values in scores.items()}
         n = len(self.items)
@@ -114,7 +124,9 @@ class DocumentationChoice(BaseTask):
             row = {"model": lm.label, "doc_id": i, "id": item.id, "kind": item.kind, "package": item.package}
             row |= {"context": item.context, "choices": list(item.choices), "target": item.answer}
             row |= {"resps": [round(float(x), 4) for x in given[i]]}
-            self.result.samples.setdefault(NAME, []).append(row | {name: bool(p[i] == item.answer) for name, p in picks.items()})
+            self.result.samples.setdefault(NAME, []).append(
+                row | {name: bool(p[i] == item.answer) for name, p in picks.items()}
+            )
 
     def finish(self) -> TaskResult:
         """Adds, for every model after the first, the paired comparison with the first and with the one before."""

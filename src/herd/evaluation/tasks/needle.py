@@ -1,9 +1,10 @@
 """Needle in a haystack by length and depth, scored by likelihood so that it says something about small models too.
 
-A statement ("The value of <key> is <value>.") is put into held-out text at a depth and asked for at the end. The true value competes with
-values that were drawn from the same list and stand nowhere in the text; since true and false values are exchangeable, a model that
-cannot look back scores 1 / (1 + distractors). Exact match asks whether greedy decoding writes the value. One caution: to prefer
-any word that has been seen is enough to pass; a single needle does not show that the key was used.
+A statement ("The value of <key> is <value>.") is put into held-out text at a depth and asked for at the end. The true
+value competes with values that were drawn from the same list and stand nowhere in the text; since true and false
+values are exchangeable, a model that cannot look back scores 1 / (1 + distractors). Exact match asks whether greedy
+decoding writes the value. One caution: to prefer any word that has been seen is enough to pass; a single needle does
+not show that the key was used.
 """
 
 import re
@@ -28,8 +29,12 @@ _WORD = re.compile(r" [A-Za-z]{3,}")  # as tokens of the vocabulary: one blank a
 class NeedleConfig:
     """The grid."""
 
-    lengths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])  # tokens in all; those beyond a model's length are left out
-    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])  # 0: at the beginning, 1: right before the question
+    lengths: list[int] = field(
+        default_factory=lambda: [64, 128, 256, 512]
+    )  # tokens in all; those beyond a model's length are left out
+    depths: list[float] = field(
+        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0]
+    )  # 0: at the beginning, 1: right before the question
     trials: int = 8  # per cell
     distractors: int = 7  # false values beside the true one
     domain: str = "general"  # held-out text of the haystack
@@ -37,7 +42,9 @@ class NeedleConfig:
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 48 or not self.depths or self.trials < 1 or self.distractors < 1:
-            raise UserError(f"evaluate.{NAME}: need lengths of 48 tokens or more, depths, trials >= 1 and distractors >= 1.")
+            raise UserError(
+                f"evaluate.{NAME}: need lengths of 48 tokens or more, depths, trials >= 1 and distractors >= 1."
+            )
         if not all(0 <= depth <= 1 for depth in self.depths):
             raise UserError(f"evaluate.{NAME}.depths={self.depths} must lie between 0 and 1.")
 
@@ -69,10 +76,16 @@ class Needle(BaseTask):
             tokens = np.asarray(source.tokens[: 64 * max(config.lengths) * config.trials]).astype(np.int64)
             self.text = tokens[bench.token_bytes[tokens] > 0]
         self.trials: list[Trial] = []
-        self.result.notes = {"chance": 1 / (1 + config.distractors), "trials_per_cell": config.trials, "words": len(self.words)}
+        self.result.notes = {
+            "chance": 1 / (1 + config.distractors),
+            "trials_per_cell": config.trials,
+            "words": len(self.words),
+        }
         if len(self.text) < max(config.lengths):
-            self.result.skipped = f"held-out text of '{config.domain}' is shorter than the longest haystack ({len(self.text)} tokens)"
-        elif len(self.words) < 8 * (config.distractors + 2):
+            self.result.skipped = (
+                f"held-out text of '{config.domain}' is shorter than the longest haystack ({len(self.text)} tokens)"
+            )
+        elif len(self.words) < 4 * (config.distractors + 2):
             self.result.skipped = f"the vocabulary has only {len(self.words)} whole words to draw keys and values from"
         else:
             grid = [(n, d, t) for n in config.lengths for d in config.depths for t in range(config.trials)]
@@ -120,11 +133,16 @@ class Needle(BaseTask):
         for length in sorted({trial.length for trial in trials}):
             for depth in self.config.depths:
                 cell = np.array([trial.length == length and trial.depth == depth for trial in trials])
-                grid.append({"length": length, "depth": depth, "n": int(cell.sum())} | _metrics(hits[cell], exact[cell]))
+                grid.append(
+                    {"length": length, "depth": depth, "n": int(cell.sum())} | _metrics(hits[cell], exact[cell])
+                )
         self.result.add(lm.label, NAME, _metrics(hits, exact) | {"grid": grid, "n": len(trials)})
         for trial, scored, hit, written in zip(trials, found, hits, exact, strict=True):
             row = {"model": lm.label, "length": trial.length, "depth": trial.depth}
-            row |= {"value": self.tokenizer.decode(trial.request.choices[0]), "resps": [round(float(x), 4) for x in scored.logprobs]}
+            row |= {
+                "value": self.tokenizer.decode(trial.request.choices[0]),
+                "resps": [round(float(x), 4) for x in scored.logprobs],
+            }
             self.result.samples.setdefault(NAME, []).append(row | {"acc": bool(hit), "exact_match": bool(written)})
 
 

@@ -27,7 +27,7 @@ class NgramBaselinesConfig:
 
 @TASKS.register(NAME)
 class NgramBaselines(BaseTask):
-    """Labels ``unigram`` and ``bigram``: ``loss`` in nats per token. Models: ``margin_over_<baseline>``, positive when better."""
+    """``loss`` of the labels ``unigram`` and ``bigram``, nats per token; a model's ``margin_over_<baseline>``."""
 
     def __init__(self, config: NgramBaselinesConfig, bench: Bench) -> None:
         super().__init__()

@@ -8,9 +8,9 @@ import numpy as np
 from herd.config.errors import UserError
 from herd.dialog.preferences import Grade, read_preferences
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
+from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.statistics import mean_stderr, wilson
 from herd.model.heads import RewardModel
-from herd.training.reward import score_responses
 
 NAME = "reward_accuracy"
 
@@ -29,7 +29,7 @@ class RewardAccuracyConfig:
 
 @TASKS.register(NAME)
 class RewardAccuracy(BaseTask):
-    """``acc`` of each reward model on each set of held-out pairs, all grades together and by grade; a tie counts as wrong."""
+    """``acc`` of each reward model on each set of held-out pairs, all grades and each; a tie is wrong."""
 
     def __init__(self, config: RewardAccuracyConfig, bench: Bench) -> None:
         super().__init__()
@@ -45,14 +45,22 @@ class RewardAccuracy(BaseTask):
         for name, pairs in self.sets.items():
             if not pairs:
                 continue
-            dialogs = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-            scores = np.asarray(score_responses(model, self.bench.tokenizer, dialogs)).reshape(-1, 2)
+            columns = zip(*((pair.prompt, pair.chosen, pair.rejected) for pair in pairs), strict=True)
+            kept, scores = pair_rewards(model, self.bench.tokenizer, *columns)
             right = scores[:, 0] > scores[:, 1]
             n = len(right)
+            if not n:
+                self.result.notes[f"{label} on {name}"] = "no pair fits the reward model's length"
+                continue
             metrics: dict[str, Any] = score("acc", right.mean(), wilson(float(right.mean()), n), mean_stderr(right))
-            metrics |= {"margin,none": float((scores[:, 0] - scores[:, 1]).mean()), "n": n, "grades": {}}
+            metrics |= {
+                "margin,none": float((scores[:, 0] - scores[:, 1]).mean()),
+                "n": n,
+                "too_long": len(pairs) - n,
+                "grades": {},
+            }
             for grade in Grade:
-                of_grade = np.array([pair.grade == grade for pair in pairs])
+                of_grade = np.array([pairs[i].grade == grade for i in kept])
                 if of_grade.any():
                     share, count = float(right[of_grade].mean()), int(of_grade.sum())
                     metrics["grades"][grade.value] = score("acc", share, wilson(share, count)) | {"n": count}

@@ -1,7 +1,8 @@
 """Win rate of one model over another by a reward model, on held-out prompts.
 
-Both answer each prompt greedily; the answer with the higher score wins. Equal scores (mostly equal answers) count half to each side
-and are reported. The reward model that judges is the one that shaped the data of the judged models, so the rate says how well
+Both answer each prompt greedily; the answer with the higher score wins. Equal scores (mostly equal answers) count
+half to each side and are reported. The reward model that judges is the one that shaped the data of the judged models,
+so the rate says how well
 they follow it, not how good they are: the usual caution with this number.
 """
 
@@ -11,15 +12,16 @@ import numpy as np
 from scipy import stats
 
 from herd.config.errors import UserError, nearest
+from herd.dialog.messages import Message, Role
 from herd.dialog.rows import Prompt, read_prompts
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
+from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.scoring import LanguageModel
 from herd.evaluation.statistics import bootstrap_mean, wilson
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.model.heads import RewardModel
 from herd.runs.seeds import stream
-from herd.training.reward import score_responses
 
 NAME = "win_rate"
 
@@ -36,7 +38,9 @@ class WinRateConfig:
     def __post_init__(self) -> None:
         for pair in self.pairs:
             if len(pair) != 3:
-                raise UserError(f"evaluate.{NAME}.pairs: {pair} must be three labels: model, opponent, judging reward model.")
+                raise UserError(
+                    f"evaluate.{NAME}.pairs: {pair} must be three labels: model, opponent, judging reward model."
+                )
         if min(self.prompts, self.max_new_tokens, self.batch_size) < 1:
             raise UserError(f"evaluate.{NAME}: prompts, max_new_tokens and batch_size must be at least 1.")
 
@@ -82,26 +86,49 @@ class WinRate(BaseTask):
 
     def _judge(self, first: str, second: str, judge: str, model: RewardModel) -> None:
         both = [p for p in self.prompts if p.id in self.answers[first] and p.id in self.answers[second]]
-        dialogs = [(p.messages, self.answers[side][p.id].text) for p in both for side in (first, second)]
-        scores = np.asarray(score_responses(model, self.bench.tokenizer, dialogs)).reshape(-1, 2)
+        answers = [
+            [(Message(Role.ASSISTANT, self.answers[side][p.id].text),) for p in both] for side in (first, second)
+        ]
+        kept, scores = pair_rewards(model, self.bench.tokenizer, [p.messages for p in both], *answers)
+        both = [both[i] for i in kept]
+        if not both:
+            self.result.notes[f"{first} over {second}"] = "no prompt and answer fit the models' lengths"
+            return
         margin = scores[:, 0] - scores[:, 1]
         points = np.where(margin > 0, 1.0, np.where(margin < 0, 0.0, 0.5))
         wins, losses, n = int((margin > 0).sum()), int((margin < 0).sum()), len(margin)
         task = f"{NAME}_over_{second}"
+        finished = {side: float(np.mean([self.answers[side][p.id].finished for p in both])) for side in (first, second)}
         rng = stream(self.bench.seed, NAME, first, second, judge)
-        # Wilson takes a tie for half a win and half a loss, which is more spread than it has: the interval errs to the wide side.
+        # Wilson takes a tie for half a win and half a loss, more spread than it has: the interval errs to the wide side.
         metrics = score("win_rate", points.mean(), wilson(float(points.mean()), n))
         metrics |= score("reward_margin", margin.mean(), bootstrap_mean(margin, rng, self.bench.resamples))
         metrics |= {"wins": wins, "losses": losses, "ties": n - wins - losses, "n": n, "judge": judge}
+        metrics |= {"finished": finished}
         metrics |= {"sign_test_p": float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0}
         self.result.add(first, task, metrics)
         self.result.n_samples[task] = n
-        comparison = {"task": NAME, "metric": "win_rate", "models": [first, second], "judge": judge}
         self.result.comparisons.append(
-            comparison | {"win_rate": metrics["win_rate,none"], "interval": metrics["win_rate_interval,none"], "ties": metrics["ties"]}
+            {
+                "task": NAME,
+                "metric": "win_rate",
+                "models": [first, second],
+                "judge": judge,
+                "win_rate": metrics["win_rate,none"],
+                "interval": metrics["win_rate_interval,none"],
+                "ties": metrics["ties"],
+            }
         )
         for i, prompt in enumerate(both):
-            row = {"doc_id": prompt.id, "task": prompt.task, "prompt": prompt.messages[-1].content, "reference": prompt.reference}
-            answers = {side: self.answers[side][prompt.id].text for side in (first, second)}
-            row |= {"judge": judge, "models": [first, second], "answers": answers, "rewards": [float(x) for x in scores[i]]}
-            self.result.samples.setdefault(NAME, []).append(row | {"points": float(points[i])})
+            row = {
+                "doc_id": prompt.id,
+                "task": prompt.task,
+                "prompt": prompt.messages[-1].content,
+                "reference": prompt.reference,
+                "judge": judge,
+                "models": [first, second],
+                "answers": {side: self.answers[side][prompt.id].text for side in (first, second)},
+                "rewards": [float(x) for x in scores[i]],
+                "points": float(points[i]),
+            }
+            self.result.samples.setdefault(NAME, []).append(row)

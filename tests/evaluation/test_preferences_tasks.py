@@ -1,0 +1,134 @@
+"""Reward accuracy and win rate, judged by reward functions whose verdicts are known."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from herd.config.errors import UserError
+from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.messages import Message, Role
+from herd.dialog.preferences import Grade, Preference
+from herd.dialog.render import render
+from herd.dialog.rows import Prompt, write_jsonl
+from herd.evaluation.bench import Bench
+from herd.evaluation.rewards import pair_rewards
+from herd.evaluation.scoring import LanguageModel
+from herd.evaluation.tasks import reward_accuracy, win_rate
+from herd.evaluation.tasks.reward_accuracy import RewardAccuracy, RewardAccuracyConfig
+from herd.evaluation.tasks.win_rate import WinRate, WinRateConfig
+from herd.generation.chat import Answer
+from herd.model.heads import RewardModel
+
+
+def ask(text: str) -> tuple[Message, ...]:
+    return (Message(Role.USER, text),)
+
+
+def say(text: str) -> tuple[Message, ...]:
+    return (Message(Role.ASSISTANT, text),)
+
+
+def by_length(model: object, tokenizer: Tokenizer, prompts: Sequence, firsts: Sequence, seconds: Sequence) -> tuple:
+    """A judge that likes long answers."""
+    scores = [[len(a[-1].content), len(b[-1].content)] for a, b in zip(firsts, seconds, strict=True)]
+    return np.arange(len(prompts)), np.array(scores, dtype=float)
+
+
+@pytest.fixture
+def preferences(bench: Bench, tmp_path) -> Bench:
+    """20 pairs: in 15 the chosen answer is longer, in 3 shorter, in 2 of equal length."""
+    rows = []
+    for i in range(20):
+        chosen = "a long answer" if i < 15 else ("short" if i < 18 else "four")
+        rejected = "brief" if i < 15 else ("much longer" if i < 18 else "also")
+        grade = Grade.BETTER if i % 2 else Grade.SIGNIFICANTLY_BETTER
+        rows.append(Preference(f"p{i}", f"q{i}", ask(f"question {i}"), say(chosen), say(rejected), grade))
+    write_jsonl(tmp_path / "heldout.jsonl", (row.to_dict() for row in rows))
+    return replace(bench, preferences={"round-1": replace(bench.documents, path=tmp_path)})
+
+
+def test_rewards_are_read_at_the_end_of_each_answer(
+    make_lm: Callable[..., LanguageModel], tokenizer: Tokenizer
+) -> None:
+    model = RewardModel(make_lm().model).eval()
+    prompts = [ask("what does norm do?"), ask("x " * 300), ask("and sort?")]
+    firsts, seconds = [say("it measures"), say("a"), say("it sorts the table")], [say("no"), say("b"), say("")]
+    kept, scores = pair_rewards(model, tokenizer, prompts, firsts, seconds)
+    assert kept.tolist() == [0, 2]  # the second prompt is longer than the model
+    for k, row in zip(kept, scores, strict=True):
+        for answer, found in zip((firsts[k], seconds[k]), row, strict=True):
+            tokens = torch.from_numpy(render([*prompts[k], *answer], tokenizer).tokens)[None]
+            with torch.no_grad():
+                assert found == pytest.approx(float(model(tokens)[0, -1]), abs=1e-5)
+
+
+def test_reward_accuracy_counts_strict_wins(preferences: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reward_accuracy, "pair_rewards", by_length)
+    task = RewardAccuracy(RewardAccuracyConfig(), preferences)
+    task.reward_model("judge", object())  # type: ignore[arg-type]
+    metrics = task.finish().results["judge"]["reward_accuracy_round-1"]
+    assert metrics["acc,none"] == 15 / 20  # a tie is no win
+    low, high = metrics["acc_interval,none"]
+    assert 0.5 < low < 0.75 < high < 0.9
+    assert metrics["n"] == 20
+    assert metrics["grades"]["better"]["n"] == 10
+    swapped = RewardAccuracy(RewardAccuracyConfig(), preferences)
+    monkeypatch.setattr(reward_accuracy, "pair_rewards", lambda m, t, p, a, b: by_length(m, t, p, b, a))
+    swapped.reward_model("judge", object())  # type: ignore[arg-type]
+    assert swapped.finish().results["judge"]["reward_accuracy_round-1"]["acc,none"] == 3 / 20
+
+
+@pytest.fixture
+def prompts(bench: Bench, tmp_path) -> Bench:
+    rows = [Prompt(f"p{i}", f"e{i}", "what", ask(f"what does f{i} do?"), "it does") for i in range(12)]
+    write_jsonl(tmp_path / "heldout_prompts.jsonl", (row.to_dict() for row in rows))
+    return replace(bench, dialogs=replace(bench.documents, path=tmp_path), labels=("dpo", "sft"))
+
+
+def test_win_rate_counts_ties_half(
+    prompts: Bench, make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"dpo": ["longer answer"] * 7 + ["same"] * 3 + [""] * 2, "sft": ["short"] * 7 + ["same"] * 3 + ["more"] * 2}
+
+    def answers(model: object, tokenizer: Tokenizer, asked: Sequence, config: object, samples: int, batch: int) -> list:
+        assert config.temperature == 0.0  # type: ignore[attr-defined]
+        return [[Answer(text, (1, 2), True, 0.0)] for text in texts[current]]
+
+    monkeypatch.setattr(win_rate, "sample_answers", answers)
+    monkeypatch.setattr(win_rate, "pair_rewards", by_length)
+    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]]), prompts)
+    for current in ("dpo", "sft"):
+        task.language_model(make_lm(current))
+    task.reward_model("another", object())  # type: ignore[arg-type]
+    task.reward_model("judge", object())  # type: ignore[arg-type]
+    result = task.finish()
+    metrics = result.results["dpo"]["win_rate_over_sft"]
+    assert (metrics["wins"], metrics["losses"], metrics["ties"], metrics["n"]) == (7, 2, 3, 12)
+    assert metrics["win_rate,none"] == pytest.approx((7 + 1.5) / 12)
+    assert metrics["win_rate_interval,none"][0] < metrics["win_rate,none"] < metrics["win_rate_interval,none"][1]
+    assert len(result.samples["win_rate"]) == 12
+    assert result.comparisons[0]["win_rate"] == metrics["win_rate,none"]
+
+
+def test_a_model_against_itself_ties_everywhere(prompts: Bench, make_lm: Callable[..., LanguageModel]) -> None:
+    """The real sampler and a real reward model: equal weights answer alike, and alike is a tie, not a win."""
+    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]], prompts=5, max_new_tokens=6), prompts)
+    task.language_model(make_lm("dpo", seed=4))
+    task.language_model(make_lm("sft", seed=4))
+    with torch.inference_mode():
+        task.reward_model("judge", RewardModel(make_lm().model))
+    metrics = task.finish().results["dpo"]["win_rate_over_sft"]
+    assert metrics["ties"] == metrics["n"] == 5
+    assert metrics["win_rate,none"] == 0.5
+
+
+def test_missing_inputs_are_said(bench: Bench) -> None:
+    assert "preference pairs" in str(RewardAccuracy(RewardAccuracyConfig(), bench).finish().skipped)
+    assert "no pairs" in str(WinRate(WinRateConfig(), bench).finish().skipped)
+    with pytest.raises(UserError, match=r"no model 'dop'.*Did you mean 'dpo'"):
+        WinRate(WinRateConfig(pairs=[["dop", "sft", "rm"]]), replace(bench, labels=("dpo", "sft")))
+    with pytest.raises(UserError, match="three labels"):
+        WinRateConfig(pairs=[["dpo", "sft"]])
