@@ -1,0 +1,194 @@
+"""Settings of `herd curate`. Values live in conf/curate.yaml and conf/source/; reasons and sources stand here."""
+
+from dataclasses import dataclass, field
+
+from herd.config.errors import UserError
+from herd.curation.documents import DOMAINS
+
+
+def _no_limits() -> dict[str, int]:
+    return dict.fromkeys(DOMAINS, 0)
+
+
+def _check_domains(name: str, values: dict[str, float] | dict[str, int]) -> None:
+    for domain in values:
+        if domain not in DOMAINS:
+            raise UserError(f"{name}: '{domain}' is no domain. Choices: {', '.join(DOMAINS)}.")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where raw records come from. `kind` decides which of the other fields matter (see conf/source/)."""
+
+    kind: str = "python"  # python, jsonl, parquet, html or hub
+    limit_documents: dict[str, int] = field(default_factory=_no_limits)  # documents per domain, 0 = all
+    limit_characters: dict[str, int] = field(default_factory=_no_limits)  # raw characters per domain, 0 = all
+
+    # python: what this Python installation documents
+    general_packages: list[str] = field(default_factory=list)  # packages whose pydoc pages join those of the library
+    maths_packages: list[str] = field(default_factory=list)  # packages whose docstrings make the maths domain
+    timeout_seconds: int = 300  # a package that needs longer is given up and named in the ledger
+
+    # jsonl, parquet, html: a file or a folder (read recursively); hub: a data set's name
+    path: str = ""
+    subset: str = ""  # hub: configuration name, "" = the default one
+    split: str = "train"  # hub: which split to read
+    media: str = "text"  # jsonl, parquet, hub: what the text column holds: text, html or code
+    text_column: str = "text"
+    url_column: str = "url"  # "" or absent in the data: no URL
+    date_column: str = "date"
+    language_column: str = "language"
+    domain_column: str = ""  # "" = every document belongs to `domain`
+    group_column: str = ""  # documents of one group stay on one side of the held-out split
+    domain: str = "general"  # domain of documents without a value in domain_column
+    language: str = "en"  # language of documents without a value in language_column
+
+    def __post_init__(self) -> None:
+        _check_domains("source.limit_documents", self.limit_documents)
+        _check_domains("source.limit_characters", self.limit_characters)
+        if self.domain not in DOMAINS:
+            raise UserError(f"source.domain: '{self.domain}' is no domain. Choices: {', '.join(DOMAINS)}.")
+        if self.media not in ("text", "html", "code"):
+            raise UserError(f"source.media: '{self.media}' is not one of text, html, code.")
+
+
+@dataclass(frozen=True)
+class ExtractionConfig:
+    """Raw content -> text."""
+
+    max_bytes: int = 10_000_000  # a longer raw page is dropped unread
+    max_depth: int = 1_000  # nested elements; parsing time grows with the square of the depth
+    max_characters: int = 200_000  # of extracted text; longer documents are dropped ("absurdly long")
+    max_replaced: float = 0.01  # share of undecodable characters above which a document is dropped
+    drop_truncated: bool = True  # drop pages that open <html> or <body> and close neither (paper 3.1.1: whole pages only)
+    max_link_density: float = 0.7  # blocks with a larger share of link text and little else are navigation
+
+    def __post_init__(self) -> None:
+        if min(self.max_bytes, self.max_depth, self.max_characters) < 1:
+            raise UserError("extraction: max_bytes, max_depth and max_characters must be at least 1.")
+
+
+@dataclass(frozen=True)
+class DedupConfig:
+    """URL, document and line de-duplication, the last two within a language (paper, section 3.1.1)."""
+
+    urls: bool = True  # keep the newest record of each normalised URL
+    documents: bool = True
+    shingle_words: int = 5  # words per shingle
+    permutations: int = 112  # MinHash values per document
+    bands: int = 28  # LSH bands; a candidate pair agrees in all rows of one band
+    rows: int = 4  # 28 x 4 finds a pair of Jaccard 0.5 with probability 0.84, one of 0.7 with 0.9995
+    threshold: float = 0.7  # exact Jaccard similarity of shingle sets from which two documents are the same
+    lines: bool = True
+    line_copies: int = 6  # k: a line that occurs more often than this in a bucket goes, every copy of it
+    line_bucket: int = 30_000_000  # documents per bucket
+    line_domains: list[str] = field(default_factory=lambda: ["general", "multilingual"])  # not code: lines are structure
+
+    def __post_init__(self) -> None:
+        if self.bands * self.rows > self.permutations:
+            raise UserError(
+                f"dedup: bands x rows = {self.bands * self.rows} exceeds permutations = {self.permutations}."
+            )
+        if min(self.bands, self.rows, self.shingle_words, self.line_copies, self.line_bucket) < 1:
+            raise UserError("dedup: bands, rows, shingle_words, line_copies and line_bucket must be at least 1.")
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"dedup.threshold = {self.threshold}: must lie in (0, 1].")
+        _check_domains("dedup.line_domains", dict.fromkeys(self.line_domains, 0))
+
+
+@dataclass(frozen=True)
+class RuleLimits:
+    """Limits of the quality rules for one domain; null = the rule does not apply. Definitions: curation/rules.py."""
+
+    min_characters: float | None = None  # characters
+    min_words: float | None = None  # Gopher: 50
+    max_words: float | None = None  # Gopher: 100,000
+    min_mean_word_length: float | None = None  # characters, Gopher: 3
+    max_mean_word_length: float | None = None  # characters, Gopher: 10
+    min_alphabetic_words: float | None = None  # share of words with a letter, Gopher: 0.8
+    max_symbols_per_word: float | None = None  # '#' and ellipses per word, Gopher: 0.1
+    max_bullet_lines: float | None = None  # share of lines, Gopher: 0.9
+    max_ellipsis_lines: float | None = None  # share of lines, Gopher: 0.3
+    min_stop_words: float | None = None  # distinct words of a list of eight (English only), Gopher: 2
+    max_short_lines: float | None = None  # share of lines of at most 30 characters, FineWeb: 0.67
+    max_placeholders: float | None = None  # occurrences of "lorem ipsum", C4: 0
+    max_duplicate_lines: float | None = None  # share of lines that are copies, Gopher: 0.3
+    max_duplicate_line_characters: float | None = None  # share of characters in copies, Gopher: 0.2
+    max_top_2gram: float | None = None  # share of characters in the most frequent n-gram, Gopher: 0.2
+    max_top_3gram: float | None = None  # Gopher: 0.18
+    max_top_4gram: float | None = None  # Gopher: 0.16
+    max_duplicate_5gram: float | None = None  # share of characters covered by repeated n-grams, Gopher: 0.15
+    max_duplicate_6gram: float | None = None  # Gopher: 0.14
+    max_duplicate_7gram: float | None = None  # Gopher: 0.13
+    max_duplicate_8gram: float | None = None  # Gopher: 0.12
+    max_duplicate_9gram: float | None = None  # Gopher: 0.11
+    max_duplicate_10gram: float | None = None  # Gopher: 0.10
+
+
+@dataclass(frozen=True)
+class RulesConfig:
+    """One table of limits per domain; lines first (C4), then documents."""
+
+    drop_lines: bool = True  # C4: lines with a word over 1,000 characters, "javascript" or policy phrases (prose only)
+    general: RuleLimits = field(default_factory=RuleLimits)
+    maths: RuleLimits = field(default_factory=RuleLimits)
+    code: RuleLimits = field(default_factory=RuleLimits)
+    multilingual: RuleLimits = field(default_factory=RuleLimits)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Linear model of "would this be reference prose?" (paper: "would Wikipedia cite it?"), English only."""
+
+    enabled: bool = True
+    reference: str = ""  # text file, .jsonl or folder of .txt with good prose; "" = the Python language reference
+    features: int = 65_536  # hashed word 1- and 2-grams
+    chunk_words: int = 80  # words per training example
+    max_chunks: int = 4_000  # per class
+    heldout_share: float = 0.2  # share of documents set aside to measure the AUC
+    score_domains: list[str] = field(default_factory=lambda: ["general"])  # where the score is computed
+    threshold: float = 0.0  # documents of these domains with a lower score are dropped
+
+    def __post_init__(self) -> None:
+        _check_domains("classifier.score_domains", dict.fromkeys(self.score_domains, 0))
+        if not 0 < self.heldout_share < 1:
+            raise UserError(f"classifier.heldout_share = {self.heldout_share}: must lie in (0, 1).")
+        if self.chunk_words < 5 or self.max_chunks < 10 or self.features < 2:
+            raise UserError("classifier: chunk_words >= 5, max_chunks >= 10 and features >= 2 are needed.")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Held-out documents: chosen by hash, whole groups at a time."""
+
+    share: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DOMAINS, 0.05))  # of a domain's characters
+    min_documents: int = 1  # held-out documents per domain and language, where it has at least four times as many
+    link_threshold: float = 0.5  # documents at least this similar (Jaccard) stay on one side
+    overlap_words: int = 25  # no run of this many words occurs on both sides: the lines that hold it leave the held-out document
+    max_overlap: float = 0.3  # a held-out document that shares more of its words with train in such runs is dropped
+
+    def __post_init__(self) -> None:
+        _check_domains("split.share", self.share)
+        for domain, share in self.share.items():
+            if not 0 <= share <= 0.5:
+                raise UserError(f"split.share.{domain} = {share}: must lie in [0, 0.5].")
+        if self.overlap_words < 2:
+            raise UserError(f"split.overlap_words = {self.overlap_words}: must be at least 2.")
+
+
+@dataclass(frozen=True)
+class CurateConfig:
+    """`herd curate`: raw pages -> documents of four domains, split, with a reason for every decision."""
+
+    seed: int = 0  # of the split and of the classifier's sample
+    workers: int = 2  # processes; the result does not depend on it
+    source: SourceConfig = field(default_factory=SourceConfig)
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    rules: RulesConfig = field(default_factory=RulesConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"workers = {self.workers}: must be at least 1.")

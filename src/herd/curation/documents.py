@@ -1,0 +1,68 @@
+"""What flows through curation: a raw record from a source, then a document; an entry is one documented function."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+DOMAINS = ("general", "maths", "code", "multilingual")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One raw item as a source delivers it, before any decision."""
+
+    url: str  # address, "" when the source has none
+    date: str  # ISO 8601, "" when unknown; the newest of several copies of a URL wins
+    language: str  # ISO 639-1
+    domain: str  # one of DOMAINS
+    source: str  # name of the source kind, e.g. "python"
+    group: str  # records of one group never straddle train and held-out; "" = the record stands alone
+    media: str  # "html", "text" (prose, whitespace may be normalised) or "code" (kept as it is)
+    content: bytes | str  # bytes when the encoding is still to be found out
+
+    def digest(self) -> str:
+        """16 hex digits of SHA-256 over address, date and content: the same record has the same id in every run."""
+        content = self.content if isinstance(self.content, bytes) else self.content.encode("utf-8", "surrogatepass")
+        head = "\x1f".join((self.source, self.url, self.date, self.language, self.domain)).encode("utf-8", "replace")
+        return hashlib.sha256(head + b"\x1f" + content).hexdigest()[:16]
+
+
+@dataclass(slots=True)
+class Document:
+    """One document on its way through the filters."""
+
+    id: str
+    url: str
+    date: str
+    language: str
+    domain: str
+    source: str
+    group: str
+    media: str
+    text: str
+    quality: float | None = None  # probability of looking like reference prose; None where the classifier does not apply
+    shingles: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32), repr=False)  # sorted unique hashes
+    signature: np.ndarray | None = field(default=None, repr=False)  # MinHash values, (permutations,)
+
+
+@dataclass(frozen=True, slots=True)
+class RawEntry:
+    """A documented function, method or class as the interpreter shows it."""
+
+    url: str  # of the record whose text contains it
+    package: str  # top-level package
+    name: str  # qualified, e.g. "scipy.optimize.minimize"
+    signature: str  # "minimize(fun, x0, args=())", "" when none is known
+    doc: str  # its docstring, dedented
+
+
+def assign_ids(records: list[Record]) -> list[str]:
+    """An id for each record; identical records are told apart by a counter in input order."""
+    seen: dict[str, int] = {}
+    ids = []
+    for record in records:
+        digest = record.digest()
+        count = seen[digest] = seen.get(digest, 0) + 1
+        ids.append(digest if count == 1 else f"{digest}.{count}")
+    return ids

@@ -1,0 +1,182 @@
+"""Run as a script in a fresh interpreter: write what a few modules document, as JSON lines.
+
+`python -P introspect.py JOB.json`, with a job {"mode": "pages" | "docstrings", "package", "modules", "hide", "out"}.
+Kept free of any import but the standard library, since importing a package changes what pydoc shows of others; one process
+per package makes the pages independent of each other and survives a package that crashes, prints or hangs.
+
+Lines written: {"type": "page", module, html}, {"type": "object", module, name, owner, signature, doc} and
+{"type": "problem", module, rule, detail}.
+"""
+
+import contextlib
+import functools
+import importlib
+import inspect
+import io
+import json
+import pkgutil
+import pydoc
+import re
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+_REAL_SIGNATURE = inspect.signature
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_PLAIN = (bool, int, float, complex, type(None))
+# Parts of module names that hold no documentation of their own, or act when imported.
+_SKIPPED_PARTS = {"tests", "test", "testing", "conftest", "setup", "benchmarks", "distutils", "f2py", "externals"}
+_SKIPPED_PARTS |= {"_build_utils", "pygletplot", "sphinxext", "__main__", "backends", "autolev", "_antlr"}
+
+
+@functools.lru_cache(maxsize=50_000)
+def _signature(thing: Any) -> inspect.Signature:
+    return _REAL_SIGNATURE(thing)
+
+
+def _cached_signature(thing: Any, *args: Any, **options: Any) -> inspect.Signature:
+    """`inspect.signature`, remembered: pydoc asks again for each inherited method of each class."""
+    if args or options or getattr(type(thing), "__hash__", None) is None:
+        return _REAL_SIGNATURE(thing, *args, **options)
+    try:
+        return _signature(thing)
+    except TypeError:  # no signature, or an object whose hash fails
+        return _REAL_SIGNATURE(thing)
+
+
+class _Pages(pydoc.HTMLDoc):
+    """pydoc's pages without this machine: no file paths, no values of variables but plain numbers, no addresses."""
+
+    _preformatted: dict[str, str] = {}
+
+    def preformat(self, text: str) -> str:
+        if text not in self._preformatted:
+            self._preformatted[text] = super().preformat(text)
+        return self._preformatted[text]
+
+    def filelink(self, url: str, path: str) -> str:
+        return ""
+
+    def docother(self, object: Any, name: str | None = None, mod: str | None = None, *ignored: Any) -> str:
+        if not isinstance(object, _PLAIN):
+            return f"<dl><dt><strong>{name}</strong></dt></dl>\n" if name else ""
+        return super().docother(object, name, mod, *ignored)
+
+
+def public_modules(package: str) -> list[str]:
+    """The package and its public modules, sorted."""
+    root = importlib.import_module(package)
+    names = [package]
+    for info in pkgutil.walk_packages(getattr(root, "__path__", []), package + ".", onerror=lambda name: None):
+        parts = info.name.split(".")
+        if not any(part.startswith("_") or part in _SKIPPED_PARTS for part in parts):
+            names.append(info.name)
+    return sorted(names)
+
+
+def signature_of(thing: Any) -> str:
+    """`(a, b=1)` without self, annotations of the result and addresses; "" when the interpreter knows none."""
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError, AttributeError, NameError, SyntaxError, RecursionError):
+        return ""
+    parameters = list(signature.parameters.values())
+    if parameters and parameters[0].name in ("self", "cls") and not inspect.isclass(thing):
+        parameters = parameters[1:]
+    try:
+        text = str(signature.replace(parameters=parameters, return_annotation=inspect.Signature.empty))
+    except Exception:  # a default value whose repr fails
+        return ""
+    return _ADDRESS.sub("", text)
+
+
+def documented(module: types.ModuleType, package: str, seen: dict[int, Any]) -> Iterator[dict[str, str]]:
+    """Functions, classes and methods that ``module`` presents as its own, each object once per process."""
+    everything = getattr(module, "__all__", None)
+    names = everything if isinstance(everything, list | tuple) else [n for n in dir(module) if n[:1] != "_"]
+    for name in sorted({str(n) for n in names}):
+        try:
+            thing = getattr(module, name)
+        except Exception:  # lazily loaded attributes that need an absent package
+            continue
+        home = getattr(thing, "__module__", None) or ""
+        foreign = home.split(".")[0] not in ("", package, "builtins") if package else home not in (module.__name__, "")
+        if inspect.ismodule(thing) or not callable(thing) or (foreign and everything is None) or id(thing) in seen:
+            continue
+        seen[id(thing)] = thing  # kept alive, so that its id stays taken
+        yield from _row(module, name, name, thing)
+        if not inspect.isclass(thing):
+            continue
+        for key in sorted(vars(thing)):
+            member = vars(thing)[key]
+            function = getattr(member, "__func__", member)
+            if key.startswith("_") or not callable(function) or inspect.isclass(function) or id(function) in seen:
+                continue
+            seen[id(function)] = function
+            yield from _row(module, f"{name}.{key}", name, function)
+
+
+def _row(module: types.ModuleType, name: str, owner: str, thing: Any) -> Iterator[dict[str, str]]:
+    doc = getattr(thing, "__doc__", None)
+    if isinstance(doc, str) and doc.strip():
+        row = {"type": "object", "module": module.__name__, "name": name, "owner": owner}
+        yield row | {"signature": signature_of(thing), "doc": _ADDRESS.sub("", inspect.cleandoc(doc))}
+
+
+def page(module: types.ModuleType, hidden: list[str]) -> str:
+    """The page that `python -m pydoc -b` would serve for ``module``, without paths of this machine."""
+    documenter = _Pages()
+    html = documenter.page(module.__name__, documenter.document(module, module.__name__))
+    html = _ADDRESS.sub("", html)
+    for path in hidden:
+        html = html.replace(path, "")
+    return html
+
+
+def main(job_path: str) -> None:
+    """Run one job; problems with single modules are lines of the output."""
+    with open(job_path, encoding="utf-8") as file:
+        job = json.load(file)
+    warnings.simplefilter("ignore")
+    sys.setrecursionlimit(10_000)
+    inspect.signature = _cached_signature  # type: ignore[assignment]
+    inspect.getcomments = lambda thing: None  # comments in place of docstrings cost a third of the time, for little
+    with open(job["out"], "w", encoding="utf-8", errors="replace") as out:
+
+        def write(row: dict[str, Any]) -> None:
+            out.write(json.dumps(row) + "\n")
+
+        modules: list[str] = job["modules"]
+        if not modules:
+            try:
+                modules = public_modules(job["package"])
+            except BaseException as error:
+                detail = f"{type(error).__name__}: {error}"[:200]
+                write({"type": "problem", "module": job["package"], "rule": "import_failed", "detail": detail})
+                return
+        seen: dict[int, Any] = {}
+        for name in modules:
+            silent = io.StringIO()
+            try:
+                with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+                    module = importlib.import_module(name)
+                    rows: list[dict[str, Any]] = []
+                    if job["mode"] == "pages":
+                        rows.append({"type": "page", "module": name, "html": page(module, job["hide"])})
+                    rows.extend(documented(module, job["package"], seen))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # SystemExit too: some modules exit when a system part is missing
+                detail = f"{type(error).__name__}: {error}"[:200]
+                for path in job["hide"]:
+                    detail = detail.replace(path, "")
+                write({"type": "problem", "module": name, "rule": "import_failed", "detail": detail})
+                continue
+            for row in rows:
+                write(row)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

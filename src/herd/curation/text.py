@@ -1,0 +1,124 @@
+"""Words, lines and paragraphs: the one place that says what they are, so that every filter counts the same things."""
+
+import functools
+import hashlib
+import re
+import unicodedata
+
+import numpy as np
+
+# Languages written without spaces between words: a character with its marks counts as a word.
+UNSPACED = frozenset({"th", "zh", "ja", "lo", "km", "my"})
+
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff]")
+_TRAILING = re.compile(r"[ \t]+(?=\n|$)")
+_BLANK_LINES = re.compile(r"\n{3,}")
+_PLAIN_WORD = re.compile(r"\w+")
+_MARKED_SCRIPTS = re.compile("[\u0300-\u036f\u0483-\u1dff]")  # combining marks and the scripts that need them
+_DIGIT = re.compile(r"\d")
+
+
+@functools.cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """(word, character with marks). Combining marks of Indic and Thai scripts are no ``\\w`` for `re`, but part of a word."""
+    marks = "".join(re.escape(chr(c)) for c in range(0x300, 0x1E000) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
+    return re.compile(rf"[\w{marks}]+"), re.compile(rf"\w[{marks}]*")
+
+
+def words(text: str, language: str = "en") -> list[str]:
+    """Lower-cased words without punctuation; digits stay (see :func:`shingles` for where they are folded)."""
+    return _word_pattern(text, language).findall(text.lower())
+
+
+def _word_pattern(text: str, language: str = "en") -> re.Pattern[str]:
+    if language not in UNSPACED and not _MARKED_SCRIPTS.search(text):
+        return _PLAIN_WORD  # thirty times faster than the class with all marks
+    return _patterns()[language in UNSPACED]
+
+
+def tidy(text: str) -> str:
+    """Prose with canonical Unicode (NFC), no control characters, no trailing spaces and at most one blank line in a row."""
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").replace("\x85", "\n"))
+    text = _TRAILING.sub("", _CONTROLS.sub("", text.replace("\x0c", "\n").replace("\u00a0", " ")))
+    return _BLANK_LINES.sub("\n\n", text).strip("\n") + "\n" if text.strip() else ""
+
+
+def tidy_code(text: str) -> str:
+    """Code as it is, but for line ends, a byte-order mark and NUL characters."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff").replace("\x00", "")
+    return text if not text.strip() or text.endswith("\n") else text + "\n"
+
+
+def line_key(line: str) -> str:
+    """CCNet's normal form of a line: lower case, each digit a 0, letters, digits and single spaces only ("" = nothing left)."""
+    return _DIGIT.sub("0", " ".join(_word_pattern(line).findall(line.lower())))
+
+
+def paragraph_key(paragraph: str) -> str:
+    """Normal form for exact comparison of paragraphs: case and layout do not matter."""
+    return " ".join(paragraph.lower().split())
+
+
+def paragraphs(text: str) -> list[str]:
+    """Maximal runs of lines that are not blank."""
+    return [p for p in re.split(r"\n[ \t]*(?:\n[ \t]*)+", text) if p.strip()]
+
+
+def key_hash(key: str) -> int:
+    """64 bits of SHA-256 of a normal form."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "little")
+
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
+    """Hash of each run of ``n`` words.
+
+    Args:
+        ids: word hashes, (words,) uint64.
+        n: words per run.
+
+    Returns:
+        (words - n + 1,) uint64; empty when there are fewer words.
+    """
+    count = len(ids) - n + 1
+    if count < 1:
+        return np.empty(0, np.uint64)
+    mixed = np.zeros(count, np.uint64)
+    for i in range(n):  # Horner's rule with an odd multiplier, modulo 2^64
+        mixed = mixed * _ODD + ids[i : i + count]
+    mixed ^= mixed >> np.uint64(29)
+    return mixed * np.uint64(0xBF58476D1CE4E5B9)
+
+
+def word_hashes(items: list[str]) -> np.ndarray:
+    """(words,) uint64, the same on every machine and in every run (Python's own hash is not)."""
+    cache: dict[str, int] = {}
+    for item in items:
+        if item not in cache:
+            raw = item.encode("utf-8", "surrogatepass")
+            cache[item] = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+    return np.fromiter((cache[item] for item in items), np.uint64, len(items))
+
+
+def shingles(text: str, language: str, size: int) -> np.ndarray:
+    """Sorted, unique 32-bit hashes of the runs of ``size`` words (three times as many characters in unspaced scripts).
+
+    Digits are folded to 0, so that two renderings which differ in a date or a counter still count as equal. A text with fewer words is
+    one shingle.
+    """
+    items = words(_DIGIT.sub("0", text), language)
+    size = size * 3 if language in UNSPACED else size
+    size = min(size, len(items))
+    if not size:
+        return np.empty(0, np.uint32)
+    return np.unique((ngram_hashes(word_hashes(items), size) >> np.uint64(32)).astype(np.uint32))
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Exact similarity of two sorted sets: size of the intersection / size of the union; two empty sets are equal."""
+    if not len(a) and not len(b):
+        return 1.0
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
