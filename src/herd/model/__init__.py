@@ -1,0 +1,1 @@
+"""The Llama 3 Transformer: attention, RoPE, heads, KV cache, parameter and FLOP counts, conversion. Pure torch."""

@@ -1,0 +1,158 @@
+"""A model on disk: ``config.json`` (what it is) and ``model.safetensors`` (its weights)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from herd.config.errors import UserError
+from herd.config.loader import from_dict, to_plain
+from herd.model.config import ModelConfig
+from herd.model.heads import RewardModel
+from herd.model.transformer import Transformer
+from herd.runs.atomic import write_bytes, write_json
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_FORMAT = "herd.model/1"
+
+
+def save_model(module: nn.Module, folder: Path) -> None:
+    """Write a Transformer or a RewardModel to ``folder``, each file whole or not at all; tied weights once.
+
+    Weights keep their dtype and are copied to the CPU. The same weights always give the same bytes.
+    """
+    assert isinstance(module, Transformer | RewardModel), f"cannot save a {type(module).__name__}"
+    backbone = module.backbone if isinstance(module, RewardModel) else module
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    kind = "reward" if isinstance(module, RewardModel) else "transformer"
+    write_bytes(Path(folder) / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
+    write_json(Path(folder) / CONFIG_FILE, {"format": _FORMAT, "kind": kind, "model": to_plain(backbone.config)})
+
+
+def load_model(folder: Path) -> Transformer:
+    """The Transformer saved in ``folder``; of a reward model, its backbone.
+
+    Raises:
+        UserError: a file is missing, truncated, of another format, or does not fit the configuration.
+    """
+    kind, config = _read_config(Path(folder))
+    state = read_weights(Path(folder))
+    if kind == "reward":
+        prefix = "backbone."
+        state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+    with torch.device("meta"):
+        model = Transformer(config)
+    return _fill(model, state, Path(folder), model)
+
+
+def load_reward_model(folder: Path) -> RewardModel:
+    """The RewardModel saved in ``folder``.
+
+    Raises:
+        UserError: as :func:`load_model`, or ``folder`` holds a model without a reward head.
+    """
+    kind, config = _read_config(Path(folder))
+    if kind != "reward":
+        raise UserError(f"{folder} holds a language model without a reward head: give a folder that `herd reward` wrote.")
+    with torch.device("meta"):
+        model = RewardModel(Transformer(config))
+    return _fill(model, read_weights(Path(folder)), Path(folder), model.backbone)
+
+
+def average_models(folders: Sequence[Path]) -> dict[str, Tensor]:
+    """Mean of the weights of several saved models, summed in float64 and returned in the dtype of the first.
+
+    Raises:
+        UserError: no folder, or two that differ in names, shapes or shape of model.
+    """
+    if not folders:
+        raise UserError("Nothing to average: no model folders were given.")
+    first = Path(folders[0])
+    kind, config = _read_config(first)
+    state = read_weights(first)
+    total = {name: tensor.double() for name, tensor in state.items()}
+    for folder in map(Path, folders[1:]):
+        other_kind, other_config = _read_config(folder)
+        other = read_weights(folder)
+        if (other_kind, other_config) != (kind, config) or _shapes(other) != _shapes(state):
+            raise UserError(f"Cannot average {first} and {folder}: {_difference(config, other_config, state, other)}.")
+        for name, tensor in other.items():
+            total[name] += tensor.double()
+    return {name: (tensor / len(folders)).to(state[name].dtype) for name, tensor in total.items()}
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of ``folder/model.safetensors``.
+
+    Raises:
+        UserError: the file is missing, truncated or no safetensors file.
+    """
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"No {WEIGHTS_FILE} in {folder}: give a folder that a training command wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({_one_line(error)}): write it again.") from error
+
+
+def _read_config(folder: Path) -> tuple[str, ModelConfig]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"No {CONFIG_FILE} in {folder}: give a folder that a training command wrote.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({_one_line(error)}): write it again.") from error
+    if not isinstance(values, dict) or values.get("format") != _FORMAT or not isinstance(values.get("model"), dict):
+        raise UserError(f"{path} is no {_FORMAT} configuration: a Hugging Face checkpoint goes through herd.model.convert.")
+    kind = values.get("kind")
+    if kind not in ("transformer", "reward"):
+        raise UserError(f"{path}: kind is {kind!r}, expected 'transformer' or 'reward'.")
+    try:
+        return kind, from_dict(ModelConfig, values["model"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _fill(model: Any, state: Mapping[str, Tensor], folder: Path, backbone: Transformer) -> Any:
+    """Give a model made on the meta device its weights, which become its parameters without a copy."""
+    expected = _shapes(model.state_dict())
+    if expected != _shapes(state):
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {_first_mismatch(expected, _shapes(state))}.")
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(True)
+    backbone.set_rope(backbone.config.rope_scaling, backbone.config.max_seq_len)  # the table was on meta too
+    return model
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def _difference(a: ModelConfig, b: ModelConfig, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str:
+    if _shapes(first) != _shapes(second):
+        return _first_mismatch(_shapes(first), _shapes(second))
+    fields = [name for name, value in to_plain(a).items() if to_plain(b)[name] != value]
+    return f"their configurations differ in {', '.join(fields)}" if fields else "one has a reward head"
+
+
+def _first_mismatch(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if name not in expected:
+            return f"{name} has no place"
+        if expected[name] != found[name]:
+            return f"{name} is {found[name]}, expected {expected[name]}"
+    raise AssertionError("no mismatch")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

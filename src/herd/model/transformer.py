@@ -1,0 +1,214 @@
+"""The Llama 3 decoder (Llama 3 paper, section 3.2)."""
+
+import dataclasses
+import math
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from herd.config.errors import UserError
+from herd.model.cache import KVCache
+from herd.model.config import ModelConfig, RopeScaling
+from herd.model.masks import CAUSAL, Dense, Documents, Mask, attend
+from herd.model.rope import apply_rope, rope_table
+from herd.runs.seeds import torch_seed
+
+
+class Linear(nn.Linear):
+    """A linear map without bias, left uninitialised: :meth:`Transformer.init_weights` fills it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Spare the work of torch's own initialisation, which would be overwritten."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32 (or wider), rounded to x's type, times a weight (Zhang and Sennrich 2019; Llama's order)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        return F.rms_norm(wide, (x.shape[-1],), eps=self.eps).type_as(x) * self.weight
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions, without biases."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.wq = Linear(config.dim, config.n_heads * config.head_dim)
+        self.wk = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wv = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wo = Linear(config.n_heads * config.head_dim, config.dim)
+
+    def forward(self, x: Tensor, rotation: Tensor, mask: Mask, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        # The head counts are inferred, so that a tensor-parallel shard of the projections works unchanged.
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        q, k = apply_rope(q, rotation), apply_rope(k, rotation)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        return self.wo(attend(q, k, v, mask).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x) (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = Linear(config.dim, config.ffn_dim)
+        self.w3 = Linear(config.dim, config.ffn_dim)
+        self.w2 = Linear(config.ffn_dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, rotation: Tensor, mask: Mask, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, layer)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states; parameter names are those of Meta's release.
+
+    Args:
+        config: the shape; ``vocab_size`` must be resolved.
+
+    Weights are initialised from seed 0 (:meth:`init_weights`), except on the meta device.
+    """
+
+    rope: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        if config.vocab_size == 0:
+            raise UserError("model.vocab_size is 0 (take the tokenizer's): resolve it with config.with_vocab_size(n).")
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.dim), freeze=False)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.output = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
+        self._build_rope()
+        if not self.norm.weight.is_meta:
+            self.init_weights(seed=0)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """Weight of the output head, (vocab_size, dim); the embedding's when tied."""
+        return self.tok_embeddings.weight if self.output is None else self.output.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        mask: Mask = CAUSAL,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm, (B, T, dim).
+
+        Args:
+            tokens: (B, T) int64.
+            positions: (B, T) int64 for RoPE; None counts on from the cache's length, or from 0.
+            mask: who attends to whom; with a cache, CAUSAL or Dense over all S cached and new positions.
+            cache: keys and values so far; extended by these T positions.
+
+        Raises:
+            UserError: more positions than the RoPE table covers (``max_seq_len``), when ``positions`` is None.
+        """
+        grouping = None
+        if isinstance(mask, Documents):
+            assert cache is None, "packed documents are for training; a cache holds one sequence a row"
+            if mask.one_per_row:
+                mask = CAUSAL
+            elif mask.prefers_dense:
+                mask = Dense(mask.allowed(tokens.device))
+            else:
+                # Sort once by document length here instead of once in every layer.
+                grouping = mask.grouping(tokens.device)
+                if positions is None:
+                    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+                tokens, positions, mask = grouping.apply(tokens), grouping.apply(positions), grouping.mask
+        rotation = self._rotation(tokens, positions, 0 if cache is None else cache.length)
+        x = self.tok_embeddings(tokens)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rotation, mask, cache, i)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        x = self.norm(x)
+        return x if grouping is None else grouping.undo(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary, (..., vocab_size), float32 (float64 for a float64 model)."""
+        scores = F.linear(hidden, self.output_weight)
+        return scores if scores.dtype == torch.float64 else scores.float()
+
+    def set_rope(self, rope_scaling: RopeScaling | None, max_seq_len: int) -> None:
+        """Change the frequency scaling and the longest position, as the long-context stage does; weights stay."""
+        self.config = dataclasses.replace(self.config, rope_scaling=rope_scaling, max_seq_len=max_seq_len)
+        self._build_rope()
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Initialise every weight, each from its own stream of ``seed``, so that a shard or a stage alone gets the same.
+
+        Normal with standard deviation 1/sqrt(fan_in): 0.0156 at the 8B's width, near the 0.02 of GPT-2 and torchtitan,
+        and still of unit gain at width 64, where 0.02 would start training from almost nothing. The two projections that write
+        to the residual stream are divided by sqrt(2 n_layers) (GPT-2, Radford et al. 2019, section 2.3). Embedding rows have
+        unit norm, so that tied logits start at unit variance. Norm weights are 1.
+        """
+        depth = math.sqrt(2 * self.config.n_layers)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(1.0)
+                continue
+            std = weight.shape[1] ** -0.5 / (depth if name.endswith(("wo.weight", "w2.weight")) else 1.0)
+            generator = torch.Generator("cpu").manual_seed(torch_seed(seed, "init", name))
+            weight.copy_(torch.empty(weight.shape, device="cpu").normal_(0.0, std, generator=generator))
+        self._build_rope()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Follow the weights, but never hold angles in less than float32, where far positions would blur."""
+        before = self.rope
+        super()._apply(fn, recurse)
+        if self.rope.dtype != before.dtype or self.rope.is_meta != before.is_meta:
+            self._build_rope()
+        return self
+
+    def _build_rope(self) -> None:
+        """Fill the table of rotations: a buffer, derived from the configuration and so not in the state dict."""
+        c, weight = self.config, self.norm.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        table = rope_table(c.head_dim, c.max_seq_len, c.rope_theta, c.rope_scaling, dtype)
+        self.register_buffer("rope", table.to(weight.device), persistent=False)
+
+    def _rotation(self, tokens: Tensor, positions: Tensor | None, offset: int) -> Tensor:
+        """Rows of the RoPE table, (B or 1, T, head_dim / 2, 2), looked up once for all layers."""
+        if positions is not None:
+            return self.rope[positions]
+        end = offset + tokens.shape[1]
+        if end > self.config.max_seq_len:
+            raise UserError(
+                f"{end} positions, but model.max_seq_len is {self.config.max_seq_len}: shorten the input, or extend "
+                "the context (long-context stage)."
+            )
+        return self.rope[None, offset:end]
+
