@@ -5,15 +5,14 @@ afterwards.
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
-from training_standin import Points, Regression
+from training_standin import Child, Points, Regression
 
 from herd.config.errors import UserError
 from herd.runs.metrics import read_metrics
@@ -46,8 +45,6 @@ class Killed(Exception):
 
 
 def kill_at(step: int):
-    import pytorch_lightning as pl
-
     class Kill(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if trainer.global_step == step:
@@ -112,7 +109,8 @@ def test_resume_gives_the_same_bits(tmp_path, step):
 def test_a_finished_fit_can_be_asked_again(tmp_path):
     first, _ = train(tmp_path)
     again, result = train(tmp_path)
-    assert result.resumed_at == 12 and again.steps_seen == []
+    assert result.resumed_at == 12
+    assert again.steps_seen == []
     assert_same(weights(first), weights(again))
 
 
@@ -163,12 +161,12 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, callbacks=[kill_at(5)])
-    with pytest.raises(UserError, match="another run .different: steps, tokens"):
+    with pytest.raises(UserError, match=r"another run .different: steps, tokens"):
         train(tmp_path, Points(steps=20))
 
 
 def test_divergence_stops_the_run(tmp_path):
-    with pytest.raises(Diverged, match="loss is (nan|inf) at step"):
+    with pytest.raises(Diverged, match=r"loss is (nan|inf) at step"):
         train(tmp_path, module=Regression(schedule=lambda step: float("nan")))
 
 
@@ -196,42 +194,27 @@ def test_process_is_left_as_it_was(tmp_path):
     before = state()
     train(tmp_path, module=module, threads=2 if torch.get_num_threads() == 1 else 1)
     assert state() == before
-    assert not (tmp_path / "lightning_logs").exists() and not Path("lightning_logs").exists()
+    assert not (tmp_path / "lightning_logs").exists()
+    assert not Path("lightning_logs").exists()
 
 
-CHILD = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from training_standin import Points, Regression
-from test_fit import train
-import pytorch_lightning as pl
+def test_sigterm_saves_and_exits(tmp_path, capfd):
+    def work(tick):
+        class Slow(pl.Callback):
+            def on_train_batch_end(self, *args):
+                tick()
+                time.sleep(0.02)
 
-class Slow(pl.Callback):
-    def on_train_batch_end(self, *args):
-        print("step", flush=True)
-        time.sleep(0.02)
+        train(tmp_path, Points(steps=300), callbacks=[Slow()])
 
-module, result = train(Path({folder!r}), Points(steps=300), callbacks=[Slow()])
-"""
-
-
-def test_sigterm_saves_and_exits(tmp_path):
-    code = CHILD.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert child.stdout and child.stderr
-    for _ in range(5):
-        assert child.stdout.readline()
-    child.terminate()
-    deadline = time.monotonic() + 60
-    while child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert child.returncode == 143, child.stderr.read()
-    stopped = int(child.stderr.read().split("Stopped by SIGTERM after ")[1].split()[0])
+    child = Child(work)
+    assert child.wait_for(5) == 5
+    child.process.terminate()
+    assert child.end() == 143
+    stopped = int(capfd.readouterr().err.split("Stopped by SIGTERM after ")[1].split()[0])
     newest = CheckpointStore(tmp_path / ".scratch/checkpoints").newest()
-    assert newest is not None and step_of(newest) == stopped < 300
+    assert newest is not None
+    assert step_of(newest) == stopped < 300
 
 
 def test_metrics_reach_wandb_offline(tmp_path):
@@ -251,7 +234,7 @@ def test_metrics_reach_wandb_offline(tmp_path):
     [{"precision": "fp8"}, {"devices": 2}, {"log_every_steps": 0}, {"accelerator": "tpu"}, {"strategy": "zero"}],
 )
 def test_bad_settings_are_refused(settings):
-    with pytest.raises(UserError, match="trainer|parallel"):
+    with pytest.raises(UserError, match=r"trainer|parallel"):
         TrainerConfig(**settings)
 
 

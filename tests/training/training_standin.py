@@ -1,5 +1,10 @@
 """A small regression task: a module and a source for the tests of the base, which know nothing of language models."""
 
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -46,3 +51,40 @@ class Points:
 
     def tokens_at(self, step: int) -> int:
         return step * self.rows
+
+
+class Child:
+    """``work(tick)`` in a forked process; it calls ``tick()`` once a step, so that the parent can strike at one.
+
+    Forked, not started anew, because importing torch takes longer than the training does.
+    """
+
+    def __init__(self, work: Callable[[Callable[[], None]], None]) -> None:
+        reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Python 3.12 warns of threads that a fork does not copy; none is needed here
+            self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(work, writing))
+            self.process.start()
+        os.close(writing)
+        self.ticks = open(reading, "rb", buffering=0)  # noqa: PTH123, SIM115 (a descriptor; closed in `end`)
+
+    @staticmethod
+    def _run(work: Callable[[Callable[[], None]], None], writing: int) -> None:
+        torch.set_num_threads(1)
+        work(lambda: os.write(writing, b".") and None)
+
+    def wait_for(self, ticks: int) -> int:
+        """Block until so many steps have begun, or the process has ended; returns how many have."""
+        seen = 0
+        while seen < ticks and self.ticks.read(1):
+            seen += 1
+        return seen
+
+    def end(self) -> int:
+        """Wait for the end; the exit code, negative for a signal."""
+        self.process.join(timeout=60)
+        self.ticks.close()
+        assert self.process.exitcode is not None, "the child hangs"
+        return self.process.exitcode

@@ -117,8 +117,9 @@ class Curriculum:
                 batch = round(ramp.batch * config.batch_tokens)
                 if batch < ramp.seq_len or batch % ramp.seq_len:
                     raise UserError(
-                        f"Curriculum stage '{name}': a batch of {batch:,} tokens ({ramp.batch:g} x curriculum.batch_tokens) "
-                        f"is no whole number of rows of {ramp.seq_len} tokens: change batch_tokens, batch or seq_len."
+                        f"Curriculum stage '{name}': a batch of {batch:,} tokens ({ramp.batch:g} x "
+                        f"curriculum.batch_tokens) is no whole number of rows of {ramp.seq_len} tokens: change "
+                        "batch_tokens, batch or seq_len."
                     )
                 steps = max(0, round((end * asked - done) / batch))
                 if steps:
@@ -218,8 +219,8 @@ class Curriculum:
                 max_seq_len = max(max_seq_len, longest)
             if longest > max_seq_len:
                 raise UserError(
-                    f"Curriculum stage '{name}' has rows of {longest} tokens, the model's positions end at {max_seq_len}: "
-                    "raise model.max_seq_len, or give the stage a rope_scaling."
+                    f"Curriculum stage '{name}' has rows of {longest} tokens, the model's positions end at "
+                    f"{max_seq_len}: raise model.max_seq_len, or give the stage a rope_scaling."
                 )
 
     def summary(self) -> list[dict[str, Any]]:

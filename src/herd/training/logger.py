@@ -81,6 +81,7 @@ def open_sink(
         code = 0
     finally:
         run.finish(exit_code=code)
+        wandb.teardown()  # `finish` may return before the offline file is whole; this waits for its writer
 
 
 def _has_key() -> bool:

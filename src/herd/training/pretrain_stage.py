@@ -53,10 +53,10 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
     curriculum.check_lengths(model_config.max_seq_len)
     initial = next(iter(config.curriculum.stages))
     weights = config.curriculum.stages[initial].mix or config.mix.weights
-    check_domains(shards.domains("heldout"), weights)
     if config.eval_seq_len > model_config.max_seq_len:
         raise UserError(f"eval_seq_len {config.eval_seq_len} exceeds model.max_seq_len {model_config.max_seq_len}.")
     mixture = Mixture(shards, "train", curriculum.mixture_phases(), config.seed)
+    check_domains(shards.domains("heldout"), weights)
     write_json(stage_run.folder / "curriculum.json", {"tokens": curriculum.tokens, "phases": curriculum.summary()})
 
     model = Transformer(model_config)
@@ -94,6 +94,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         "tokens": result.tokens,
         "tokens_per_second": result.tokens_per_second,
         "parameters": parameter_count(model_config, "total"),
+        "parameters_6N": parameter_count(model_config, "6N"),
         "flops": flops,
         "flops_convention": FLOPS_CONVENTION,
         "seconds": result.seconds,
