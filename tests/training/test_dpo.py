@@ -170,7 +170,8 @@ def test_training_raises_margins_on_unseen_pairs(tmp_path):
 def test_g13_killed_and_started_again_gives_the_same_bits(tmp_path):
     whole, _ = trained(tmp_path / "whole")
     here = Path(__file__).parent
-    code = f"from pathlib import Path; from test_dpo import trained; trained(Path({str(tmp_path / 'killed')!r}), stop_after=7)"
+    folder = str(tmp_path / "killed")
+    code = f"from pathlib import Path; from test_dpo import trained; trained(Path({folder!r}), stop_after=7)"
     environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
     child = subprocess.run([sys.executable, "-c", code], env=environment, cwd=here, capture_output=True, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()[-2000:]

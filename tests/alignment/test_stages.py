@@ -1,0 +1,223 @@
+"""One round of post-training through the stages, on a model of a few thousand weights."""
+
+import json
+
+import pytest
+import torch
+from documented import NOUNS, VERBS, documents_in
+
+from herd.alignment import (
+    average_stage,
+    dialogs_stage,
+    dpo_stage,
+    preferences_stage,
+    reject_stage,
+    reward_stage,
+    sft_stage,
+)
+from herd.config.errors import UserError
+from herd.config.loader import compose
+from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from herd.dialog.preferences import read_preferences
+from herd.dialog.rows import read_jsonl, read_prompts
+from herd.model.config import ModelConfig
+from herd.model.io import load_model, load_reward_model, read_weights, save_model
+from herd.model.transformer import Transformer
+from herd.recipe.job import make_job
+from herd.runs.atomic import sha256_json, write_json
+from herd.runs.stage import Artifact, execute
+
+QUICK = ["epochs=1", "batch_size=8", "trainer.log_every_steps=1"]
+
+
+def config_of(command: str, *overrides: str):
+    return make_job(command, compose(command, list(overrides))).config
+
+
+def finished(folder, stage: str) -> Artifact:
+    address = sha256_json([stage, str(folder)])
+    write_json(folder / "manifest.json", {"stage": stage, "address": address, "metrics": {}, "outputs": {}})
+    return Artifact.open(folder)
+
+
+class Round:
+    """A base model, a tokenizer and everything a round makes of them."""
+
+    def __init__(self, documents, root) -> None:
+        self.root = root
+        self.inputs = {"documents": documents}
+        text = (
+            " ".join(f"{v} the {n} of x number" for v in VERBS for n in NOUNS) + " What does it do? assistant user\n\n"
+        )
+        config = TokenizerConfig(vocab_size=400, special_tokens=11, training_characters=50_000, fill_with_reserved=True)
+        tokenizer = train_tokenizer([text], config)
+        tokenizer.save(root / "tokens" / "tokenizer")
+        finished(root / "tokens", "tokenize")
+        shape = ModelConfig(
+            dim=16,
+            n_layers=1,
+            n_heads=2,
+            n_kv_heads=1,
+            ffn_dim=32,
+            vocab_size=400,
+            max_seq_len=256,
+            tie_embeddings=True,
+        )
+        save_model(Transformer(shape), root / "base" / "model")
+        finished(root / "base", "pretrain")
+
+    def run(self, stage, inputs, *overrides, node=None):
+        config = config_of(stage.name, *overrides)
+        given = {
+            name: {k: str(v) for k, v in value.items()} if isinstance(value, dict) else str(value)
+            for name, value in inputs.items()
+        }
+        return execute(stage, config, given, self.root / "runs", "test", node)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every artifact of a round, by name."""
+    root = tmp_path_factory.mktemp("round")
+    r = Round(documents_in(root / "documents"), root)
+    made = {"tokens": root / "tokens", "base": root / "base"}
+    made["dialogs"] = r.run(
+        dialogs_stage.STAGE, r.inputs, "seed_dialogs=20", "train_prompts=40", "heldout_prompts=20"
+    ).path
+    made["preferences"] = r.run(
+        preferences_stage.STAGE, {"dialogs": made["dialogs"]}, "prompts=40", "heldout_prompts=20"
+    ).path
+    base = {"tokens": made["tokens"], "base": made["base"]}
+    made["reward"] = r.run(reward_stage.STAGE, base | {"preferences": {"one": made["preferences"]}}, *QUICK).path
+    made["sft"] = r.run(
+        sft_stage.STAGE, base | {"dialogs": {"seed": made["dialogs"]}, "heldout": made["dialogs"]}, *QUICK
+    ).path
+    made["reject"] = r.run(
+        reject_stage.STAGE,
+        {"tokens": made["tokens"], "generator": made["sft"], "reward": made["reward"], "prompts": made["dialogs"]},
+        "prompts=6",
+        "samples=3",
+        "max_new_tokens=24",
+    ).path
+    tuned = {"tokens": made["tokens"], "model": made["sft"], "preferences": made["preferences"]}
+    for label, seed in (("dpo-a", 0), ("dpo-b", 1)):
+        made[label] = r.run(dpo_stage.STAGE, tuned, *QUICK, f"seed={seed}", "optimizer.lr=1e-3", node=label).path
+    made["average"] = r.run(
+        average_stage.STAGE,
+        {
+            "models": {"a": made["dpo-a"], "b": made["dpo-b"]},
+            "tokens": made["tokens"],
+            "heldout": made["dialogs"],
+            "preferences": made["preferences"],
+            "reference": made["sft"],
+        },
+    ).path
+    made["second"] = r.run(
+        preferences_stage.STAGE,
+        {"dialogs": made["dialogs"], "tokens": made["tokens"], "models": {"a": made["dpo-a"], "b": made["dpo-b"]}},
+        "prompts=8",
+        "heldout_prompts=8",
+        "max_new_tokens=16",
+        node="second",
+    ).path
+    return {name: Artifact.open(path) for name, path in made.items()} | {"round": r}
+
+
+def test_preferences_are_graded_and_some_edited(made):
+    rows = read_preferences(made["preferences"] / "preferences.jsonl")
+    metrics = made["preferences"].metrics
+    assert len(rows) == metrics["pairs"] == metrics["train"]["kept"] > 20
+    assert sum(metrics["train"]["grades"].values()) == len(rows)
+    assert all(row.scores["chosen"] > row.scores["rejected"] for row in rows)
+    edited = [row for row in rows if row.edited]
+    assert edited
+    assert all(row.scores["chosen"] < 1.0 and row.models["edited"] == "reference" for row in edited)
+    heldout = {p.id for p in read_prompts(made["dialogs"] / "heldout_prompts.jsonl")}
+    assert {row.prompt_id for row in read_preferences(made["preferences"] / "heldout.jsonl")} <= heldout
+    assert not {row.prompt_id for row in rows} & heldout
+
+
+def test_reward_model_reports_its_accuracy_with_an_interval(made):
+    metrics = made["reward"].metrics
+    low, high = metrics["accuracy_interval"]
+    assert 0 <= low <= metrics["accuracy"] <= high <= 1
+    assert 0.5 <= metrics["length_accuracy"] <= 1
+    kept = metrics["rows"]["one"]["kept"]
+    assert kept == metrics["pairs"] + metrics["triples"] > 0
+    dropped = metrics["rows"]["one"]["dropped"]
+    assert kept + sum(dropped.values()) == made["preferences"].metrics["pairs"]
+    assert load_reward_model(made["reward"] / "model").head.weight.abs().sum() > 0
+
+
+def test_sft_starts_from_the_base_and_lowers_the_loss_of_references(made):
+    metrics = made["sft"].metrics
+    assert metrics["loss"] < metrics["base_loss"]
+    assert metrics["rows"]["seed"] == {"kept": 20, "dropped": {}}
+
+
+def test_rejection_keeps_the_best_of_each_prompt(made):
+    metrics, rows = made["reject"].metrics, [row for _, row in read_jsonl(made["reject"] / "dialogs.jsonl")]
+    assert metrics["rows"]["kept"] == len(rows)
+    assert len(rows) + sum(metrics["rows"]["dropped"].values()) == 6
+    assert metrics["samples"] == 18
+    for row in rows:
+        assert row["reward"] >= row["mean_reward"]
+        assert row["model"] == made["sft"].address[:16]
+        assert row["messages"][-1]["role"] == "assistant"
+
+
+def test_dpo_moves_the_held_out_margin(made):
+    metrics = made["dpo-a"].metrics
+    assert metrics["rewards/margins"] > 0
+    assert metrics["rewards/accuracies"] > 0.5
+    low, high = metrics["rewards/accuracies_interval"]
+    assert low <= metrics["rewards/accuracies"] <= high
+    logged = [json.loads(line) for line in (made["dpo-a"] / "metrics.jsonl").read_text().splitlines()]
+    wanted = {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "loss"}
+    assert all(wanted <= set(row) for row in logged)
+    # Seeds change the order of the pairs, hence the weights.
+    a, b = read_weights(made["dpo-a"] / "model"), read_weights(made["dpo-b"] / "model")
+    assert any(not torch.equal(a[name], b[name]) for name in a)
+
+
+def test_average_is_the_mean_and_is_measured_beside_its_members(made):
+    a, b, mean = (read_weights(made[name] / "model") for name in ("dpo-a", "dpo-b", "average"))
+    for name in mean:
+        assert torch.equal(mean[name], ((a[name].double() + b[name].double()) / 2).float())
+    metrics = made["average"].metrics
+    assert set(metrics["by_member"]) == {"a", "b"}
+    keys = {"loss", "rewards/accuracies", "rewards/margins", "nll_loss"}
+    assert keys == set(metrics["by_member"]["a"]) <= set(metrics)
+    # The same held-out pairs and the same definition as in the DPO stage itself.
+    assert metrics["by_member"]["a"]["rewards/margins"] == pytest.approx(made["dpo-a"].metrics["rewards/margins"])
+
+
+def test_second_round_compares_two_models(made):
+    metrics = made["second"].metrics
+    rows = read_preferences(made["second"] / "preferences.jsonl")
+    counted = metrics["train"]
+    assert counted["kept"] + sum(counted["dropped"].values()) == 8
+    assert all({row.models["chosen"], row.models["rejected"]} == {"a", "b"} for row in rows)
+
+
+def test_one_model_alone_cannot_be_compared(made):
+    inputs = {"dialogs": made["dialogs"].path, "tokens": made["tokens"].path, "models": {"a": made["dpo-a"].path}}
+    with pytest.raises(UserError, match="two or more `models`"):
+        made["round"].run(preferences_stage.STAGE, inputs)
+
+
+def test_prompts_beyond_the_file_are_refused(made):
+    with pytest.raises(UserError, match="0 prompts from index 999"):
+        made["round"].run(preferences_stage.STAGE, {"dialogs": made["dialogs"].path}, "first_prompt=999")
+
+
+def test_a_window_beyond_the_model_is_refused(made):
+    inputs = {"tokens": made["tokens"].path, "base": made["base"].path, "dialogs": {"seed": made["dialogs"].path}}
+    with pytest.raises(UserError, match="window 999 exceeds the model's 256"):
+        made["round"].run(sft_stage.STAGE, inputs, "window=999")
+
+
+def test_every_model_left_behind_loads(made):
+    tokenizer = Tokenizer.load(made["tokens"] / "tokenizer")
+    for name in ("sft", "dpo-a", "average"):
+        assert load_model(made[name] / "model").config.vocab_size == tokenizer.vocab_size
