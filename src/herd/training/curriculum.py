@@ -138,9 +138,9 @@ class Curriculum:
         self._stages: dict[str, tuple[int, int, int, int, float]] = {}
         for name, stage in config.stages.items():
             own = [phase for phase in phases if phase.stage == name]
-            first, last = own[0], own[-1]
+            last = own[-1]
             end_step, end_token = last.first_step + last.steps, last.first_token + last.tokens
-            bounds = (first.first_step, end_step, first.first_token, end_token)
+            bounds = (own[0].first_step, end_step, own[0].first_token, end_token)
             self._stages[name] = (*bounds, self._warmup(stage.schedule, *bounds))
 
     def _warmup(self, schedule: ScheduleConfig, step: int, end_step: int, token: int, end_token: int) -> float:

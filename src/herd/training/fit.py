@@ -179,7 +179,7 @@ def fit(
             )
             raise SystemExit(143) from None
         finally:
-            module.trainer = None  # type: ignore[assignment]
+            module.trainer = None
     tokens = source.tokens_at(len(source))
     return FitResult(
         steps=len(source),

@@ -1,6 +1,6 @@
 """AdamW as the paper trains with it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from herd.config.errors import UserError
 from herd.config.registry import Registry
 
-OPTIMIZERS: Registry[type[torch.optim.Optimizer]] = Registry("optimizer")
+OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer")
 OPTIMIZERS.register("adamw")(torch.optim.AdamW)
 
 # How much of a weight one step takes away.
