@@ -35,12 +35,16 @@ def run(config: AverageConfig, inputs: Inputs, stage_run: StageRun) -> dict[str,
     folders = {label: artifact / "model" for label, artifact in models.items()}
     state = average_models(list(folders.values()))
     first = next(iter(folders.values()))
-    reward = any(name.startswith("head.") for name in state)
-    mean = load_reward_model(first) if reward else load_model(first)
+    metrics: dict[str, Any] = {"members": len(models)}
+    if any(name.startswith("head.") for name in state):  # reward models; `herd evaluate` measures them
+        reward_model = load_reward_model(first)
+        reward_model.load_state_dict(state)
+        save_model(reward_model, stage_run.folder / "model")
+        return metrics
+    mean = load_model(first)
     mean.load_state_dict(state)
     save_model(mean, stage_run.folder / "model")
-    metrics: dict[str, Any] = {"members": len(models)}
-    evaluate = None if reward else evaluation(config, inputs)
+    evaluate = evaluation(config, inputs)
     if evaluate is not None:
         metrics["by_member"] = {label: evaluate(load_model(folder)) for label, folder in folders.items()}
         metrics |= evaluate(mean)

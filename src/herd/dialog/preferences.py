@@ -133,5 +133,5 @@ class PreferenceFilter:
 
 def similarity(a: Sequence[Message], b: Sequence[Message]) -> float:
     """Share of matching characters of two responses, in [0, 1] (Ratcliff-Obershelp)."""
-    texts = ["\n".join(m.content + (m.call or "") for m in response) for response in (a, b)]
-    return difflib.SequenceMatcher(None, *texts, autojunk=False).ratio()
+    first, second = ("\n".join(m.content + (m.call or "") for m in response) for response in (a, b))
+    return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio()

@@ -84,8 +84,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     prompts = []
     for where, row in read_jsonl(path):
         messages = parse_messages(row.get("messages"), where)
-        texts = [require(row, key, where) for key in ("id", "entry_id", "task", "reference")]
-        prompts.append(Prompt(*texts[:3], messages, texts[3]))
+        texts = {key: require(row, key, where) for key in ("id", "entry_id", "task", "reference")}
+        prompts.append(Prompt(messages=messages, **texts))
     return prompts
 
 

@@ -161,6 +161,7 @@ def dpo_terms(model: Transformer, batch: DPOBatch, objective: DPOObjective) -> d
 class DPOModule(HerdModule):
     """Mean loss over the pairs of the optimizer step. Metrics carry TRL's names."""
 
+    model: Transformer
     objective: DPOObjective = DPOObjective()
 
     def micro_batch_loss(self, micro_batch: DPOBatch) -> tuple[Tensor, Metrics]:

@@ -111,6 +111,8 @@ class RewardModule(HerdModule):
     Metrics carry TRL's names: accuracy, margin (chosen less rejected), mean_reward.
     """
 
+    model: RewardModel
+
     def micro_batch_loss(self, micro_batch: RewardBatch) -> tuple[Tensor, Metrics]:
         scores = scores_of(self.model, micro_batch.rows)
         pairs, triples = scores[micro_batch.pairs], scores[micro_batch.triples]

@@ -103,11 +103,20 @@ def lay_out(
             positions[r, at:] = np.arange(window - at)
             parts.append(window - at)
         lengths.append(tuple(parts))
-    listed = [torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in (places, targets, owners)]
-    weights = torch.from_numpy(np.concatenate(preferred).astype(np.float32))
     return SequenceRows(
-        torch.from_numpy(tokens), torch.from_numpy(positions), tuple(lengths), *listed, weights, torch.from_numpy(ends)
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        lengths=tuple(lengths),
+        places=_joined(places, np.int64),
+        targets=_joined(targets, np.int64),
+        owners=_joined(owners, np.int64),
+        preferred=_joined(preferred, np.float32),
+        ends=torch.from_numpy(ends),
     )
+
+
+def _joined(parts: list[np.ndarray], dtype: type) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(dtype))
 
 
 class EpochSteps:

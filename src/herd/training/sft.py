@@ -75,6 +75,8 @@ def sft_steps(
 class SFTModule(HerdModule):
     """Sum of -log p over the assistant's tokens, divided by their number in the whole optimizer step."""
 
+    model: Transformer
+
     def micro_batch_loss(self, micro_batch: SequenceRows) -> tuple[Tensor, Metrics]:
         return rows_nll(self.model, micro_batch), {}
 
