@@ -27,7 +27,7 @@ class Span:
     """A stretch of the stream."""
 
     tokens: np.ndarray  # (count,) int64
-    starts: np.ndarray  # (count,) bool, True at the first token of a document
+    starts: np.ndarray  # (count,) bool, True where a document begins, and at the first token of the span
     documents: np.ndarray  # (count,) int64, index of the document that each token belongs to
 
 
@@ -79,8 +79,7 @@ class DocumentStream:
             base = source.offsets[documents[i:j]] - begins[i:j]
             parts += [source.tokens[a:b] for a, b in zip((base + low).tolist(), (base + high).tolist(), strict=True)]
             owners.append(np.repeat(documents[i:j], high - low))
-            whole = low == begins[i:j]
-            starts[done + (low - within)[whole]] = True
+            starts[done + low - within] = True
             done += stop - within
         tokens = source.check_tokens(np.concatenate(parts)).astype(np.int64)
         return Span(tokens, starts, np.concatenate(owners))

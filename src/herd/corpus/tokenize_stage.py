@@ -32,7 +32,7 @@ class TokenizeConfig:
 
     tokenizer: TokenizerConfig
     seed: int = 0  # of the sample of documents that the tokenizer learns from
-    batch_characters: int = 4_000_000  # characters encoded at once; bounds the memory
+    batch_characters: int = 1_000_000  # characters encoded at once; bounds the memory
 
     def __post_init__(self) -> None:
         if self.batch_characters < 1:
