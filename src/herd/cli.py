@@ -107,7 +107,7 @@ def _recipe(argv: list[str]) -> None:
         _hydra("recipe", argv)
         return
     recipe = load(RecipeConfig, compose("recipe", argv))
-    if recipe.plan:
+    if recipe.dry_run:
         print("\n".join(plan_lines(recipe)))
     else:
         run_recipe(recipe)

@@ -65,13 +65,13 @@ def test_recipe_prints_its_plan(recipe: str) -> None:
 def test_the_papers_recipe_carries_the_papers_numbers() -> None:
     loaded = load(RecipeConfig, compose("recipe", ["recipe=llama3_405b"]))
     text = "\n".join(plan_lines(loaded))
-    assert loaded.plan
+    assert loaded.dry_run
     assert "405,853,388,800" in text
     assert sum(name.endswith("/dpo") for name in loaded.stages) == 6
 
 
 def recipe(stages: dict[str, Node], **changes: Any) -> RecipeConfig:
-    values = {"name": "r", "description": "", "root": "runs", "plan": False, "until": None, **changes}
+    values = {"name": "r", "description": "", "root": "runs", "dry_run": False, "until": None, **changes}
     return RecipeConfig(stages=stages, **values)
 
 

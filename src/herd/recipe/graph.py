@@ -36,7 +36,7 @@ class RecipeConfig:
     name: str  # the run's name: results are linked below <root>/<name>
     description: str  # one line: what it is and what it costs
     root: str  # folder of all runs
-    plan: bool  # print the plan and stop
+    dry_run: bool  # print the plan and stop
     until: str | None  # last node to run; all of them unless given
     stages: dict[str, Node]  # node -> stage, in the order they run
 
