@@ -88,7 +88,8 @@ def test_frequencies_follow_the_model(model, prompts):
     terms = (found - expected)[~pooled].square() / expected[~pooled]
     rest = (found[pooled].sum() - expected[pooled].sum()).square() / expected[pooled].sum()
     degrees = int((~pooled).sum())
-    # Chi-squared: mean `degrees`, standard deviation sqrt(2 degrees); 4 deviations. A fixed seed, so no chance in the test.
+    # Chi-squared: mean `degrees`, standard deviation sqrt(2 degrees); 4 deviations. A fixed seed, so no chance in the
+    # test.
     assert abs(float(terms.sum() + rest) - degrees) < 4 * math.sqrt(2 * degrees)
 
 
@@ -106,7 +107,14 @@ def test_choose_inverts_the_cumulative_distribution():
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().repeat(1000, 1)
     draws = torch.linspace(0, 1 - 2**-24, 1000)
-    for top_p, kept in ((0.05, {1}), (0.39, {1}), (0.41, {1, 3}), (0.69, {1, 3}), (0.71, {1, 2, 3}), (0.95, {0, 1, 2, 3})):
+    for top_p, kept in (
+        (0.05, {1}),
+        (0.39, {1}),
+        (0.41, {1, 3}),
+        (0.69, {1, 3}),
+        (0.71, {1, 2, 3}),
+        (0.95, {0, 1, 2, 3}),
+    ):
         assert set(choose(logits, draws, 1.0, top_p).tolist()) == kept, top_p
     share = (choose(logits, draws, 1.0, 0.6) == 1).float().mean().item()
     assert abs(share - 4 / 7) < 0.01  # renormalised: 0.4 / (0.4 + 0.3)
@@ -117,7 +125,8 @@ def test_wide_and_narrow_nuclei_share_a_batch():
     flat, peaked = torch.zeros(1, 2000), torch.randn(1, 2000, generator=generator) * 8
     draws = torch.tensor([0.3, 0.3])
     both = choose(torch.cat([flat, peaked]), draws, 1.0, 0.9)
-    assert both[0] == choose(flat, draws[:1], 1.0, 0.9)[0] and both[1] == choose(peaked, draws[:1], 1.0, 0.9)[0]
+    assert both[0] == choose(flat, draws[:1], 1.0, 0.9)[0]
+    assert both[1] == choose(peaked, draws[:1], 1.0, 0.9)[0]
     ordered = peaked.softmax(-1).sort(descending=True)
     kept = ordered.values[0, : int((ordered.values.cumsum(-1) < 0.9).sum()) + 1]
     place = int((kept.cumsum(0) <= 0.3 * kept.sum()).sum())
@@ -127,13 +136,14 @@ def test_wide_and_narrow_nuclei_share_a_batch():
 def test_order_of_results_and_empty_input(model, prompts):
     assert generate(model, [], 4, CONFIG, STOPS) == []
     results = generate(model, prompts, 2, CONFIG, STOPS)
-    assert len(results) == len(prompts) and all(len(r) == 2 for r in results)
+    assert len(results) == len(prompts)
+    assert all(len(r) == 2 for r in results)
 
 
 def test_bad_input_is_one_clear_line(model, prompts):
     with pytest.raises(UserError, match="Prompt 1 is empty"):
         generate(model, [[1], []], 1, CONFIG, STOPS)
-    with pytest.raises(UserError, match="Prompt 0 has 115 tokens.*leaves room for 114"):
+    with pytest.raises(UserError, match=r"Prompt 0 has 115 tokens.*leaves room for 114"):
         generate(model, [[1] * 115], 1, CONFIG, STOPS)
     with pytest.raises(UserError, match="samples_per_prompt"):
         generate(model, prompts, 0, CONFIG, STOPS)

@@ -1,6 +1,7 @@
 """Parameters and FLOPs against what torch itself counts."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def test_flops_against_torchs_counter(device):
         with counter:
             model.logits(model(tokens)).sum().backward()
     counted = counter.get_total_flops() / (batch * length)
-    # torch counts the square of attention in full, masked or not; its CPU kernel is not in its table, so that run counts none.
+    # torch counts the square of attention in full, masked or not; its CPU kernel is not in its table, so that run
+    # counts none.
     if device == "meta":
         assert counted == flops_per_token(SMALL, length, "6N+attention_full")
     full, causal, plain = (
@@ -118,7 +120,7 @@ def test_small_presets_belong_to_the_family(name):
 def test_family_rises_and_every_member_is_its_own_nearest(vocab_size):
     members = family_members(vocab_size, 256)
     sizes = [parameter_count(m, "6N") for m in members]
-    assert all(a < b for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(sizes))
     assert [shape_for(n, vocab_size, 256) for n in sizes] == list(members)
     assert all(m.dim % 8 == 0 and m.tie_embeddings and m.n_kv_heads <= 8 for m in members)
 

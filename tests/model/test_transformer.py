@@ -99,7 +99,8 @@ def test_cache_select_copies_rows():
     swapped = cache.select(torch.tensor([1, 0, 1]))
     hidden = model(tokens[[1, 0, 1], 5:], cache=swapped)
     torch.testing.assert_close(hidden[:, 0], model(tokens)[[1, 0, 1], 5], rtol=0, atol=1e-12)
-    assert cache.length == 5 and swapped.length == 6
+    assert cache.length == 5
+    assert swapped.length == 6
 
 
 def test_left_padding_with_a_dense_mask_changes_nothing():
@@ -163,7 +164,9 @@ def test_rope_scaling_by_band():
     assert torch.equal(ratio[wavelength < 8192 / 4], torch.ones_like(ratio[wavelength < 8192 / 4]))
     torch.testing.assert_close(ratio[wavelength > 8192], torch.full_like(ratio[wavelength > 8192], 8.0))
     between = ratio[(wavelength > 8192 / 4) & (wavelength < 8192)]
-    assert len(between) and ((between > 1) & (between < 8)).all() and (between.diff() > 0).all()
+    assert len(between)
+    assert ((between > 1) & (between < 8)).all()
+    assert (between.diff() > 0).all()
 
 
 def test_set_rope_extends_the_context(model):
@@ -196,7 +199,8 @@ def test_bfloat16_autocast_stays_close(model):
 def test_meta_model_materialises():
     with torch.device("meta"):
         model = Transformer(SHAPE)
-    assert model.norm.weight.is_meta and model.rope.is_meta
+    assert model.norm.weight.is_meta
+    assert model.rope.is_meta
     model.to_empty(device="cpu").init_weights(seed=0)
     tokens = tokens_for(((9,),))
     assert torch.equal(model(tokens), Transformer(SHAPE)(tokens))
@@ -206,7 +210,8 @@ def test_reward_model_scores_every_position():
     reward = RewardModel(Transformer(SHAPE), seed=3)
     tokens = tokens_for(SHORT_ROWS)
     scores = reward(tokens, positions_for(SHORT_ROWS), Documents(SHORT_ROWS))
-    assert scores.shape == tokens.shape and scores.dtype == torch.float32
+    assert scores.shape == tokens.shape
+    assert scores.dtype == torch.float32
     hidden = reward.backbone(tokens, positions_for(SHORT_ROWS), Documents(SHORT_ROWS))
     torch.testing.assert_close(scores, hidden @ reward.head.weight[0])
     wide = RewardModel(Transformer(dataclasses.replace(SHAPE, dim=1024, n_layers=1))).head.weight

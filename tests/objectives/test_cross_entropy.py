@@ -60,7 +60,8 @@ def test_ignored_positions_get_no_gradient_and_all_ignored_is_zero():
     hidden.grad = None
     loss = linear_cross_entropy(hidden, weight, torch.full_like(targets, -100))
     loss.backward()
-    assert loss == 0 and (hidden.grad == 0).all()
+    assert loss == 0
+    assert (hidden.grad == 0).all()
     assert (token_logprobs(hidden, weight, torch.full_like(targets, -100)) == 0).all()
 
 
@@ -69,16 +70,19 @@ def test_large_logits_do_not_overflow(function):
     hidden, weight, targets = inputs(dtype=torch.float32)
     out = function(hidden * 1e3, weight, targets)
     out.sum().backward()
-    assert out.isfinite().all() and hidden.grad.isfinite().all()
+    assert out.isfinite().all()
+    assert hidden.grad.isfinite().all()
 
 
 def test_only_what_needs_a_gradient_gets_one():
     hidden, weight, targets = inputs()
     linear_cross_entropy(hidden.detach(), weight, targets).backward()
-    assert hidden.grad is None and weight.grad is not None
+    assert hidden.grad is None
+    assert weight.grad is not None
     weight.grad = None
     token_logprobs(hidden, weight.detach(), targets).sum().backward()
-    assert weight.grad is None and hidden.grad is not None
+    assert weight.grad is None
+    assert hidden.grad is not None
     with torch.no_grad():
         assert not linear_cross_entropy(hidden, weight, targets).requires_grad
 

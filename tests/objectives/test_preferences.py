@@ -50,7 +50,8 @@ def test_dpo_at_the_reference_is_ln_2():
     chosen, rejected = doubles(-5.0, -80.0), doubles(-7.0, -3.0)
     terms = dpo_loss(chosen, rejected, chosen, rejected, beta=0.1)
     torch.testing.assert_close(terms.losses, doubles(LN2, LN2))
-    assert (terms.chosen_rewards == 0).all() and (terms.rejected_rewards == 0).all()
+    assert (terms.chosen_rewards == 0).all()
+    assert (terms.rejected_rewards == 0).all()
 
 
 def test_dpo_closed_form():
@@ -68,7 +69,8 @@ def test_dpo_gradient_raises_chosen_and_lowers_rejected():
     slope = 0.1 / (1 + math.exp(0.3))  # beta x sigmoid(-h)
     torch.testing.assert_close(chosen.grad, doubles(-slope))
     torch.testing.assert_close(rejected.grad, doubles(slope))
-    assert not terms.chosen_rewards.requires_grad and not terms.rejected_rewards.requires_grad
+    assert not terms.chosen_rewards.requires_grad
+    assert not terms.rejected_rewards.requires_grad
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.5])

@@ -1,11 +1,12 @@
 """Sampling K answers to each of many prompts, reproducibly.
 
-A prompt is run through the model once; its keys and values are then copied to its K samples, which are decoded together, a token
-a step. Prompts are batched with others of nearly their length, padded on the left to a multiple of 16 that depends on the prompt
-alone. So every shape that enters the arithmetic of a sample, but for the number of rows, is a function of its own prompt; and each
-sample draws from its own random stream, named by seed, prompt and index. What remains is that a matrix product may round a row
-differently in a batch of another size. With one thread on the CPUs at hand it does not (tests compare tokens exactly); where it
-does, a token changes only if its draw falls within rounding of the edge between two tokens.
+A prompt is run through the model once; its keys and values are then copied to its K samples, which are decoded
+together, a token a step. Prompts are batched with others of nearly their length, padded on the left to a multiple of
+16 that depends on the prompt alone. So every shape that enters the arithmetic of a sample, but for the number of
+rows, is a function of its own prompt; and each sample draws from its own random stream, named by seed, prompt and
+index. What remains is that a matrix product may round a row differently in a batch of another size. With one thread
+on the CPUs at hand it does not (tests compare tokens exactly); where it does, a token changes only if its draw falls
+within rounding of the edge between two tokens.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ class Sample:
 
     tokens: list[int]  # new tokens only; ends with the stop id when finished
     finished: bool  # a stop id was drawn; False: cut off at max_new_tokens
-    logprob: float  # sum of the log-probabilities of these tokens under the model itself (temperature 1, no top-p), nats
+    logprob: float  # log-probability of these tokens under the model itself (temperature 1, no top-p), nats
 
 
 def generate(
@@ -65,7 +66,8 @@ def generate(
 ) -> list[list[Sample]]:
     """Draw ``samples_per_prompt`` continuations of every prompt.
 
-    A sample is a function of the model, its prompt, ``config`` and its index; neither order nor company of the prompts matters.
+    A sample is a function of the model, its prompt, ``config`` and its index; neither order nor company of the
+    prompts matters.
 
     Args:
         model: on any device; sampled in the precision of its weights, or of autocast.
@@ -87,8 +89,8 @@ def generate(
             raise UserError(f"Prompt {i} is empty: give it at least the begin-of-text token.")
         if len(prompt) > longest:
             raise UserError(
-                f"Prompt {i} has {len(prompt)} tokens; with max_new_tokens={config.max_new_tokens} the model's max_seq_len of "
-                f"{model.config.max_seq_len} leaves room for {longest}."
+                f"Prompt {i} has {len(prompt)} tokens; with max_new_tokens={config.max_new_tokens} the model's "
+                f"max_seq_len of {model.config.max_seq_len} leaves room for {longest}."
             )
     if samples_per_prompt < 1:
         raise UserError(f"samples_per_prompt is {samples_per_prompt}: must be at least 1.")
@@ -167,7 +169,7 @@ def _decode(
 def _prefill(
     model: Transformer, prompts: list[Sequence[int]], padded: int, capacity: int
 ) -> tuple[KVCache, Tensor, Tensor]:
-    """Run left-padded prompts once: their cache, the logits after the last token (n, V), and the padding of each (n,)."""
+    """Run left-padded prompts once: their cache, the logits after the last token (n, V), the padding of each (n,)."""
     device, dtype = model.output_weight.device, model.output_weight.dtype
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)

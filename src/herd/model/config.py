@@ -29,7 +29,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a dense Llama 3 decoder (Llama 3 paper, table 3): pre-norm RMSNorm, SwiGLU, RoPE, grouped-query attention."""
+    """Shape of a dense Llama 3 decoder (Llama 3 paper, section 3.2 and table 3)."""
 
     dim: int  # width of the residual stream
     n_layers: int  # Transformer blocks

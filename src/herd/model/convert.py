@@ -1,7 +1,7 @@
 """Between herd's parameters and Hugging Face's LlamaForCausalLM, both ways and exactly.
 
-Besides the names, one thing differs: Hugging Face rotates the halves of a head, (x_i, x_{i + d/2}), herd and Meta rotate neighbours,
-(x_2i, x_{2i+1}). Rows of the query and key projections are permuted accordingly.
+Besides the names, one thing differs: Hugging Face rotates the halves of a head, (x_i, x_{i + d/2}), herd and Meta
+rotate neighbours, (x_2i, x_{2i+1}). Rows of the query and key projections are permuted accordingly.
 """
 
 import re
@@ -45,7 +45,8 @@ def from_hf(state: Mapping[str, Tensor], hf_config: Mapping[str, Any]) -> tuple[
 
     Args:
         state: its state dict; ``lm_head.weight`` may be present or not when tied.
-        hf_config: its ``config.json`` or ``model.config.to_dict()``; the RoPE entries of transformers 4 and 5 are understood.
+        hf_config: its ``config.json`` or ``model.config.to_dict()``; the RoPE entries of transformers 4 and 5 are
+            understood.
 
     Raises:
         UserError: another architecture, biases, a RoPE variant herd lacks, or missing tensors.

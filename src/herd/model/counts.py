@@ -1,7 +1,7 @@
 """How many parameters, how many FLOPs, each under a named convention.
 
-Embeddings are most of a small model with a large vocabulary and attention is most of a long context, so a count without its
-convention says little; records carry the convention's name beside the number.
+Embeddings are most of a small model with a large vocabulary and attention is most of a long context, so a count
+without its convention says little; records carry the convention's name beside the number.
 """
 
 from herd.config.errors import UserError, nearest
@@ -18,7 +18,7 @@ def parameter_count(config: ModelConfig, convention: str = "total") -> int:
         config: the shape.
         convention:
             ``total``: all that is stored; a tied matrix once. 8,030,261,248 for the 8B.
-            ``6N``: those in matrix products, output head included, input embedding not (a look-up); the N of C = 6 N D here.
+            ``6N``: those in matrix products, output head included, input embedding (a look-up) not: the N of C = 6ND.
             ``non_embedding``: those of the layers and norms alone (Kaplan et al. 2020).
     """
     c = config
@@ -43,8 +43,8 @@ def flops_per_token(config: ModelConfig, seq_len: int, convention: str = "6N") -
         config: the shape.
         seq_len: tokens that attend to each other (a document's length under a document mask).
         convention:
-            ``6N``: matrix products with weights only, 2 N forward and 4 N backward, N = ``parameter_count(config, "6N")``.
-            ``6N+attention_full``: plus 12 n_layers dim seq_len for scores and values over the full square (PaLM, appendix B).
+            ``6N``: matrix products with weights, 2N forward and 4N backward, N = ``parameter_count(config, "6N")``.
+            ``6N+attention_full``: plus 12 n_layers dim seq_len, scores and values over the full square (PaLM, app. B).
             ``6N+attention_causal``: plus half of that.
     """
     matrix = 6.0 * parameter_count(config, "6N")
@@ -60,4 +60,6 @@ def flops_per_token(config: ModelConfig, seq_len: int, convention: str = "6N") -
 
 
 def _unknown(kind: str, convention: str, known: tuple[str, ...]) -> UserError:
-    return UserError(f"Unknown {kind} convention '{convention}'.{nearest(convention, known)} Choices: {', '.join(known)}.")
+    return UserError(
+        f"Unknown {kind} convention '{convention}'.{nearest(convention, known)} Choices: {', '.join(known)}."
+    )

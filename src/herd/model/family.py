@@ -1,7 +1,7 @@
 """A family of small shapes, one for each width, for sweeps and presets.
 
-Scaling laws compare models that differ in size and in nothing else, so depth, heads and feed-forward width are functions of the
-width alone: for a vocabulary of 2,048 from 40 thousand to 40 million parameters.
+Scaling laws compare models that differ in size and in nothing else, so depth, heads and feed-forward width are
+functions of the width alone: for a vocabulary of 2,048 from 40 thousand to 40 million parameters.
 """
 
 import math
@@ -10,12 +10,12 @@ from herd.config.errors import UserError
 from herd.model.config import ModelConfig
 from herd.model.counts import parameter_count
 
-# Multiples of 16, with 24 and 40 besides, since a tied head makes small models jump by 8 x vocab_size from width to width.
+# Multiples of 16, and 24 and 40 besides: with a tied head, small models jump by vocab_size x 8 from width to width.
 _WIDTHS = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 
 
 def family_member(dim: int, vocab_size: int, max_seq_len: int) -> ModelConfig:
-    """The member of width ``dim``: about dim / 40 + 2 layers, grouped-query attention with heads of about 32, tied head.
+    """The member of width ``dim``: about dim / 40 + 2 layers, heads of about 32, grouped-query attention, tied head.
 
     The feed-forward width is 8/3 dim, Llama's 2/3 x 4 before its multiplier, rounded up to a multiple of 16.
     """
@@ -49,7 +49,7 @@ def shape_for(parameters: float, vocab_size: int, max_seq_len: int) -> ModelConf
     sizes = [parameter_count(m, "6N") for m in members]
     if not sizes[0] / 2 <= parameters <= sizes[-1] * 2:
         raise UserError(
-            f"No shape for {parameters:,.0f} parameters at a vocabulary of {vocab_size:,}: the family spans {sizes[0]:,} "
-            f"to {sizes[-1]:,}. Ask for a size in this range, or name a model of conf/model."
+            f"No shape for {parameters:,.0f} parameters at a vocabulary of {vocab_size:,}: the family spans "
+            f"{sizes[0]:,} to {sizes[-1]:,}. Ask for a size in this range, or name a model of conf/model."
         )
     return min(zip(members, sizes, strict=True), key=lambda pair: abs(math.log(pair[1] / parameters)))[0]

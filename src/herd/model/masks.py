@@ -1,7 +1,8 @@
 """Which positions may attend to which, and attention under each of these masks.
 
-On a CPU (and with SDPA alone) there is no kernel for packed documents, so :class:`Documents` picks the cheaper of two exact
-ways from the lengths alone: causal SDPA over documents of equal length batched together, or one call with a boolean mask.
+On a CPU (and with SDPA alone) there is no kernel for packed documents, so :class:`Documents` picks the cheaper of two
+exact ways from the lengths alone: causal SDPA over documents of equal length batched together, or one call with a
+boolean mask.
 """
 
 from collections import defaultdict
@@ -150,10 +151,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
             return grouping.undo(attend(grouping.apply(q), grouping.apply(k), grouping.apply(v), grouping.mask))
         case Grouped():
             sizes = [count * length for count, length in mask.groups]
-            parts = zip(mask.groups, *(x.flatten(0, 1).split(sizes) for x in (q, k, v)), strict=True)
-            # Causal SDPA on views: (count * length, heads, head_dim) -> (count, length, heads, head_dim).
-            outputs = [_sdpa(*(x.unflatten(0, shape) for x in qkv), causal=True) for shape, *qkv in parts]
-            return torch.cat([o.flatten(0, 1) for o in outputs]).view_as(q)
+            # split, not slices: the gradient of a slice is a whole tensor of zeros, that of a split one concatenation.
+            pieces = zip(*(x.flatten(0, 1).split(sizes) for x in (q, k, v)), strict=True)
+            outputs = []
+            for shape, (qs, ks, vs) in zip(mask.groups, pieces, strict=True):
+                out = _sdpa(qs.unflatten(0, shape), ks.unflatten(0, shape), vs.unflatten(0, shape), causal=True)
+                outputs.append(out.flatten(0, 1))
+            return torch.cat(outputs).view_as(q)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, causal: bool = False) -> Tensor:

@@ -1,7 +1,7 @@
 """Rotary position embeddings with the frequency scaling of Llama 3.1.
 
-Pairs are interleaved, (x0, x1), (x2, x3), ..., as in Meta's release; ``herd.model.convert`` permutes for Hugging Face, which
-rotates halves. Multiplying complex numbers was measured at about half the time of rotating halves on a CPU.
+Pairs are interleaved, (x0, x1), (x2, x3), ..., as in Meta's release; ``herd.model.convert`` permutes for Hugging Face,
+which rotates halves. On a CPU, multiplying complex numbers takes about half the time of rotating halves.
 """
 
 import math
@@ -15,8 +15,8 @@ from herd.model.config import RopeScaling
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
     """Angle per position of each pair, (head_dim / 2,), float64.
 
-    theta^(-2i/d) (Su et al. 2021), then Llama 3.1's scaling: a wavelength longer than ``original / low`` is stretched by
-    ``factor``, one shorter than ``original / high`` is left alone, and those between are interpolated.
+    theta^(-2i/d) (Su et al. 2021), then Llama 3.1's scaling: a wavelength longer than ``original / low`` is stretched
+    by ``factor``, one shorter than ``original / high`` is left alone, and those between are interpolated.
     """
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
     if scaling is None:
@@ -28,7 +28,9 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     return frequency * (smooth + (1 - smooth) / scaling.factor)
 
 
-def rope_table(head_dim: int, max_seq_len: int, theta: float, scaling: RopeScaling | None, dtype: torch.dtype) -> Tensor:
+def rope_table(
+    head_dim: int, max_seq_len: int, theta: float, scaling: RopeScaling | None, dtype: torch.dtype
+) -> Tensor:
     """Cosine and sine of every position and pair, (max_seq_len, head_dim / 2, 2); computed in float64, then rounded."""
     positions = torch.arange(max_seq_len, dtype=torch.float64, device="cpu")
     angles = torch.outer(positions, rope_frequencies(head_dim, theta, scaling))
@@ -36,7 +38,7 @@ def rope_table(head_dim: int, max_seq_len: int, theta: float, scaling: RopeScali
 
 
 def apply_rope(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotate ``x`` (B, T, heads, head_dim) by ``rotation`` (B or 1, T, head_dim / 2, 2); in the rotation's precision."""
+    """Rotate ``x`` (B, T, heads, head_dim) by ``rotation`` (B or 1, T, head_dim / 2, 2), in the latter's precision."""
     pairs = torch.view_as_complex(x.to(rotation.dtype).unflatten(-1, (-1, 2)))
     turned = pairs * torch.view_as_complex(rotation).unsqueeze(-2)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)

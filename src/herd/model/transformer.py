@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in float32 (or wider), rounded to x's type, times a weight (Zhang and Sennrich 2019; Llama's order)."""
+    """x / rms(x) in float32 or wider, rounded to x's type, then times a weight (Zhang and Sennrich 2019)."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -168,12 +168,12 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Initialise every weight, each from its own stream of ``seed``, so that a shard or a stage alone gets the same.
+        """Initialise every weight, each from its own stream of ``seed``: a pipeline stage alone gets the same weights.
 
         Normal with standard deviation 1/sqrt(fan_in): 0.0156 at the 8B's width, near the 0.02 of GPT-2 and torchtitan,
-        and still of unit gain at width 64, where 0.02 would start training from almost nothing. The two projections that write
-        to the residual stream are divided by sqrt(2 n_layers) (GPT-2, Radford et al. 2019, section 2.3). Embedding rows have
-        unit norm, so that tied logits start at unit variance. Norm weights are 1.
+        and still of unit gain at width 64, where 0.02 would start training from almost nothing. The two projections
+        that write to the residual stream are divided by sqrt(2 n_layers) (GPT-2, Radford et al. 2019, section 2.3).
+        Embedding rows have unit norm, so that tied logits start at unit variance. Norm weights are 1.
         """
         depth = math.sqrt(2 * self.config.n_layers)
         for name, weight in self.named_parameters():
@@ -211,4 +211,3 @@ class Transformer(nn.Module):
                 "the context (long-context stage)."
             )
         return self.rope[None, offset:end]
-

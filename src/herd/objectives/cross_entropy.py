@@ -1,7 +1,8 @@
 """Cross-entropy of an output head without its full logits.
 
-At a vocabulary of 128,256 the logits of one 8,192-token row take 4.2 GB in float32, more than the activations of many layers.
-Both functions go through the positions in chunks; gradients are written out, so a chunk's logits live only while it is at work.
+At a vocabulary of 128,256 the logits of one 8,192-token row take 4.2 GB in float32, more than the activations of many
+layers. Both functions go through the positions in chunks; gradients are written out, so a chunk's logits live only
+while it is at work.
 """
 
 from typing import Any
@@ -18,8 +19,9 @@ _CHUNK_LOGITS = 2**19
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
     """Summed negative log-likelihood of ``targets`` under ``softmax(hidden @ weight.T)``.
 
-    Gradients are computed during the forward pass, chunk by chunk, and kept instead of logits: three matrix products in all, as
-    many as the plain version. Under autocast the products run in the autocast type, softmax and sums in float32.
+    Gradients are computed during the forward pass, chunk by chunk, and kept instead of logits: three matrix products
+    in all, as many as the plain version. Under autocast the products run in the autocast type, softmax and sums in
+    float32.
 
     Args:
         hidden: (..., dim).

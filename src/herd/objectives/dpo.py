@@ -26,8 +26,8 @@ def dpo_loss(
     """-log sigmoid(h), h = beta ((log p_policy - log p_ref)(chosen) - (log p_policy - log p_ref)(rejected)).
 
     Args:
-        policy_chosen, policy_rejected, ref_chosen, ref_rejected: log-probability of a response summed over its trained tokens
-            (n,); Llama 3 leaves headers and terminators out of the sum (section 4.1.4).
+        policy_chosen, policy_rejected, ref_chosen, ref_rejected: log-probability of a response, summed over its
+            trained tokens, (n,); Llama 3 leaves headers and terminators out of the sum (section 4.1.4).
         beta: strength of the pull towards the reference; 0.1 in the paper.
         label_smoothing: probability e that a label is flipped: -(1 - e) log sigmoid(h) - e log sigmoid(-h) (cDPO).
 

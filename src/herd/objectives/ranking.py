@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def ranking_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(chosen - rejected) of each pair: Llama 2's ranking loss without its margin (Llama 3 paper, section 4.1.2).
+    """-log sigmoid(chosen - rejected): Llama 2's ranking loss without its margin (Llama 3 paper, section 4.1.2).
 
     Args:
         chosen, rejected: rewards, (n,).
@@ -19,7 +19,8 @@ def ranking_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 def triple_loss(edited: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
     """Mean of :func:`ranking_loss` over the three ordered pairs of edited > chosen > rejected (section 4.1.2).
 
-    The paper states the order, not how the three pairs are weighted; an equal mean keeps a triple at the weight of a pair.
+    The paper states the order, not how the three pairs are weighted; an equal mean keeps a triple at the weight of a
+    pair.
 
     Args:
         edited, chosen, rejected: rewards, (n,).
