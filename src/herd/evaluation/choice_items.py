@@ -58,10 +58,11 @@ def candidates(
     found: list[Candidate] = []
     taken: set[tuple[str, str]] = set()
     for entry in sorted(entries, key=lambda e: str(e["id"])):
-        short = str(entry["name"]).rsplit(".", 1)[-1]
-        header = f"{short}{entry['signature'] or ''}"
+        # As the documents write it: the qualified name with its arguments, a blank line, the text.
+        signature = str(entry["signature"] or "")
+        header = str(entry["name"]) + (signature[signature.index("(") :] if "(" in signature else "")
         summary, description = _clean(entry["summary"]), _clean(entry["description"])
-        questions = {"summary": (f"{header}\n", summary), "description": (f"{header}\n{summary}\n\n", description)}
+        questions = {"summary": (f"{header}\n\n", summary), "description": (f"{header}\n\n{summary}\n\n", description)}
         for kind in kinds:
             context, text = questions[kind]
             if not limits.min_characters <= len(text) <= limits.max_characters:

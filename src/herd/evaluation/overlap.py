@@ -6,19 +6,20 @@ with numpy and looked up in a table of the needles' own windows; the few hits ar
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 _WINDOW = 8  # bytes
 _BITS = 22  # 2**22 entries of one byte: the table stays in cache, and a few thousand needles leave it nearly empty
+_PIECE = 1 << 22  # bytes of text looked through at once
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def occurring(needles: Sequence[str], haystacks: Iterable[str]) -> np.ndarray:
     """For each needle, whether it is a substring of any haystack, (len(needles),) bool; bytes are compared exactly.
 
-    Needles shorter than 8 bytes are looked up one by one.
+    Needles shorter than 8 bytes are looked up one by one. No needle may hold a zero byte.
     """
     encoded = [needle.encode("utf-8") for needle in needles]
     found = np.zeros(len(encoded), dtype=bool)
@@ -31,8 +32,7 @@ def occurring(needles: Sequence[str], haystacks: Iterable[str]) -> np.ndarray:
             key = int(_hash(np.frombuffer(needle[-_WINDOW:], dtype="<u8"))[0])
             by_hash[key].append(i)
             table[key] = True
-    for haystack in haystacks:
-        body = haystack.encode("utf-8")
+    for body in _joined(haystacks):
         for i in short:
             found[i] |= encoded[i] in body
         for shift in range(min(_WINDOW, max(len(body) - _WINDOW + 1, 0))):
@@ -45,6 +45,19 @@ def occurring(needles: Sequence[str], haystacks: Iterable[str]) -> np.ndarray:
                     if not found[i] and start >= 0 and body[start:end] == encoded[i]:
                         found[i] = True
     return found
+
+
+def _joined(haystacks: Iterable[str]) -> Iterator[bytes]:
+    """Haystacks in pieces of some megabytes, a zero byte between two, which no text has."""
+    pieces: list[bytes] = []
+    size = 0
+    for haystack in haystacks:
+        pieces.append(haystack.encode("utf-8"))
+        size += len(pieces[-1])
+        if size >= _PIECE:
+            yield b"\0".join(pieces)
+            pieces, size = [], 0
+    yield b"\0".join(pieces)
 
 
 def _hash(windows: np.ndarray) -> np.ndarray:

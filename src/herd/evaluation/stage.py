@@ -124,6 +124,7 @@ def _report(
         "config": {
             "model": "herd",
             "models": {label: str(artifact.address) for label, artifact in (models | rewards).items()},
+            "models_in_order": [*models, *rewards],  # JSON objects here are sorted by key
             "model_num_parameters": parameters,
             "model_dtype": "float32",
             "device": config.device,

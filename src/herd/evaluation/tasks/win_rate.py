@@ -100,7 +100,7 @@ class WinRate(BaseTask):
         task = f"{NAME}_over_{second}"
         finished = {side: float(np.mean([self.answers[side][p.id].finished for p in both])) for side in (first, second)}
         rng = stream(self.bench.seed, NAME, first, second, judge)
-        # Wilson takes a tie for half a win and half a loss, more spread than it has: the interval errs to the wide side.
+        # Wilson takes a tie for half a win and half a loss, more spread than it has: the interval is on the wide side.
         metrics = score("win_rate", points.mean(), wilson(float(points.mean()), n))
         metrics |= score("reward_margin", margin.mean(), bootstrap_mean(margin, rng, self.bench.resamples))
         metrics |= {"wins": wins, "losses": losses, "ties": n - wins - losses, "n": n, "judge": judge}
