@@ -76,9 +76,7 @@ def retold(shards: TokenShards, phases: list[Phase], seed: int) -> list[list[Row
 
 @given(world=worlds(), seed=st.integers(0, 3))
 @check(150)
-def test_rows_are_what_the_rules_say(
-    make_shards: MakeShards, world: tuple[dict[str, list[int]], list[Phase]], seed: int
-) -> None:
+def test_rows_are_what_the_rules_say(make_shards: MakeShards, world: tuple[dict[str, list[int]], list[Phase]], seed: int) -> None:
     domains, phases = world
     shards = make_shards(**domains)
     mixture = Mixture(shards, "train", phases, seed)

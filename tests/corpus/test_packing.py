@@ -23,9 +23,7 @@ check = settings(max_examples=150, deadline=None, suppress_health_check=[HealthC
     batch=st.integers(1, 5),
 )
 @check
-def test_every_held_out_token_is_scored_once(
-    make_shards: MakeShards, lengths: list[int], seq_len: int, batch: int
-) -> None:
+def test_every_held_out_token_is_scored_once(make_shards: MakeShards, lengths: list[int], seq_len: int, batch: int) -> None:
     source = make_shards(split="heldout", code=lengths).source("heldout", "code")
     batches = list(evaluation_rows(source, seq_len, rows_per_batch=batch))
     assert [len(rows) for rows in batches[:-1]] == [batch] * (len(batches) - 1)
@@ -63,9 +61,7 @@ def test_a_limit_takes_a_fixed_fair_sample(make_shards: MakeShards) -> None:
     source = make_shards(split="heldout", code=[33] * 400 + [3_201]).source("heldout", "code")
 
     def scored(limit: int | None) -> list[int]:
-        return [
-            t for rows in evaluation_rows(source, 32, limit) for t in rows.targets.flatten().tolist() if t != IGNORE
-        ]
+        return [t for rows in evaluation_rows(source, 32, limit) for t in rows.targets.flatten().tolist() if t != IGNORE]
 
     few, again, more, every = scored(800), scored(800), scored(8_000), scored(None)
     assert few == again

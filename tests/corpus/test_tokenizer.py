@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -99,9 +98,7 @@ def test_special_tokens_have_llama_names_and_order(tokenizer: Tokenizer) -> None
     assert tokenizer.bos_id == first
     assert tokenizer.stop_ids == (first + 1, first + 8, first + 9)
     assert (tokenizer.pad_id, tokenizer.start_header_id, tokenizer.end_header_id) == (first + 4, first + 6, first + 7)
-    assert (
-        tokenizer.python_tag_id == tokenizer.special("python_tag") == tokenizer.special("<|python_tag|>") == first + 10
-    )
+    assert tokenizer.python_tag_id == tokenizer.special("python_tag") == tokenizer.special("<|python_tag|>") == first + 10
     paper = special_token_names(256)
     assert len(set(paper)) == 256
     assert paper[-1] == "<|reserved_special_token_246|>"
@@ -115,14 +112,24 @@ def test_special_ids_decode_by_name_or_are_left_out(tokenizer: Tokenizer) -> Non
     assert tokenizer.decode(ids, skip_special_tokens=True) == "hi"
 
 
-def test_split_pattern_keeps_llama_boundaries(tokenizer: Tokenizer) -> None:
-    parts = [tokenizer.decode([i]) for i in tokenizer.encode("1234567")]
-    assert max(map(len, parts)) <= 3
-    ends = np.cumsum([len(part) for part in parts])
-    assert {3, 6, 7} <= set(ends.tolist())  # digits in threes from the left
-    assert tokenizer.encode("return x")[0] == tokenizer.encode("return")[0]
-    # A blank belongs to the word after it; of several, all but the last stand alone.
-    assert tokenizer.encode("    return") == tokenizer.encode("   ") + tokenizer.encode(" return")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1234567 89", ["123", "456", "7", " ", "89"]),  # digits in threes; a number takes no blank
+        ("I'll DON'T we're", ["I", "'ll", " DON", "'T", " we", "'re"]),
+        ("    return x", ["   ", " return", " x"]),  # of several blanks the last belongs to the word
+        ("a.b(c) != (d)\n\n  e", ["a", ".b", "(c", ")", " !=", " (", "d", ")\n\n", " ", " e"]),
+        ("x \n \n\ty  ", ["x", " \n \n", "\ty", "  "]),
+        ("naïve ไทย, 10€", ["naïve", " ไทย", ",", " ", "10", "€"]),
+    ],
+)
+def test_words_are_split_as_llama_splits_them(tokenizer: Tokenizer, tmp_path: Path, text: str, words: list[str]) -> None:
+    tokenizer.save(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    spans = [span for _, span in backend.pre_tokenizer.pre_tokenize_str(text)]
+    assert [text[a:b] for a, b in spans] == words
+    # Merges stay within words.
+    assert tokenizer.encode(text) == [i for word in words for i in backend.encode(word, add_special_tokens=False).ids]
 
 
 def test_token_bytes_count_utf8(tokenizer: Tokenizer) -> None:

@@ -51,9 +51,7 @@ class Phase:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rows <= MAX_ROWS or self.seq_len < 1:
-            raise UserError(
-                f"A phase needs 0 to {MAX_ROWS:,} rows of 1 token or more, not {self.rows} of {self.seq_len}."
-            )
+            raise UserError(f"A phase needs 0 to {MAX_ROWS:,} rows of 1 token or more, not {self.rows} of {self.seq_len}.")
         check_weights(self.weights, "phase")
 
 

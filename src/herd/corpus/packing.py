@@ -43,9 +43,7 @@ class PackedRows:
         assert rows_per_micro_batch >= 1
         groups = [slice(i, i + rows_per_micro_batch) for i in range(0, len(self), rows_per_micro_batch)]
         return [
-            PackedRows(
-                self.tokens[g], self.targets[g], self.positions[g], self.lengths[g], self.sources[g], self.bytes[g]
-            )
+            PackedRows(self.tokens[g], self.targets[g], self.positions[g], self.lengths[g], self.sources[g], self.bytes[g])
             for g in groups
         ]
 

@@ -110,16 +110,12 @@ class ShardSetWriter:
     def __enter__(self) -> "ShardSetWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None:
             for writer in self._writers.values():
                 writer.abort()
 
-    def add(
-        self, split: str, domain: str, ids: Sequence[str], tokens: Sequence[Sequence[int]], texts: Sequence[str]
-    ) -> None:
+    def add(self, split: str, domain: str, ids: Sequence[str], tokens: Sequence[Sequence[int]], texts: Sequence[str]) -> None:
         """Append documents of one domain to one split; UserError for a name that could leave the folder."""
         if (split, domain) not in self._writers:
             for name in (split, domain):

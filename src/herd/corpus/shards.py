@@ -145,9 +145,7 @@ class TokenShards:
         entries = self._split(split)
         if domain not in entries:
             hint = nearest(domain, entries)
-            raise UserError(
-                f"No domain '{domain}' in split '{split}' of '{self.folder}'.{hint} It has {_list(entries)}."
-            )
+            raise UserError(f"No domain '{domain}' in split '{split}' of '{self.folder}'.{hint} It has {_list(entries)}.")
         if (split, domain) not in self._sources:
             folder = self.folder / split / domain
             self._sources[split, domain] = TokenSource(folder, entries[domain], self.vocab_size, self.pad_id)

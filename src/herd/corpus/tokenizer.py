@@ -125,9 +125,7 @@ class Tokenizer:
         alphabet = set(pre_tokenizers.ByteLevel.alphabet())
         for token, i in self._backend.get_vocab(with_added_tokens=False).items():
             if not alphabet.issuperset(token):
-                raise UserError(
-                    f"Token {i} ({token!r}) is not written in the byte-level alphabet: use a byte-level BPE."
-                )
+                raise UserError(f"Token {i} ({token!r}) is not written in the byte-level alphabet: use a byte-level BPE.")
             sizes[i] = len(token)  # one character of the alphabet stands for one byte
         return sizes
 
@@ -157,9 +155,7 @@ class Tokenizer:
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            raise UserError(
-                f"No tokenizer at '{path}': run `herd tokenize`, or give the folder that holds tokenizer.json."
-            )
+            raise UserError(f"No tokenizer at '{path}': run `herd tokenize`, or give the folder that holds tokenizer.json.")
         try:
             text = path.read_text(encoding="utf-8")
             json.loads(text)
@@ -180,9 +176,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """
     backend = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
     split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated", invert=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size - config.special_tokens,
