@@ -14,7 +14,7 @@ from herd.corpus.shards import TokenShards
 
 MakeShards = Callable[..., TokenShards]
 PAD = 59_999
-check = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+check = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(

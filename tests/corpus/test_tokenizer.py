@@ -64,13 +64,13 @@ def without_specials(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFact
 
 
 @given(text=TEXT)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_round_trip(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(texts=st.lists(TEXT, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_text_never_becomes_a_special_token(
     tokenizer: Tokenizer, without_specials: tokenizers.Tokenizer, texts: list[str]
 ) -> None:
