@@ -147,12 +147,14 @@ class ClassifierConfig:
     max_chunks: int = 4_000  # per class
     heldout_share: float = 0.2  # share of documents set aside to measure the AUC
     score_domains: list[str] = field(default_factory=lambda: ["general"])  # where the score is computed
-    threshold: float = 0.0  # documents of these domains with a lower score are dropped
+    drop_share: float = 0.05  # share of the scored documents, those with the lowest scores, that is dropped
 
     def __post_init__(self) -> None:
         _check_domains("classifier.score_domains", dict.fromkeys(self.score_domains, 0))
         if not 0 < self.heldout_share < 1:
             raise UserError(f"classifier.heldout_share = {self.heldout_share}: must lie in (0, 1).")
+        if not 0 <= self.drop_share < 1:
+            raise UserError(f"classifier.drop_share = {self.drop_share}: must lie in [0, 1).")
         if self.chunk_words < 5 or self.max_chunks < 10 or self.features < 2:
             raise UserError("classifier: chunk_words >= 5, max_chunks >= 10 and features >= 2 are needed.")
 

@@ -5,6 +5,7 @@ iterative walk writes lines. No markdown markers are added. Hostile pages are re
 parser, whose time grows with the square of the depth.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -129,8 +130,9 @@ def _extract(html: str, config: ExtractionConfig) -> str:
     whole = len(body.text())
     for node in body.css("[class], [id]"):
         attributes = node.attributes
-        names = f"{attributes.get('class') or ''} {attributes.get('id') or ''}".lower()
-        if _BOILERPLATE.isdisjoint(_WORD.findall(names)) or node.tag in ("body", "html", "main", "article", "pre", "code"):
+        if not _marks_boilerplate(f"{attributes.get('class') or ''} {attributes.get('id') or ''}"):
+            continue
+        if node.tag in ("body", "html", "main", "article", "pre", "code"):
             continue
         if node.css_first("main, article, h1") is None and len(node.text()) < 0.3 * whole:
             node.decompose()
@@ -139,6 +141,11 @@ def _extract(html: str, config: ExtractionConfig) -> str:
         if node.css_first("h1") is None:
             node.decompose()
     return tidy(_Writer(config.max_link_density).write(root))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _marks_boilerplate(names: str) -> bool:
+    return not _BOILERPLATE.isdisjoint(_WORD.findall(names.lower()))
 
 
 def _main_part(body):  # type: ignore[no-untyped-def]  # selectolax nodes carry no types
@@ -175,8 +182,8 @@ class _Writer:
             else:
                 if tag in _BLOCKS:
                     self._end_line(tag in _SPACED)
-                elif tag in ("td", "th") and self.parts:
-                    self.parts.append(" \t")
+                elif tag in ("td", "th") and any(part.strip("\u00a0 ") for part in self.parts):
+                    self.parts.append("\t")
                 elif tag == "img":
                     self._image(node)
                 pre += tag in ("pre", "textarea", "listing")
@@ -213,7 +220,7 @@ class _Writer:
                 self.parts.append(line)
             return
         text = _SPACE.sub(" ", text)
-        if not self.parts or self.parts[-1].endswith((" ", "\t")):
+        if not self.parts or self.parts[-1][-1:] in (" ", "\t"):
             text = text.lstrip(" ")
         if text:
             self.parts.append(text)

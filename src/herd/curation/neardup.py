@@ -1,5 +1,6 @@
 """Document de-duplication: MinHash candidates, decided by exact Jaccard similarity, within a language (paper, section 3.1.1)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,17 @@ def _identity(value: int) -> int:
     return value
 
 
-def minhash(shingles: np.ndarray, permutations: int) -> np.ndarray:
-    """MinHash values (permutations,) of a set of 32-bit shingle hashes, by datasketch."""
+@functools.cache
+def _empty(permutations: int) -> Any:
+    """A sketch of the empty set: copying it is cheaper than drawing its permutations again."""
     from datasketch import MinHash
 
-    sketch = MinHash(num_perm=permutations, seed=1, hashfunc=_identity)
+    return MinHash(num_perm=permutations, seed=1, hashfunc=_identity)
+
+
+def minhash(shingles: np.ndarray, permutations: int) -> np.ndarray:
+    """MinHash values (permutations,) of a set of 32-bit shingle hashes, by datasketch."""
+    sketch = _empty(permutations).copy()
     sketch.update_batch(shingles.tolist())
     return np.asarray(sketch.hashvalues)
 
@@ -37,9 +44,8 @@ def deduplicate_documents(
         Kept documents in input order; a row per dropped one, naming what it duplicates; pairs of ids of kept documents whose
         similarity is at least ``link_threshold`` (they must not be separated by the held-out split).
     """
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHashLSH
 
-    template = MinHash(num_perm=config.permutations, seed=1, hashfunc=_identity)
     indexes: dict[str, Any] = {}
     exact: dict[tuple[str, bytes], Document] = {}
     by_id = {document.id: document for document in documents}
@@ -59,7 +65,7 @@ def deduplicate_documents(
         if document.signature is None or not len(document.shingles):
             exact[key] = document
             continue
-        sketch = template.copy()
+        sketch = _empty(config.permutations).copy()
         sketch.hashvalues = document.signature
         if document.language not in indexes:
             indexes[document.language] = MinHashLSH(num_perm=config.permutations, params=(config.bands, config.rows))

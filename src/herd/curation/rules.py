@@ -24,6 +24,7 @@ _BULLETS = ("-", "*", "\u2022", "\u2023", "\u25b6", "\u25cf", "\u25e6", "\u2043"
 _ELLIPSES = ("...", "\u2026")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _LONG_WORD = 1_000  # characters
+_SUSPICIOUS = re.compile("|".join((r"\S{1001}", "javascript", *_POLICY)), re.IGNORECASE)
 
 
 class Measured:
@@ -100,7 +101,8 @@ def _symbols(doc: Measured) -> float:
 
 
 def _alphabetic(doc: Measured) -> float:
-    return doc.share_of_words(sum(any(c.isalpha() for c in word) for word in doc.words))
+    lettered = {word for word in set(doc.words) if word.isalpha() or any(c.isalpha() for c in word)}
+    return doc.share_of_words(sum(word in lettered for word in doc.words))
 
 
 # Statistic -> function, in the order in which rules are tried: cheap ones first, quality before repetition.
@@ -143,6 +145,8 @@ def first_broken(text: str, language: str, limits: RuleLimits) -> tuple[str, flo
 
 def bad_lines(text: str) -> list[tuple[int, str]]:
     """C4's line rules: (line index, rule) of each line with an endless word, "javascript" notices or policy phrases."""
+    if not _SUSPICIOUS.search(text):
+        return []
     found = []
     for i, line in enumerate(text.split("\n")):
         lowered = line.lower()

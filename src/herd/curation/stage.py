@@ -143,23 +143,25 @@ def _apply_rules(documents: list[Document], config: CurateConfig, pool: Pool, le
 def _score(
     documents: list[Document], raw_texts: list[str], config: CurateConfig, ledger: Ledger
 ) -> tuple[list[Document], dict[str, Any]]:
-    """Add the classifier's score to English documents of its domains; drop those below the threshold."""
+    """Add the classifier's score to English documents of its domains; drop the lowest."""
     settings = config.classifier
     scored = [d for d in documents if d.language == "en" and d.domain in settings.score_domains]
     if not settings.enabled or not scored:
         return documents, {}
     classifier = QualityClassifier(settings)
     facts: dict[str, Any] = classifier.fit(reference_documents(settings.reference), raw_texts, config.seed)
+    scores = classifier.score([d.text for d in scored]).tolist()
+    threshold = sorted(scores)[int(settings.drop_share * len(scores))]
     low: set[str] = set()
-    for document, score in zip(scored, classifier.score([d.text for d in scored]).tolist(), strict=True):
+    for document, score in zip(scored, scores, strict=True):
         document.quality = score
-        if score < settings.threshold:
+        if score < threshold:
             low.add(document.id)
             detail = f"{document.url}: little like the reference prose"
-            ledger.add(dropped(document, "classifier", "low_quality", score=score, threshold=settings.threshold, detail=detail))
+            ledger.add(dropped(document, "classifier", "low_quality", score=score, threshold=threshold, detail=detail))
     kept = [d for d in documents if d.id not in low]
     _step(ledger, "classifier", kept)
-    return kept, facts | {"scored": len(scored), "dropped": len(low)}
+    return kept, facts | {"scored": len(scored), "threshold": threshold, "dropped": len(low)}
 
 
 def _split(

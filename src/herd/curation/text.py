@@ -50,8 +50,12 @@ def tidy_code(text: str) -> str:
 
 
 def line_key(line: str) -> str:
-    """CCNet's normal form of a line: lower case, each digit a 0, letters, digits and single spaces only ("" = nothing left)."""
-    return _DIGIT.sub("0", " ".join(_word_pattern(line).findall(line.lower())))
+    """CCNet's normal form of a line: lower case, each digit a 0, letters, digits and single spaces only.
+
+    A line without any (a rule of dashes) is compared as it stands, if it has at least three marks; "" = never compared.
+    """
+    key = _DIGIT.sub("0", " ".join(_word_pattern(line).findall(line.lower())))
+    return key or (line.strip() if len(line.strip()) >= 3 else "")
 
 
 def paragraph_key(paragraph: str) -> str:
@@ -92,14 +96,23 @@ def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
     return mixed * np.uint64(0xBF58476D1CE4E5B9)
 
 
+class _Hashes(dict[str, int]):
+    """Word -> 64-bit hash, remembered: most words of a text have been seen before."""
+
+    def __missing__(self, word: str) -> int:
+        raw = word.encode("utf-8", "surrogatepass")
+        value = self[word] = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+        return value
+
+
+_HASHES = _Hashes()
+
+
 def word_hashes(items: list[str]) -> np.ndarray:
     """(words,) uint64, the same on every machine and in every run (Python's own hash is not)."""
-    cache: dict[str, int] = {}
-    for item in items:
-        if item not in cache:
-            raw = item.encode("utf-8", "surrogatepass")
-            cache[item] = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
-    return np.fromiter((cache[item] for item in items), np.uint64, len(items))
+    if len(_HASHES) > 1_000_000:
+        _HASHES.clear()
+    return np.array(list(map(_HASHES.__getitem__, items)), np.uint64)
 
 
 def shingles(text: str, language: str, size: int) -> np.ndarray:
