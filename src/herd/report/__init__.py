@@ -1,0 +1,1 @@
+"""Plots, page and summary of a run, from the finished stages alone."""

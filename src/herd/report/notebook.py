@@ -1,0 +1,80 @@
+"""Executes an analysis notebook on a run and hands over its figures, so that the page shows what the notebook shows.
+
+Notebooks are jupytext scripts in ``notebooks/``; they read the run's folder from the environment variable
+``HERD_RUN_FOLDER``. The folder given here holds a link to each finished stage under its label, as ``runs/<name>`` does.
+"""
+
+import base64
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from herd.config.errors import UserError
+from herd.config.loader import data_root
+from herd.runs.stage import Artifact
+
+RUN_FOLDER = "HERD_RUN_FOLDER"
+
+
+@dataclass(frozen=True)
+class NotebookFigure:
+    """One PNG that a cell displayed."""
+
+    name: str  # <notebook>_<number>
+    image: bytes
+    caption: str  # the heading before the cell
+
+
+def link_stages(stages: Mapping[str, Artifact], folder: Path) -> Path:
+    """Make ``folder/<label>`` a link to each stage; returns ``folder``."""
+    for label, artifact in stages.items():
+        link = folder / label
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(artifact.path, target_is_directory=True)
+    return folder
+
+
+def execute_notebook(name: str, run_folder: Path, timeout: float = 120) -> list[NotebookFigure]:
+    """Run ``notebooks/<name>.py`` in a kernel of its own and collect its figures in order.
+
+    Raises:
+        UserError: the notebook is missing, or one of its cells fails (with the cell's own error).
+    """
+    import jupytext
+    import nbclient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
+    path = data_root() / "notebooks" / f"{name}.py"
+    if not path.is_file():
+        raise UserError(f"No notebook '{path}': reinstall herd, or set report.notebook=null.")
+    notebook = jupytext.read(path)
+    environment = os.environ | {RUN_FOLDER: str(run_folder), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    client = nbclient.NotebookClient(
+        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(run_folder)}}
+    )
+    try:
+        client.execute(env=environment)
+    except CellExecutionError as error:
+        raise UserError(f"notebooks/{name}.py failed on this run: {error.ename}: {error.evalue}") from error
+    except CellTimeoutError as error:
+        raise UserError(f"notebooks/{name}.py took longer than {timeout:.0f} s on this run.") from error
+    return figures_of(notebook, name)
+
+
+def figures_of(notebook: Any, name: str) -> list[NotebookFigure]:
+    """Every PNG among the outputs of an executed notebook, with the last heading before it."""
+    figures: list[NotebookFigure] = []
+    caption = ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            headings = re.findall(r"^#+\s+(.+)$", cell.source, flags=re.MULTILINE)
+            caption = headings[-1].strip() if headings else caption
+        for output in cell.get("outputs", []):
+            image = output.get("data", {}).get("image/png")
+            if image:
+                figures.append(NotebookFigure(f"{name}_{len(figures) + 1}", base64.b64decode(image), caption))
+    return figures

@@ -1,0 +1,188 @@
+"""The page and summary.json of whole, partial and hostile runs."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from herd.config.errors import UserError
+from herd.config.loader import compose
+from herd.recipe.job import make_job
+from herd.report.claims import claims
+from herd.report.run_data import RunData
+from herd.report.stage import STAGE, ReportConfig
+from herd.report.summary import summarise
+from herd.runs.stage import Artifact, execute
+
+CONFIG = ReportConfig(seed=0, title="herd: <test>", notebook=None, chat_samples=4)
+
+
+def report(stages: dict[str, Artifact], root: Path, config: ReportConfig = CONFIG) -> Artifact:
+    return execute(STAGE, config, {"stages": {label: a.path for label, a in stages.items()}}, root, "report")
+
+
+@pytest.fixture(scope="module")
+def reported(whole: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return report(whole, tmp_path_factory.mktemp("report"))
+
+
+class Page(HTMLParser):
+    """Collects what the page would load, its tags and its text; fails on unbalanced tags."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.open: list[str] = []
+        self.images: list[dict[str, Any]] = []
+        self.ids: list[str] = []
+        self.scripts = 0
+        self.text = ""
+        self.feed(html)
+        assert self.open == [], self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.loads += [v for k, v in attrs if k in ("src", "href", "srcset", "data", "action") and v]
+        self.scripts += tag == "script"
+        if "id" in values:
+            self.ids.append(str(values["id"]))
+        if tag == "img":
+            self.images.append(values)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_whole_run(reported: Artifact) -> None:
+    page = Page((reported / "index.html").read_text(encoding="utf-8"))
+    wanted = ["overview", "data", "scaling", "pretraining", "post-training", "evaluation", "dialogs", "cost", "provenance"]
+    assert [i for i in page.ids if not i.startswith("figure-")] == wanted
+    shown = ["funnel", "domains", "forecast", "pretraining", "baselines", "dpo", "multiple_choice", "bits_per_byte"]
+    shown += ["preferences", "needle", "costs"]
+    assert [i.removeprefix("figure-") for i in page.ids if i.startswith("figure-")] == shown
+    assert sorted(p.stem for p in (reported / "figures").iterdir()) == sorted(shown)
+    for number in ("4.250", "4.300", "[0.440, 0.580]", "80.0%", "60.0%", "[53.0, 67.0]%", "ties 7"):
+        assert number in page.text, number
+
+
+def test_nothing_is_loaded_from_elsewhere(reported: Artifact) -> None:
+    html = (reported / "index.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.images
+    assert all(load.startswith(("data:image/png;base64,", "#")) for load in page.loads)
+    outside = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
+    assert "http" not in outside
+    assert "url(" not in outside
+    assert "@import" not in outside
+
+
+def test_text_from_models_and_data_is_escaped(reported: Artifact) -> None:
+    html = (reported / "index.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.scripts == 0
+    assert html.count("&lt;script&gt;alert(") >= 3  # a prompt, an answer, a reason
+    assert "<script>alert('x')</script>" in page.text  # and the reader sees it as it was
+    assert "(nothing)" in page.text  # an empty answer is said
+    assert "herd: <test>" in page.text
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [["curate"], ["tokenize"], ["fit"], ["pretrain"], ["evaluate"], ["round-1/dpo"], ["round-1/reward"], ["curate", "pretrain"]],
+)
+def test_missing_stages_are_left_out(whole: dict[str, Artifact], kept: list[str], tmp_path: Path) -> None:
+    artifact = report({label: whole[label] for label in kept}, tmp_path)
+    page = Page((artifact / "index.html").read_text(encoding="utf-8"))
+    assert {"cost", "provenance"} <= set(page.ids)
+    assert ("data" in page.ids) == bool({"curate", "tokenize"} & set(kept))
+    assert "None" not in page.text
+    assert "nan" not in page.text.split()
+    summary = json.loads((artifact / "summary.json").read_text())
+    assert (summary["pretrain"] is None) == ("pretrain" not in kept)
+    assert (summary["evaluation"] is None) == ("evaluate" not in kept)
+    assert (summary["scaling"] is None) == ("fit" not in kept)
+    assert len(summary["rounds"]) == int(any("/" in label for label in kept))
+    assert set(summary["seconds_by_stage"]) == set(kept)
+
+
+def test_no_stage_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs finished stages"):
+        report({}, tmp_path)
+
+
+def test_summary_has_the_promised_keys_and_the_stages_numbers(whole: dict[str, Artifact]) -> None:
+    summary = summarise(RunData(whole))
+    assert summary["corpus"] == {
+        "documents_in": 1000, "documents_out": 700, "characters_out": 7_000_000, "documents_by_domain": None,
+        "tokens_by_domain": {"general": 1000, "code": 500}, "heldout_tokens_by_domain": None,
+    }  # fmt: skip
+    assert summary["tokenizer"]["vocab_size"] == 2048
+    assert summary["tokenizer"]["characters_per_token"] == 2.7
+    scaling = summary["scaling"]
+    assert {"budgets", "alpha", "alpha_interval", "A", "flagship", "predicted_loss", "predicted_loss_interval"} <= scaling.keys()
+    assert scaling["measured_loss"] == 4.3
+    assert scaling["measured_in_interval"] is True
+    assert {"loss", "tokens", "flops", "bits_per_byte_by_domain"} <= summary["pretrain"].keys()
+    [first] = summary["rounds"]
+    assert first["reward"] == {"accuracy": 0.8, "interval": [0.72, 0.86], "heldout_pairs": 100}
+    assert first["sft"]["loss"] == 2.0
+    assert first["dpo"]["rewards_accuracies"] == 0.7
+    assert first["dpo"]["rewards_margins"] == 0.5
+    score = summary["evaluation"]["scores"]["round-1/sft"]["documentation_choice"]["acc_norm"]
+    assert score["value"] == 0.32
+    assert score["interval"] == pytest.approx([0.29, 0.35])
+    assert score["n"] == 600
+    for by_task in summary["evaluation"]["scores"].values():
+        for by_score in by_task.values():
+            assert all(s["interval"][0] <= s["value"] <= s["interval"][1] for s in by_score.values())
+    assert summary["peak_memory_bytes"] == max(a.manifest["peak_memory_bytes"] for a in whole.values())
+    json.dumps(summary, allow_nan=False)
+
+
+def test_claims_follow_the_intervals(whole: dict[str, Artifact], make: Any) -> None:
+    found = {claim.text: claim for claim in claims(RunData(whole))}
+    assert len(found) == 6
+    assert all(claim.holds for claim in found.values())
+    results = json.loads((whole["evaluate"] / "results.json").read_text())
+    base = results["results"]["pretrain"]
+    base["ngram_baselines"]["margin_over_bigram_interval,none"] = [-0.1, 0.9]
+    base["documentation_choice"]["acc_norm_interval,none"] = [0.24, 0.40]
+    results["comparisons"][0] |= {"win_rate": 0.49, "interval": [0.42, 0.56]}
+    changed = whole | {
+        "evaluate": make("evaluate", "other", {}, {"results.json": results}),
+        "round-1/reward": make(
+            "reward", "other-reward", {"accuracy": 0.55, "accuracy_interval": [0.45, 0.64], "heldout_pairs": 90}
+        ),
+        "fit": make("scaling-fit", "other-fit", {"predicted_loss": 4.0, "predicted_loss_interval": [3.9, 4.1]}),
+    }
+    verdicts = [claim.holds for claim in claims(RunData(changed))]
+    assert verdicts == [True, False, False, False, False, False]  # only the unigram is still beaten for sure
+
+
+def test_the_same_stages_give_the_same_page(whole: dict[str, Artifact], reported: Artifact, tmp_path: Path) -> None:
+    again = report(whole, tmp_path)
+    for name in ("index.html", "summary.json"):
+        assert (again / name).read_bytes() == (reported / name).read_bytes()
+
+
+def test_a_damaged_result_is_named(whole: dict[str, Artifact], make: Any, tmp_path: Path) -> None:
+    broken = make("evaluate", "broken", {}, {"results.json": '{"results": '})
+    with pytest.raises(UserError, match=r"results\.json' is damaged"):
+        report({"evaluate": broken}, tmp_path)
+
+
+def test_the_configuration_composes() -> None:
+    job = make_job("report", compose("report", ["run.name=laptop", "chat_samples=2"]))
+    assert job.config == ReportConfig(seed=0, title="herd: laptop", notebook="scaling_laws", chat_samples=2)
+    with pytest.raises(UserError, match="chat_samples"):
+        make_job("report", compose("report", ["chat_samples=-1"]))
