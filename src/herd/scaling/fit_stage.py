@@ -8,7 +8,7 @@ from typing import Any, Optional
 from herd.config.errors import UserError, nearest
 from herd.config.loader import from_dict
 from herd.model.counts import flops_per_token, parameter_count
-from herd.model.family import family_members, shape_for
+from herd.model.family import family_members
 from herd.runs.atomic import sha256_file, write_json
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.scaling.figures import save_all
@@ -106,18 +106,23 @@ def choose_flagship(
     }
     final = first
     if plan is not None:
-        members = [parameter_count(m, "6N") for m in family_members(vocab_size, plan.seq_len)]
-        if not members[0] <= first.parameters <= members[-1]:
+        # FLOPs per token / 6 is the law's N under any convention.
+        sizes = {
+            flops_per_token(shape, plan.seq_len, plan.flops_convention) / 6: shape
+            for shape in family_members(vocab_size, plan.seq_len)
+        }
+        wanted = min(max(first.parameters, min(sizes)), max(sizes))
+        if wanted != first.parameters and config.fallback == "refuse":
             raise UserError(
                 f"The law asks for {first.parameters:,.0f} parameters at {flops:.3g} FLOPs, outside the family of shapes "
-                f"({members[0]:,} to {members[-1]:,}): change flagship_flops, or mend the sweep that gave this law."
+                f"({min(sizes):,.0f} to {max(sizes):,.0f}): change flagship_flops, or mend the sweep that gave this law."
             )
-        shape = shape_for(first.parameters, vocab_size, plan.seq_len)
-        per_token = flops_per_token(shape, plan.seq_len, plan.flops_convention)
+        size = min(sizes, key=lambda n: abs(math.log(n / wanted)))
+        shape, per_token = sizes[size], 6 * size
         batch = plan.training.batch(flops, flops / per_token, config.batch_multiple)
         tokens = max(round(flops / per_token / batch), 1) * batch
         parameters = parameter_count(shape, "6N")
-        final = forecast(laws, tokens * per_token, config.fallback, parameters=tokens * per_token / (6 * tokens))
+        final = forecast(laws, tokens * per_token, config.fallback, parameters=size)
         flagship |= {
             "model": asdict(shape),
             "parameters": parameters,
@@ -125,6 +130,7 @@ def choose_flagship(
             "flops": tokens * per_token,
             "lr": plan.training.learning_rate(parameters),
             "batch_tokens": batch,
+            "limited_to_family": wanted != first.parameters,
         }
     flagship |= {
         "predicted_loss": final.loss,

@@ -255,6 +255,6 @@ def _frontier_replicates(laws: Laws, flops: float) -> np.ndarray | None:
 
 
 def _columns(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # Parameters as the budget sees them, so that 6ND is the budget whatever convention counted it.
-    n = np.array([record.budget / (6 * record.tokens) for record in records])
+    # Parameters as the FLOPs see them, so that 6ND is the compute whatever convention counted it.
+    n = np.array([record.flops / (6 * record.tokens) for record in records])
     return n, np.array([record.tokens for record in records]), np.array([record.loss for record in records])

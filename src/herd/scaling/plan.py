@@ -15,7 +15,7 @@ from herd.config.errors import UserError
 from herd.config.loader import from_dict
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token, parameter_count
-from herd.model.family import shape_for
+from herd.model.family import family_members
 from herd.runs.atomic import sha256_json, write_json
 
 # What a cell says about its model; everything else comes from the command that trains it.
@@ -113,7 +113,7 @@ class Cell:
 
     id: str  # hash of the overrides: the same settings are the same cell
     budget: float  # FLOPs
-    parameters: float  # by flops_convention
+    parameters: float  # in matrix products, output head included
     tokens: int
     flops: float
     flops_convention: str
@@ -159,15 +159,11 @@ def plan_cells(config: PlanConfig, vocab_size: int = 0) -> Plan:
     cells: list[Cell] = []
     dropped: list[str] = []
     for budget in sorted(config.budgets):
-        seen: set[tuple[object, ...]] = set()
-        for size in config.sizes.sizes(budget):
-            shape = shape_for(size, vocab, config.seq_len)
-            where = f"{budget:.3g} FLOPs, {size:,.0f} parameters"
-            key = tuple(getattr(shape, name) for name in SHAPE_KEYS)
-            if key in seen:
-                dropped.append(f"{where}: the family has no member of its own for this size")
+        for target, shape in _shapes(config, vocab, budget):
+            where = f"{budget:.3g} FLOPs, {target:,.0f} parameters"
+            if shape is None:
+                dropped.append(f"{where}: the family of shapes has no further member within the span")
                 continue
-            seen.add(key)
             cell = make_cell(config, shape, budget)
             if cell.steps < config.training.min_steps:
                 dropped.append(f"{where}: {cell.steps} optimizer steps, fewer than {config.training.min_steps}")
@@ -181,13 +177,31 @@ def plan_cells(config: PlanConfig, vocab_size: int = 0) -> Plan:
     return Plan(tuple(cells), tuple(dropped), config.metric)
 
 
+def _shapes(config: PlanConfig, vocab: int, budget: float) -> list[tuple[float, ModelConfig | None]]:
+    """Each target size of a budget with its own member of the family, the nearest that no other target took; by size.
+
+    Targets nearest to the guessed optimum choose first, among the members within the span (and a factor sqrt(2) more); so where
+    the family is coarse or ends, the sizes still differ.
+    """
+    targets = config.sizes.sizes(budget)
+    low, high = min(targets) / math.sqrt(2), max(targets) * math.sqrt(2)
+    family = family_members(vocab, config.seq_len)
+    members = {n: shape for shape in family if low <= (n := float(parameter_count(shape, "6N"))) <= high}
+    centre = math.exp(sum(map(math.log, targets)) / len(targets))
+    chosen: list[tuple[float, ModelConfig | None]] = []
+    for target in sorted(targets, key=lambda size: abs(math.log(size / centre))):
+        size = min(members, key=lambda n: abs(math.log(n / target)), default=None)
+        chosen.append((target, members.pop(size) if size is not None else None))
+    return sorted(chosen, key=lambda pair: parameter_count(pair[1], "6N") if pair[1] else pair[0])
+
+
 def make_cell(config: PlanConfig, shape: ModelConfig, budget: float) -> Cell:
     """The cell that trains ``shape`` until ``budget`` FLOPs are spent."""
     per_token = flops_per_token(shape, config.seq_len, config.flops_convention)
     batch = config.training.batch(budget, budget / per_token, config.seq_len)
     steps = max(round(budget / per_token / batch), 1)
     tokens = steps * batch  # whole steps, so the budget is met to within half a step
-    parameters = float(parameter_count(shape, config.flops_convention))
+    parameters = float(parameter_count(shape, "6N"))
     lr = config.training.learning_rate(parameters)
     overrides = [
         *config.overrides,

@@ -23,7 +23,7 @@ class Record:
 
     cell: str  # name of the run, unique in its table
     budget: float  # planned training compute that groups an IsoFLOP curve, FLOPs
-    parameters: float  # parameters that `flops_convention` counts
+    parameters: float  # in matrix products, output head included; C / 6D where a table has none
     tokens: float  # training tokens
     flops: float  # training compute by `flops_convention`, FLOPs
     loss: float  # held-out negative log-likelihood, nats per token; NaN when there is none

@@ -4,6 +4,7 @@
 launcher runs it, so a killed sweep keeps every finished cell, and a second one skips them.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from herd.config.errors import UserError
-from herd.runs.atomic import sha256_json, write_json
+from herd.runs.atomic import write_json
 from herd.scaling.plan import Cell
 from herd.scaling.records import Record, write_table
 
@@ -214,23 +215,36 @@ def make_record(cell: Cell, result: Mapping[str, Any], metric: str, diverged_abo
             status, error = "diverged", "the loss is not finite"
         elif loss > diverged_above:
             status, error = "diverged", f"loss {loss:.3f} is above {diverged_above:.3f}, that of a model that knows nothing"
+    # What the job says it did counts; a ramp of the batch ends a fraction of a step off the plan.
+    tokens = float(metrics.get("tokens") or cell.tokens)
+    if status == "ok" and abs(tokens / cell.tokens - 1) > 0.1:
+        status = "failed"
+        error = f"trained on {tokens:,.0f} tokens instead of {cell.tokens:,}: the plan's overrides do not leave it one stage"
     return Record(
         cell=cell.id,
         budget=cell.budget,
         parameters=cell.parameters,
-        tokens=cell.tokens,
-        flops=cell.flops,
+        tokens=tokens,
+        flops=cell.flops * tokens / cell.tokens,
         loss=loss,
         flops_convention=cell.flops_convention,
         lr=cell.lr,
         batch_tokens=cell.batch_tokens,
-        steps=cell.steps,
+        steps=int(metrics.get("steps") or cell.steps),
         status=status,
         error=error,
-        seconds=round(float(result["seconds"]), 2) if result.get("seconds") is not None else None,
+        seconds=_seconds(result),
     )
+
+
+def _seconds(result: Mapping[str, Any]) -> float | None:
+    """Training time as the job measured it, else its whole time, imports included."""
+    seconds = (result.get("metrics") or {}).get("seconds", result.get("seconds"))
+    return round(float(seconds), 2) if isinstance(seconds, int | float) else None
 
 
 def digest_of(config: Mapping[str, Any]) -> str:
     """Digest of a job's composed configuration, its ``hydra`` and ``run`` nodes (where to write) left out."""
-    return sha256_json({key: value for key, value in config.items() if key not in ("hydra", "run")})[:16]
+    own = {key: value for key, value in config.items() if key not in ("hydra", "run")}
+    text = json.dumps(own, sort_keys=True, default=str)  # a configuration may hold an infinity, which is no JSON
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

@@ -1,0 +1,174 @@
+"""From table to forecast: published Llama 3 numbers, honest intervals, refusals and fallbacks."""
+
+import dataclasses
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from herd.config.errors import UserError
+from herd.scaling.isoflop import IsoFLOPConfig
+from herd.scaling.laws import Laws, LawsConfig, SurfaceConfig, fit_laws, forecast
+from herd.scaling.records import read_table
+
+from .conftest import LAPTOP, optimum
+
+# The published optimal tokens of the Llama 3 IsoFLOP figure (billions, budgets ascending), as scaling oracles.
+BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21, 1e22)
+VERTICES = (4.408, 5.135, 7.558, 11.533, 15.321, 25.309, 40.965, 54.601, 98.165, 238.24)
+
+
+def test_the_papers_law_from_published_constants_alone() -> None:
+    from herd.scaling.power_law import fit_power_law
+
+    law = fit_power_law(BUDGETS, np.array(VERTICES) * 1e9)
+    assert law.exponent == pytest.approx(0.53678, abs=5e-4)
+    assert law.coefficient == pytest.approx(0.29936, abs=1.5e-3)
+    assert law.exponent_interval == pytest.approx((0.4948, 0.5787), abs=1e-3)
+    assert law.predict(3.8e25) == pytest.approx(16.10e12, rel=1e-3)
+    assert law.predict(4.0e25) == pytest.approx(16.55e12, rel=1e-3)
+    assert 4.0e25 / 6 / law.predict(4.0e25) == pytest.approx(402.8e9, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def llama(reference_data) -> Laws:  # type: ignore[no-untyped-def]
+    path = reference_data / "scaling" / "llama3-isoflop" / "llama_3_isoflops.csv"
+    records = read_table(path, {"parameters": "params"}, {"condition": "raw_loss"})
+    assert len(records) == 133
+    return fit_laws(records, LawsConfig(surface=SurfaceConfig("squared"), replicates=200))
+
+
+def test_oracle_1_alpha_and_a(llama: Laws) -> None:
+    assert llama.tokens is not None
+    assert llama.tokens.exponent == pytest.approx(0.53678, abs=5e-4)
+    assert llama.tokens.coefficient == pytest.approx(0.29936, abs=1.5e-3)
+
+
+def test_oracle_2_vertices(llama: Laws) -> None:
+    assert [c.budget for c in llama.curves] == pytest.approx(BUDGETS)
+    assert [c.tokens / 1e9 for c in llama.vertices] == pytest.approx(VERTICES, rel=5e-3)
+
+
+def test_oracle_3_flagship(llama: Laws) -> None:
+    at = {c: forecast(llama, c) for c in (3.8e25, 4.0e25)}
+    assert at[3.8e25].tokens == pytest.approx(16.10e12, rel=1e-3)
+    assert at[3.8e25].parameters == pytest.approx(393.3e9, rel=1e-3)
+    assert at[4.0e25].tokens == pytest.approx(16.55e12, rel=1e-3)
+    assert at[4.0e25].parameters == pytest.approx(402.8e9, rel=1e-3)
+    assert at[3.8e25].extrapolation_ratio == pytest.approx(3800)
+
+
+def test_oracle_4_intervals_and_jackknife(llama: Laws) -> None:
+    assert llama.tokens is not None
+    assert llama.tokens.exponent_interval == pytest.approx((0.4948, 0.5787), abs=1e-3)
+    assert forecast(llama, 3.8e25).tokens_interval == pytest.approx((9.56e12, 27.12e12), rel=0.01)
+    for left_out, alpha in ((1e22, 0.5108), (6e18, 0.5562)):
+        rest = fit_laws([r for r in llama.records if r.budget != left_out])
+        assert rest.tokens is not None and rest.tokens.exponent == pytest.approx(alpha, abs=5e-4)
+
+
+def test_oracle_5_surface(llama: Laws) -> None:
+    s = llama.surface
+    assert s is not None and s.status == "ok"
+    assert (s.E, s.a, s.b) == pytest.approx((0.6047, 0.3100, 0.3136), abs=1e-3)
+    assert (s.A, s.B) == pytest.approx((59.1, 155.1), rel=0.02)
+    below = fit_laws([r for r in llama.records if r.budget <= 1e21], llama.config).surface
+    rest = [r for r in llama.records if r.budget > 1e21]
+    assert below is not None and len(rest) == 12
+    error = [abs(float(below.loss(r.parameters, r.tokens)) / r.loss - 1) for r in rest]
+    assert 100 * np.mean(error) == pytest.approx(1.15, abs=0.1)
+
+
+def test_truth_is_recovered_without_noise(sweep) -> None:  # type: ignore[no-untyped-def]
+    laws = fit_laws(sweep(factors=(0.8, 0.9, 1.0, 1.1, 1.25)))
+    n, d, loss = optimum(LAPTOP, 8e12)
+    result = forecast(laws, 8e12)
+    assert laws.tokens is not None and laws.tokens.exponent == pytest.approx(0.35 / 0.68, abs=1e-3)
+    assert result.tokens == pytest.approx(d, rel=2e-3) and result.parameters == pytest.approx(n, rel=2e-3)
+    assert result.loss == pytest.approx(loss, rel=1e-3)
+    assert (result.method, result.extrapolation_ratio) == ("power_law", pytest.approx(10))
+
+
+def test_row_order_and_units_do_not_matter(sweep) -> None:  # type: ignore[no-untyped-def]
+    rows = sweep(noise=0.02)
+    shuffled = rows[:]
+    random.Random(0).shuffle(shuffled)
+    one, other = forecast(fit_laws(rows), 8e12), forecast(fit_laws(shuffled), 8e12)
+    assert one.tokens == other.tokens and one.loss_interval == other.loss_interval
+    mega = [dataclasses.replace(r, budget=r.budget / 1e12, parameters=r.parameters / 1e6, tokens=r.tokens / 1e6) for r in rows]
+    scaled = forecast(fit_laws(mega), 8.0)
+    assert scaled.tokens * 1e6 == pytest.approx(one.tokens, rel=1e-9)
+    assert scaled.loss == pytest.approx(one.loss, rel=1e-6)
+    assert scaled.loss_interval == pytest.approx(one.loss_interval, rel=1e-3)
+
+
+def test_intervals_cover_what_a_larger_run_measures(sweep) -> None:  # type: ignore[no-untyped-def]
+    _, tokens, loss = optimum(LAPTOP, 8e12)
+    rng = np.random.default_rng(9)
+    hits = {"loss": 0, "tokens": 0}
+    count = 60
+    for seed in range(count):
+        laws = fit_laws(sweep(noise=0.03, seed=seed), LawsConfig(replicates=200, seed=seed))
+        result = forecast(laws, 8e12)
+        assert result.loss_interval is not None and result.tokens_interval is not None
+        hits["loss"] += result.loss_interval[0] < loss + 0.03 * rng.normal() < result.loss_interval[1]
+        hits["tokens"] += result.tokens_interval[0] < tokens < result.tokens_interval[1]
+    assert min(hits.values()) >= 0.88 * count, hits
+
+
+def test_noise_widens_the_interval(sweep) -> None:  # type: ignore[no-untyped-def]
+    spans = [forecast(fit_laws(sweep(noise=noise)), 8e12).loss_interval for noise in (0.003, 0.03)]
+    assert spans[1][1] - spans[1][0] > 3 * (spans[0][1] - spans[0][0])
+
+
+def test_the_replicates_are_a_function_of_the_seed(sweep) -> None:  # type: ignore[no-untyped-def]
+    rows = sweep(noise=0.03)
+    spans = [forecast(fit_laws(rows, LawsConfig(seed=seed)), 8e12).loss_interval for seed in (0, 0, 1)]
+    assert spans[0] == spans[1] != spans[2]
+
+
+def test_few_budgets_are_refused_unless_a_fallback_is_allowed(sweep) -> None:  # type: ignore[no-untyped-def]
+    for budgets, says in (((1e11,), "1 of 1 budgets have an optimum"), ((1e11, 4e11), "without an interval")):
+        laws = fit_laws(sweep(noise=0.01, budgets=budgets))
+        with pytest.raises(UserError, match=says):
+            forecast(laws, 8e12)
+        assert laws.frontier is None and "frontier" in laws.reasons
+    result = forecast(laws, 8e12, "surface")
+    assert (result.method, result.loss_method) == ("surface", "surface")
+    assert result.tokens_interval[0] < result.tokens < result.tokens_interval[1]
+    assert result.tokens == pytest.approx(optimum(LAPTOP, 8e12)[1], rel=0.5)
+
+
+def test_the_last_fallback_is_a_guess_without_intervals(sweep) -> None:  # type: ignore[no-untyped-def]
+    rows = sweep(budgets=(1e11,), factors=(0.5, 1.0, 2.0))
+    laws = fit_laws(rows)
+    with pytest.raises(UserError, match="nor a surface"):
+        forecast(laws, 8e12, "surface")
+    result = forecast(laws, 4e11, "ratio")
+    best = min(rows, key=lambda r: r.loss)
+    assert result.method == "ratio" and result.tokens_interval is None
+    assert result.loss is None and result.loss_interval is None
+    assert result.tokens / result.parameters == pytest.approx(best.tokens / best.parameters)
+    with pytest.raises(UserError, match="Did you mean 'surface'"):
+        forecast(laws, 4e11, "surfaces")
+
+
+def test_exact_curves_give_a_loss_without_a_made_up_interval(sweep) -> None:  # type: ignore[no-untyped-def]
+    rows = sweep(budgets=(1e11, 2e11, 4e11), factors=(0.5, 1.0, 2.0))
+    laws = fit_laws(rows, LawsConfig(isoflop=IsoFLOPConfig(min_points=3)))
+    result = forecast(laws, 8e11)
+    assert laws.frontier is not None and laws.frontier.status == "exact"
+    assert "frontier" not in result.by_law  # three points a budget leave no residuals to draw from
+
+
+def test_bad_tables_and_targets_are_refused(sweep) -> None:  # type: ignore[no-untyped-def]
+    rows = sweep()
+    with pytest.raises(UserError, match="row 1"):
+        fit_laws([dataclasses.replace(rows[0], loss=math.nan), *rows[1:]])
+    with pytest.raises(UserError, match="every run failed"):
+        fit_laws([dataclasses.replace(r, status="failed") for r in rows])
+    with pytest.raises(UserError, match="above 0"):
+        forecast(fit_laws(rows), math.nan)
+    json.dumps(dataclasses.asdict(forecast(fit_laws(rows), 8e12)), allow_nan=False)
