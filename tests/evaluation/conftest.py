@@ -137,9 +137,7 @@ def tokenizer(small: Small) -> Tokenizer:
 
 
 def tiny_transformer(vocab_size: int, seed: int = 0, max_seq_len: int = 256) -> Transformer:
-    config = ModelConfig(
-        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=vocab_size, max_seq_len=max_seq_len
-    )
+    config = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, vocab_size=vocab_size, max_seq_len=max_seq_len)
     model = Transformer(config)
     model.init_weights(seed)
     return model.eval()

@@ -47,9 +47,7 @@ def test_bits_per_byte_of_a_uniform_model(bench: Bench, make_lm: MakeLM) -> None
 def test_heldout_documents_are_whole_or_cut_and_within_the_limit(bench: Bench) -> None:
     for domain, heldout in bench.heldout.items():
         source = bench.shards.source("heldout", domain)
-        whole = {
-            tuple(source.tokens[a:b].tolist()) for a, b in zip(source.offsets[:-1], source.offsets[1:], strict=True)
-        }
+        whole = {tuple(source.tokens[a:b].tolist()) for a, b in zip(source.offsets[:-1], source.offsets[1:], strict=True)}
         for document, size in zip(heldout.documents, heldout.text_bytes, strict=True):
             assert document[0] == bench.tokenizer.bos_id
             assert len(document) <= 200
@@ -82,9 +80,7 @@ def test_baselines_on_every_heldout_token_once(bench: Bench) -> None:
 
     task = NgramBaselines(NgramBaselinesConfig(), bench)
     sources = {d: bench.shards.source("train", d) for d in bench.shards.domains("train")}
-    model = fit_ngram(
-        {d: (s.tokens, np.asarray(s.offsets)) for d, s in sources.items()}, bench.mix, bench.tokenizer.vocab_size
-    )
+    model = fit_ngram({d: (s.tokens, np.asarray(s.offsets)) for d, s in sources.items()}, bench.mix, bench.tokenizer.vocab_size)
     for domain, heldout in bench.heldout.items():
         expected = [(model.unigram_nll(d[1:]).sum(), model.bigram_nll(d[:-1], d[1:]).sum()) for d in heldout.documents]
         assert task.nll["unigram"][domain] == pytest.approx([e[0] for e in expected])

@@ -103,9 +103,7 @@ def test_the_needle_lies_at_its_depth_and_the_row_has_its_length(bench: Bench, t
         assert text.endswith(" is")
         at = text.index("The value of")
         assert text[at:].split("\n")[0].endswith(f" is{value}.")
-        assert (
-            text.split("The value of")[1].split(" is")[0] == text.split("The value of")[2].split(" is")[0]
-        )  # the same key
+        assert text.split("The value of")[1].split(" is")[0] == text.split("The value of")[2].split(" is")[0]  # the same key
         hay = len(text) - (text.rindex("\nThe value of") - at)  # roughly: what follows is the question
         assert hay >= 0
         tail = text.rindex("\nThe value of") - at  # characters from the needle to the question

@@ -35,9 +35,7 @@ def test_transitions_stay_within_documents_whatever_the_chunk(monkeypatch: pytes
     expected = [pair for d in documents_of(tokens, offsets)[3:17] for pair in itertools.pairwise(d)]
     for chunk in (1, 7, 10**6):
         monkeypatch.setattr("herd.evaluation.ngram._CHUNK", chunk)
-        got = [
-            pair for p, n in transitions(tokens, offsets, 3, 17) for pair in zip(p.tolist(), n.tolist(), strict=True)
-        ]
+        got = [pair for p, n in transitions(tokens, offsets, 3, 17) for pair in zip(p.tolist(), n.tolist(), strict=True)]
         assert got == expected
     assert not any(following == BOS for _, following in expected)
 

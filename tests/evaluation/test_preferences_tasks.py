@@ -50,9 +50,7 @@ def preferences(bench: Bench, tmp_path) -> Bench:
     return replace(bench, preferences={"round-1": replace(bench.documents, path=tmp_path)})
 
 
-def test_rewards_are_read_at_the_end_of_each_answer(
-    make_lm: Callable[..., LanguageModel], tokenizer: Tokenizer
-) -> None:
+def test_rewards_are_read_at_the_end_of_each_answer(make_lm: Callable[..., LanguageModel], tokenizer: Tokenizer) -> None:
     model = RewardModel(make_lm().model).eval()
     prompts = [ask("what does norm do?"), ask("x " * 300), ask("and sort?")]
     firsts, seconds = [say("it measures"), say("a"), say("it sorts the table")], [say("no"), say("b"), say("")]

@@ -22,7 +22,7 @@ Metrics = dict[str, Any]  # "<metric>,<filter>" -> value, as lm-eval names them
 class HeldoutConfig:
     """Which held-out text is scored."""
 
-    tokens_per_domain: int = 20_000  # at most this many tokens of each domain (whole documents); 0: all
+    tokens_per_domain: int = 15_000  # at most this many tokens of each domain (whole documents); 0: all
     document_tokens: int = 1024  # longer documents are cut, so that a few do not decide the score; 0: none is
     context_tokens: int = 256  # window in which a document is read, tokens; a model's own length when that is shorter
 
@@ -53,9 +53,7 @@ class Bench:
         """Domain -> held-out documents, for the domains that have any."""
         c = self.heldout_config
         return {
-            domain: heldout_documents(
-                self.shards, domain, self.token_bytes, c.tokens_per_domain, c.document_tokens, self.seed
-            )
+            domain: heldout_documents(self.shards, domain, self.token_bytes, c.tokens_per_domain, c.document_tokens, self.seed)
             for domain in self.shards.domains("heldout")
         }
 

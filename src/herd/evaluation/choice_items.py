@@ -83,9 +83,7 @@ def drop_known(found: Sequence[Candidate], training_texts: Iterable[str], counts
     return [candidate for candidate, seen in zip(found, known, strict=True) if not seen]
 
 
-def make_items(
-    found: Sequence[Candidate], limits: ItemLimits, limit: int, seed: int, counts: dict[str, int]
-) -> list[ChoiceItem]:
+def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed: int, counts: dict[str, int]) -> list[ChoiceItem]:
     """Questions with four choices each, ``limit`` at most (0: all), the true one equally often in each place."""
     groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for candidate in found:
@@ -105,9 +103,7 @@ def make_items(
     for i, place in zip(chosen, places, strict=True):
         candidate, wrong = drafts[i]
         choices = (*wrong[:place], candidate.text, *wrong[place:])
-        items.append(
-            ChoiceItem(candidate.id, candidate.kind, candidate.package, candidate.context, choices, int(place))
-        )
+        items.append(ChoiceItem(candidate.id, candidate.kind, candidate.package, candidate.context, choices, int(place)))
     return items
 
 

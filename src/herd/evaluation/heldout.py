@@ -47,9 +47,7 @@ def heldout_documents(
         gathered += stop - start
         if limit_tokens and gathered >= limit_tokens:
             break
-    return HeldoutDocuments(
-        domain, tuple(documents), np.array([token_bytes[d].sum() for d in documents], dtype=np.int64)
-    )
+    return HeldoutDocuments(domain, tuple(documents), np.array([token_bytes[d].sum() for d in documents], dtype=np.int64))
 
 
 @torch.inference_mode()

@@ -35,9 +35,7 @@ class NgramModel:
         return -np.log(weight * seen + (1.0 - weight) * self.unigram[targets])
 
 
-def transitions(
-    tokens: np.ndarray, offsets: np.ndarray, first: int, last: int
-) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+def transitions(tokens: np.ndarray, offsets: np.ndarray, first: int, last: int) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """(previous, next) token arrays within documents ``first`` to ``last`` (exclusive), chunk by chunk; never across
     two documents.
 

@@ -17,7 +17,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.model.masks import CAUSAL, Dense
 from herd.model.transformer import Transformer
 
-_LOGIT_CELLS = 2**24  # logits held at once, rows x vocabulary
+_LOGIT_CELLS = 2**20  # logits held at once, rows x vocabulary: 4 MB, what a core keeps in its cache
 _DENSE_LIMIT = 4096  # row length up to which a (T, T) mask is made; longer contexts are repeated for each choice
 
 
@@ -48,7 +48,7 @@ class LanguageModel:
     model: Transformer
     device: torch.device
     tokens_read: int = 0  # forward tokens, for the cost in the manifest
-    batch_tokens: int = 16_384  # tokens (padding included) of one forward batch
+    batch_tokens: int = 4096  # tokens (padding included) of one forward batch
 
     @property
     def max_seq_len(self) -> int:
@@ -64,9 +64,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
         moved.append((kept, context[len(kept) :] + continuation))
     wholes = tokenizer.encode_batch([context + continuation for context, continuation in moved])
     contexts = tokenizer.encode_batch([context for context, _ in moved])
-    return [
-        ([tokenizer.bos_id, *context], whole[len(context) :]) for whole, context in zip(wholes, contexts, strict=True)
-    ]
+    return [([tokenizer.bos_id, *context], whole[len(context) :]) for whole, context in zip(wholes, contexts, strict=True)]
 
 
 @torch.inference_mode()

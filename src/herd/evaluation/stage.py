@@ -139,9 +139,7 @@ def _report(
 def _check_judges(config: EvaluateConfig, rewards: dict[str, Artifact]) -> None:
     for *_, judge in config.win_rate.pairs if "win_rate" in config.tasks else []:
         if judge not in rewards:
-            raise UserError(
-                f"evaluate.win_rate.pairs: no reward model '{judge}' among the inputs.{nearest(judge, rewards)}"
-            )
+            raise UserError(f"evaluate.win_rate.pairs: no reward model '{judge}' among the inputs.{nearest(judge, rewards)}")
 
 
 def _device(name: str) -> torch.device:
@@ -149,9 +147,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"evaluate.device='{name}' is not available here ({str(error).splitlines()[0]}): use cpu."
-        ) from error
+        raise UserError(f"evaluate.device='{name}' is not available here ({str(error).splitlines()[0]}): use cpu.") from error
     return device
 
 

@@ -49,9 +49,7 @@ def mean_stderr(values: ArrayLike) -> float:
     return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else 0.0
 
 
-def bootstrap_ratio(
-    numerators: ArrayLike, denominators: ArrayLike, rng: np.random.Generator, resamples: int = 1000
-) -> Interval:
+def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, rng: np.random.Generator, resamples: int = 1000) -> Interval:
     """Percentile bootstrap of sum(numerators) / sum(denominators) over units drawn with replacement.
 
     Args:

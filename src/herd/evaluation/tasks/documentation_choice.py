@@ -47,9 +47,7 @@ class DocumentationChoiceConfig:
                     f"evaluate.{NAME}.kinds: unknown kind '{kind}'.{nearest(kind, KINDS)} Choices: {', '.join(KINDS)}."
                 )
         if self.items < 0 or not 8 <= self.min_characters <= self.max_characters or self.max_length_ratio < 1:
-            raise UserError(
-                f"evaluate.{NAME}: need items >= 0, 8 <= min_characters <= max_characters, max_length_ratio >= 1."
-            )
+            raise UserError(f"evaluate.{NAME}: need items >= 0, 8 <= min_characters <= max_characters, max_length_ratio >= 1.")
 
 
 @TASKS.register(NAME)
@@ -124,9 +122,7 @@ class DocumentationChoice(BaseTask):
             row = {"model": lm.label, "doc_id": i, "id": item.id, "kind": item.kind, "package": item.package}
             row |= {"context": item.context, "choices": list(item.choices), "target": item.answer}
             row |= {"resps": [round(float(x), 4) for x in given[i]]}
-            self.result.samples.setdefault(NAME, []).append(
-                row | {name: bool(p[i] == item.answer) for name, p in picks.items()}
-            )
+            self.result.samples.setdefault(NAME, []).append(row | {name: bool(p[i] == item.answer) for name, p in picks.items()})
 
     def finish(self) -> TaskResult:
         """Adds, for every model after the first, the paired comparison with the first and with the one before."""

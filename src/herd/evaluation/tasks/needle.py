@@ -42,9 +42,7 @@ class NeedleConfig:
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 48 or not self.depths or self.trials < 1 or self.distractors < 1:
-            raise UserError(
-                f"evaluate.{NAME}: need lengths of 48 tokens or more, depths, trials >= 1 and distractors >= 1."
-            )
+            raise UserError(f"evaluate.{NAME}: need lengths of 48 tokens or more, depths, trials >= 1 and distractors >= 1.")
         if not all(0 <= depth <= 1 for depth in self.depths):
             raise UserError(f"evaluate.{NAME}.depths={self.depths} must lie between 0 and 1.")
 
@@ -133,9 +131,7 @@ class Needle(BaseTask):
         for length in sorted({trial.length for trial in trials}):
             for depth in self.config.depths:
                 cell = np.array([trial.length == length and trial.depth == depth for trial in trials])
-                grid.append(
-                    {"length": length, "depth": depth, "n": int(cell.sum())} | _metrics(hits[cell], exact[cell])
-                )
+                grid.append({"length": length, "depth": depth, "n": int(cell.sum())} | _metrics(hits[cell], exact[cell]))
         self.result.add(lm.label, NAME, _metrics(hits, exact) | {"grid": grid, "n": len(trials)})
         for trial, scored, hit, written in zip(trials, found, hits, exact, strict=True):
             row = {"model": lm.label, "length": trial.length, "depth": trial.depth}

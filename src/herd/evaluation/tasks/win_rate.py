@@ -38,9 +38,7 @@ class WinRateConfig:
     def __post_init__(self) -> None:
         for pair in self.pairs:
             if len(pair) != 3:
-                raise UserError(
-                    f"evaluate.{NAME}.pairs: {pair} must be three labels: model, opponent, judging reward model."
-                )
+                raise UserError(f"evaluate.{NAME}.pairs: {pair} must be three labels: model, opponent, judging reward model.")
         if min(self.prompts, self.max_new_tokens, self.batch_size) < 1:
             raise UserError(f"evaluate.{NAME}: prompts, max_new_tokens and batch_size must be at least 1.")
 
@@ -55,9 +53,7 @@ class WinRate(BaseTask):
         for model, opponent, _ in config.pairs:
             for label in (model, opponent):
                 if label not in bench.labels:
-                    raise UserError(
-                        f"evaluate.{NAME}.pairs: no model '{label}' among the inputs.{nearest(label, bench.labels)}"
-                    )
+                    raise UserError(f"evaluate.{NAME}.pairs: no model '{label}' among the inputs.{nearest(label, bench.labels)}")
         self.prompts: list[Prompt] = []
         self.answers: dict[str, dict[str, Answer]] = {}
         if not config.pairs:
@@ -73,9 +69,7 @@ class WinRate(BaseTask):
         most = self.config.max_new_tokens
         asked = [p for p in self.prompts if fits(p.messages, self.bench.tokenizer, lm.max_seq_len, most)]
         sampling = SamplingConfig(max_new_tokens=most, temperature=0.0, top_p=1.0, seed=self.bench.seed)
-        given = sample_answers(
-            lm.model, self.bench.tokenizer, [p.messages for p in asked], sampling, 1, self.config.batch_size
-        )
+        given = sample_answers(lm.model, self.bench.tokenizer, [p.messages for p in asked], sampling, 1, self.config.batch_size)
         self.answers[lm.label] = {p.id: group[0] for p, group in zip(asked, given, strict=True)}
         lm.tokens_read += sum(len(group[0].tokens) for group in given)
 
@@ -86,9 +80,7 @@ class WinRate(BaseTask):
 
     def _judge(self, first: str, second: str, judge: str, model: RewardModel) -> None:
         both = [p for p in self.prompts if p.id in self.answers[first] and p.id in self.answers[second]]
-        answers = [
-            [(Message(Role.ASSISTANT, self.answers[side][p.id].text),) for p in both] for side in (first, second)
-        ]
+        answers = [[(Message(Role.ASSISTANT, self.answers[side][p.id].text),) for p in both] for side in (first, second)]
         kept, scores = pair_rewards(model, self.bench.tokenizer, [p.messages for p in both], *answers)
         both = [both[i] for i in kept]
         if not both:
