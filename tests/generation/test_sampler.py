@@ -11,16 +11,17 @@ from herd.generation.sampler import SamplingConfig, choose, generate
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
-SHAPE = ModelConfig(
-    dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=64, vocab_size=300, max_seq_len=128, tie_embeddings=True
-)
+SHAPE = ModelConfig(dim=32, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=64, vocab_size=300, max_seq_len=128, tie_embeddings=True)
 CONFIG = SamplingConfig(max_new_tokens=14, temperature=1.0, top_p=0.9, seed=7)
 STOPS = (5, 9, 11, 40, 77, 130)  # enough of 300 that samples end at different steps
 
 
 @pytest.fixture(scope="module")
 def model():
-    return Transformer(SHAPE).requires_grad_(False)
+    model = Transformer(SHAPE).requires_grad_(False)
+    for name, weight in model.named_parameters():  # layers and logits that matter, unlike at initialisation
+        weight.mul_(20 if name.endswith(("wo.weight", "w2.weight")) else 2 if "embeddings" in name else 1)
+    return model
 
 
 @pytest.fixture(scope="module")

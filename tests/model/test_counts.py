@@ -29,9 +29,7 @@ def instantiated(config):
         return sum(p.numel() for p in Transformer(config).parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("8b", 8_030_261_248), ("70b", 70_553_706_496), ("405b", 405_853_388_800)]
-)
+@pytest.mark.parametrize(("name", "parameters"), [("8b", 8_030_261_248), ("70b", 70_553_706_496), ("405b", 405_853_388_800)])
 def test_published_parameter_counts(name, parameters):
     config = preset(name)
     assert parameter_count(config) == parameters
@@ -64,9 +62,7 @@ def test_flops_against_torchs_counter(device):
     # counts none.
     if device == "meta":
         assert counted == flops_per_token(SMALL, length, "6N+attention_full")
-    full, causal, plain = (
-        flops_per_token(SMALL, length, c) for c in ("6N+attention_full", "6N+attention_causal", "6N")
-    )
+    full, causal, plain = (flops_per_token(SMALL, length, c) for c in ("6N+attention_full", "6N+attention_causal", "6N"))
     assert full - plain == 2 * (causal - plain) == 12 * SMALL.n_layers * SMALL.dim * length
     assert counted in (full, plain)
 

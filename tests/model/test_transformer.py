@@ -14,9 +14,7 @@ from herd.model.masks import CAUSAL, Dense, Documents
 from herd.model.rope import apply_rope, rope_frequencies, rope_table
 from herd.model.transformer import RMSNorm, Transformer
 
-SHAPE = ModelConfig(
-    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, vocab_size=101, max_seq_len=512, tie_embeddings=True
-)
+SHAPE = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, vocab_size=101, max_seq_len=512, tie_embeddings=True)
 SHORT_ROWS = ((3, 5, 1, 7), (8, 2, 4, 2))  # taken as one masked call
 LONG_ROWS = ((150, 150), (200, 100), (300,))  # taken as a call for each document length
 
@@ -30,9 +28,18 @@ def positions_for(lengths):
     return torch.tensor([[i for n in row for i in range(n)] for row in lengths])
 
 
+def lively(config=SHAPE):
+    """A model whose layers matter: at initialisation they write next to nothing to the residual stream."""
+    model = Transformer(config)
+    for name, weight in model.named_parameters():
+        if name.endswith(("wo.weight", "w2.weight")):
+            weight.data.mul_(20)
+    return model
+
+
 @pytest.fixture(scope="module")
 def model():
-    return Transformer(SHAPE).requires_grad_(False)
+    return lively().requires_grad_(False)
 
 
 @pytest.mark.parametrize("lengths", [SHORT_ROWS, LONG_ROWS], ids=["dense", "grouped"])
@@ -61,7 +68,7 @@ def test_causal_changes_nothing_earlier(model):
 
 @pytest.mark.parametrize("lengths", [SHORT_ROWS, LONG_ROWS], ids=["dense", "grouped"])
 def test_packed_documents_equal_documents_alone(lengths):
-    model = Transformer(SHAPE).double()
+    model = lively().double()
     tokens, positions = tokens_for(lengths), positions_for(lengths)
     packed = model(tokens, positions, Documents(lengths))
     for b, row in enumerate(lengths):
@@ -80,7 +87,7 @@ def test_one_document_a_row_is_plain_causal(model):
 
 
 def test_cache_equals_one_forward_pass():
-    model = Transformer(SHAPE).double()
+    model = lively().double()
     tokens = tokens_for(((12,), (12,)))
     expected = model(tokens)
     cache = KVCache(SHAPE, batch=2, capacity=12, dtype=torch.float64)
@@ -92,7 +99,7 @@ def test_cache_equals_one_forward_pass():
 
 
 def test_cache_select_copies_rows():
-    model = Transformer(SHAPE).double()
+    model = lively().double()
     tokens = tokens_for(((6,), (6,)))
     cache = KVCache(SHAPE, batch=2, capacity=8, dtype=torch.float64)
     model(tokens[:, :5], cache=cache)
@@ -104,7 +111,7 @@ def test_cache_select_copies_rows():
 
 
 def test_left_padding_with_a_dense_mask_changes_nothing():
-    model = Transformer(SHAPE).double()
+    model = lively().double()
     tokens = tokens_for(((7,),))
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.int64), tokens], 1)
     steps = torch.arange(10)
@@ -127,7 +134,7 @@ def test_initial_loss_is_near_uniform():
     logits = model.logits(model(torch.randint(0, 1000, (4, 64), generator=torch.Generator().manual_seed(0))))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.arange(256) % 1000)
     assert logits.dtype == torch.float32
-    assert math.log(1000) - 0.3 < loss < math.log(1000) + 1.0
+    assert abs(loss - math.log(1000)) < 0.3
 
 
 def test_tied_and_untied_heads():
@@ -170,7 +177,7 @@ def test_rope_scaling_by_band():
 
 
 def test_set_rope_extends_the_context(model):
-    extended = Transformer(SHAPE)
+    extended = lively()
     with pytest.raises(UserError, match="513 positions"):
         extended(torch.zeros(1, 513, dtype=torch.int64))
     extended.set_rope(RopeScaling(original_max_seq_len=512), 1024)
@@ -207,7 +214,7 @@ def test_meta_model_materialises():
 
 
 def test_reward_model_scores_every_position():
-    reward = RewardModel(Transformer(SHAPE), seed=3)
+    reward = RewardModel(lively(), seed=3)
     tokens = tokens_for(SHORT_ROWS)
     scores = reward(tokens, positions_for(SHORT_ROWS), Documents(SHORT_ROWS))
     assert scores.shape == tokens.shape

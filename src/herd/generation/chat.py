@@ -35,9 +35,7 @@ def sample_answers(
     UserError (from the sampler) when a prompt and its longest answer do not fit the model's window.
     """
     rendered = render_batch(prompts, tokenizer, generation_prompt=True)
-    samples = generate(
-        model, [r.tokens.tolist() for r in rendered], samples_per_prompt, config, tokenizer.stop_ids, batch_size
-    )
+    samples = generate(model, [r.tokens.tolist() for r in rendered], samples_per_prompt, config, tokenizer.stop_ids, batch_size)
     return [
         [
             Answer(tokenizer.decode(s.tokens, skip_special_tokens=True), tuple(s.tokens), s.finished, float(s.logprob))

@@ -166,9 +166,7 @@ def _decode(
     return [flat[i : i + samples] for i in range(0, rows, samples)]
 
 
-def _prefill(
-    model: Transformer, prompts: list[Sequence[int]], padded: int, capacity: int
-) -> tuple[KVCache, Tensor, Tensor]:
+def _prefill(model: Transformer, prompts: list[Sequence[int]], padded: int, capacity: int) -> tuple[KVCache, Tensor, Tensor]:
     """Run left-padded prompts once: their cache, the logits after the last token (n, V), the padding of each (n,)."""
     device, dtype = model.output_weight.device, model.output_weight.dtype
     if torch.is_autocast_enabled(device.type):

@@ -60,6 +60,4 @@ def flops_per_token(config: ModelConfig, seq_len: int, convention: str = "6N") -
 
 
 def _unknown(kind: str, convention: str, known: tuple[str, ...]) -> UserError:
-    return UserError(
-        f"Unknown {kind} convention '{convention}'.{nearest(convention, known)} Choices: {', '.join(known)}."
-    )
+    return UserError(f"Unknown {kind} convention '{convention}'.{nearest(convention, known)} Choices: {', '.join(known)}.")

@@ -58,9 +58,7 @@ def load_reward_model(folder: Path) -> RewardModel:
     """
     kind, config = _read_config(Path(folder))
     if kind != "reward":
-        raise UserError(
-            f"{folder} holds a language model without a reward head: give a folder that `herd reward` wrote."
-        )
+        raise UserError(f"{folder} holds a language model without a reward head: give a folder that `herd reward` wrote.")
     with torch.device("meta"):
         model = RewardModel(Transformer(config))
     return _fill(model, read_weights(Path(folder)), Path(folder), model.backbone)
@@ -113,9 +111,7 @@ def _read_config(folder: Path) -> tuple[str, ModelConfig]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON ({_one_line(error)}): write it again.") from error
     if not isinstance(values, dict) or values.get("format") != _FORMAT or not isinstance(values.get("model"), dict):
-        raise UserError(
-            f"{path} is no {_FORMAT} configuration: a Hugging Face checkpoint goes through herd.model.convert."
-        )
+        raise UserError(f"{path} is no {_FORMAT} configuration: a Hugging Face checkpoint goes through herd.model.convert.")
     kind = values.get("kind")
     if kind not in ("transformer", "reward"):
         raise UserError(f"{path}: kind is {kind!r}, expected 'transformer' or 'reward'.")
@@ -129,9 +125,7 @@ def _fill(model: Any, state: Mapping[str, Tensor], folder: Path, backbone: Trans
     """Give a model made on the meta device its weights, which become its parameters without a copy."""
     expected = _shapes(model.state_dict())
     if expected != _shapes(state):
-        raise UserError(
-            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {_first_mismatch(expected, _shapes(state))}."
-        )
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {_first_mismatch(expected, _shapes(state))}.")
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     backbone.set_rope(backbone.config.rope_scaling, backbone.config.max_seq_len)  # the table was on meta too

@@ -28,9 +28,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
     return frequency * (smooth + (1 - smooth) / scaling.factor)
 
 
-def rope_table(
-    head_dim: int, max_seq_len: int, theta: float, scaling: RopeScaling | None, dtype: torch.dtype
-) -> Tensor:
+def rope_table(head_dim: int, max_seq_len: int, theta: float, scaling: RopeScaling | None, dtype: torch.dtype) -> Tensor:
     """Cosine and sine of every position and pair, (max_seq_len, head_dim / 2, 2); computed in float64, then rounded."""
     positions = torch.arange(max_seq_len, dtype=torch.float64, device="cpu")
     angles = torch.outer(positions, rope_frequencies(head_dim, theta, scaling))

