@@ -97,10 +97,7 @@ def test_resume_gives_the_same_bits(tmp_path, step):
     assert resumed.steps_seen == list(range(step // 3 * 3, 12))
     assert_same(weights(straight), weights(resumed))
     timeless = [
-        [
-            {k: v for k, v in row.items() if k != "tokens_per_second"}
-            for row in read_metrics(tmp_path / run / "metrics.jsonl")
-        ]
+        [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in read_metrics(tmp_path / run / "metrics.jsonl")]
         for run in ("straight", "killed")
     ]
     assert timeless[0] == timeless[1]

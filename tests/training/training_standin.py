@@ -25,6 +25,7 @@ class Regression(HerdModule):
         self.steps_seen: list[int] = []
 
     def micro_batch_loss(self, micro_batch: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+        micro_batch = micro_batch.to(self.model[0].weight.dtype)
         error = self.model(micro_batch[:, :4])[:, 0] - micro_batch[:, 4]
         return error.square().sum(), {"absolute": (error.detach().abs().sum(), float(len(error)))}
 
@@ -62,13 +63,11 @@ class Child:
     def __init__(self, work: Callable[[Callable[[], None]], None]) -> None:
         reading, writing = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Python 3.12 warns of threads that a fork does not copy; none is needed here
+            warnings.simplefilter("ignore")  # Python 3.12 warns of threads that a fork does not copy; none is needed here
             self.process = multiprocessing.get_context("fork").Process(target=self._run, args=(work, writing))
             self.process.start()
         os.close(writing)
-        self.ticks = open(reading, "rb", buffering=0)  # noqa: PTH123, SIM115 (a descriptor; closed in `end`)
+        self.ticks = open(reading, "rb", buffering=0)  # noqa: SIM115 (a descriptor; closed in `end`)
 
     @staticmethod
     def _run(work: Callable[[Callable[[], None]], None], writing: int) -> None:

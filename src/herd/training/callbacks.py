@@ -3,9 +3,11 @@ state.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from herd.runs.progress import Progress
 from herd.training.logger import MetricsSink
@@ -46,8 +48,7 @@ class LogMetrics(pl.Callback):
         step = trainer.global_step
         if step % self.every and step != len(self.source) and not pl_module.extra:
             return
-        reduce = None if trainer.world_size == 1 else lambda table: trainer.strategy.reduce(table, reduce_op="sum")
-        self.last = pl_module.meter.read(reduce)
+        self.last = pl_module.meter.read(_sum_over_ranks(trainer))
         now, tokens = time.perf_counter(), self.source.tokens_at(step)
         row = {
             "step": step,
@@ -75,18 +76,22 @@ class LogMetrics(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.last = float(state_dict["seconds"]), dict(state_dict["last"])
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, HerdModule)
-        checkpoint["meter"] = dict(pl_module.meter.sums)
+        reduce = _sum_over_ranks(trainer)
+        checkpoint["meter"] = {name: reduce(table) for name, table in pl_module.meter.state().items()}
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, HerdModule)
-        device = pl_module.device
-        pl_module.meter.sums = {name: pair.to(device) for name, pair in checkpoint["meter"].items()}
+        share = 1.0 if trainer.is_global_zero else 0.0  # the saved sums are those of all ranks: one takes them up again
+        tables = {name: share * table.to(pl_module.device) for name, table in checkpoint["meter"].items()}
+        pl_module.meter.restore(tables)
+
+
+def _sum_over_ranks(trainer: pl.Trainer) -> Callable[[Tensor], Tensor]:
+    if trainer.world_size == 1:
+        return lambda table: table
+    return lambda table: trainer.strategy.reduce(table, reduce_op="sum")
 
 
 class ShowProgress(pl.Callback):

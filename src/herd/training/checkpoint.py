@@ -118,9 +118,7 @@ class SaveCheckpoints(Checkpoint):
         fingerprint: what the run is; a checkpoint with another one is refused.
     """
 
-    def __init__(
-        self, store: CheckpointStore, every: int, also: Callable[[int], bool], fingerprint: dict[str, Any]
-    ) -> None:
+    def __init__(self, store: CheckpointStore, every: int, also: Callable[[int], bool], fingerprint: dict[str, Any]) -> None:
         self.store, self.every, self.also, self.fingerprint = store, every, also, fingerprint
 
     def on_train_batch_end(

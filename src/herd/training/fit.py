@@ -3,11 +3,14 @@ else.
 """
 
 import logging
+import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pytorch_lightning as pl
@@ -65,9 +68,7 @@ class TrainerConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"trainer.{name} = {getattr(self, name)}: 0 or more is needed.")
         if self.strategy == "single" and self.devices * self.nodes > 1:
-            raise UserError(
-                f"{self.devices * self.nodes} devices need parallel=ddp or parallel=fsdp, not parallel=single."
-            )
+            raise UserError(f"{self.devices * self.nodes} devices need parallel=ddp or parallel=fsdp, not parallel=single.")
 
 
 @dataclass(frozen=True)
@@ -125,16 +126,18 @@ def fit(
         compared.
 
     Raises:
-        UserError: no step to train on, or a checkpoint of another run.
+        UserError: no step to train on, a checkpoint of another run, several devices without processes to use them.
         Diverged: the loss became infinite or NaN.
         SystemExit: 143 after SIGTERM, when a checkpoint has been written.
     """
     if len(source) < 1:
         raise UserError(f"There is no step to train on ({description}): the data are smaller than one batch.")
+    first = first_process()
     store = CheckpointStore(run.scratch / "checkpoints", config.keep_checkpoints)
     newest = store.newest()
     resumed_at = step_of(newest) if newest else 0
-    run.metrics.truncate_after("step", resumed_at)
+    if first:
+        run.metrics.truncate_after("step", resumed_at)
     identity = {
         "parameters": [[name, *parameter.shape] for name, parameter in module.model.named_parameters()],
         "steps": len(source),
@@ -142,10 +145,10 @@ def fit(
         "optimizer": to_plain(module.optimizer_config),
     } | (fingerprint or {})
     module.gradient_clip = config.gradient_clip
-    name = f"{run.node}" if getattr(run, "node", "") else description
+    wandb = config.wandb if first else WandbConfig(mode="disabled")
     with (
         _surroundings(config),
-        open_sink(run.metrics, config.wandb, run.folder, name, to_plain(config)) as sink,
+        open_sink(run.metrics, wandb, run.folder, run.node or description, to_plain(config)) as sink,
         progress(description, total=len(source), unit="steps") as bar,
     ):
         metrics = LogMetrics(sink, source, config.log_every_steps)
@@ -197,7 +200,7 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
         return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True, static_graph=False)
     if config.strategy == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size="auto",
+            data_parallel_size=config.devices * config.nodes,
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
             process_group_backend=backend,
@@ -213,11 +216,42 @@ def _plugins(config: TrainerConfig, store: CheckpointStore) -> list[Any]:
     return plugins
 
 
+def first_process() -> bool:
+    """Whether this process is the one of its run that writes; from what torchrun or Slurm set, before Lightning starts."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((rank for rank in ranks if rank is not None), 0)) == 0
+
+
+@cache
+def bf16_slowdown() -> float:
+    """How many times as long a matrix product takes in bfloat16 as in float32 on one core here; measured, a few ms."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, times = torch.ones(128, 128, dtype=dtype), []
+        for _ in range(5):
+            clock = time.thread_time()
+            torch.mm(a, a)
+            times.append(time.thread_time() - clock)
+        seconds[dtype] = min(times)
+    torch.set_num_threads(threads)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
 @contextmanager
 def _surroundings(config: TrainerConfig) -> Iterator[None]:
     """The process as a fit wants it (threads, Lightning's chatter off), and afterwards as it was."""
+    processes = config.devices * config.nodes
+    if processes > 1 and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
+        raise UserError(
+            f"{processes} devices need {processes} processes: start this command by `torchrun --nproc-per-node "
+            f"{config.devices} --nnodes {config.nodes} --no-python herd ...`, or by srun."
+        )
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator = gpu, but torch sees no GPU here: use hardware=cpu.")
+    if config.accelerator == "cpu" and config.precision == "bf16" and (times := bf16_slowdown()) > 2:
+        print(f"bf16 takes {times:.0f} times as long as fp32 on this processor: use precision@trainer=fp32.", file=sys.stderr)
     threads = torch.get_num_threads()
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]

@@ -44,9 +44,7 @@ class MetricsSink:
 
 
 @contextmanager
-def open_sink(
-    writer: MetricsWriter, config: WandbConfig, folder: Path, name: str, settings: Any
-) -> Iterator[MetricsSink]:
+def open_sink(writer: MetricsWriter, config: WandbConfig, folder: Path, name: str, settings: Any) -> Iterator[MetricsSink]:
     """A sink for one fit; the W&B run is finished on the way out, so that the next job in this process gets its own.
 
     Args:
@@ -60,9 +58,7 @@ def open_sink(
     try:
         import wandb
     except ImportError as error:
-        raise UserError(
-            "trainer.wandb.mode needs the package wandb: `pip install wandb`, or use logger=jsonl."
-        ) from error
+        raise UserError("trainer.wandb.mode needs the package wandb: `pip install wandb`, or use logger=jsonl.") from error
     online = config.mode == "online" or (config.mode == "auto" and _has_key())
     run = wandb.init(
         project=config.project,

@@ -11,6 +11,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from herd.training.optimizer import OptimizerConfig, build_optimizer
 from herd.training.steps import StepBatch, to_device
@@ -20,25 +22,49 @@ Metrics = dict[str, tuple[Tensor, Tensor | float]]
 
 
 class Meter:
-    """Sums of metrics since they were last read, kept on the device: adding costs no synchronisation."""
+    """Metrics since they were last read, left on the device: adding costs no arithmetic and no synchronisation."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}  # name -> (sum, count), float32, shape (2,)
+        self._entries: dict[str, list[tuple[Tensor, Tensor | float]]] = {}  # name -> (sum, count) of each addition
 
     def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
-        """Add to a metric's sum and count."""
-        total = total.detach().float().reshape(())
-        pair = torch.stack((total, torch.as_tensor(count, dtype=torch.float32, device=total.device)))
-        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+        """Add a scalar tensor to a metric's sum, and to its count."""
+        self._entries.setdefault(name, []).append((total.detach(), count))
 
     def read(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """Means since the last read, with one synchronisation; ``reduce`` sums over ranks."""
-        if not self.sums:
+        """Means since the last read, with one synchronisation.
+
+        Args:
+            reduce: sums a tensor over ranks.
+        """
+        tables = self.state()
+        self._entries = {}
+        if not tables:
             return {}
-        names, table = list(self.sums), torch.stack(list(self.sums.values()))
-        self.sums = {}
-        totals = (reduce(table) if reduce else table).tolist()
-        return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
+        joined = torch.cat(list(tables.values()))
+        rows = (reduce(joined) if reduce else joined).tolist()
+        means, first = {}, 0
+        for name, table in tables.items():
+            totals, counts = zip(*rows[first : first + len(table)], strict=True)
+            first += len(table)
+            if sum(counts):
+                means[name] = sum(totals) / sum(counts)  # in float64, in order: a resumed run adds the same numbers
+        return means
+
+    def state(self) -> dict[str, Tensor]:
+        """Name -> (additions, 2) float32 table of sums and counts, for a checkpoint."""
+        return {name: torch.stack([_pair(*entry) for entry in entries]) for name, entries in self._entries.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up again where :meth:`state` was taken."""
+        self._entries = {name: [(row[0], row[1]) for row in table] for name, table in state.items()}
+
+
+def _pair(total: Tensor, count: Tensor | float) -> Tensor:
+    """(2,) float32 on the device of ``total``."""
+    total = total.float().reshape(())
+    counted = count.detach().to(total) if isinstance(count, Tensor) else torch.full_like(total, count)
+    return torch.stack((total, counted.reshape(())))
 
 
 class HerdModule(pl.LightningModule):
@@ -52,9 +78,7 @@ class HerdModule(pl.LightningModule):
         schedule: step index -> learning rate of that step, a pure function.
     """
 
-    gradient_clip: float = (
-        1.0  # largest norm of the gradient; 0 = no clipping. Set by `fit` from the trainer's configuration.
-    )
+    gradient_clip: float = 1.0  # largest norm of the gradient; 0 = no clipping. Set by `fit` from the trainer's configuration.
 
     def __init__(self, model: nn.Module, optimizer: OptimizerConfig, schedule: Callable[[int], float]) -> None:
         super().__init__()
@@ -96,6 +120,16 @@ class HerdModule(pl.LightningModule):
 
     # The step.
 
+    def configure_model(self) -> None:
+        """Under parallel=fsdp: shard each block, then the rest (FSDP2). Called by Lightning, more than once."""
+        mesh = self.device_mesh
+        if mesh is None or isinstance(self.model, FSDPModule):
+            return
+        for layers in (module for module in self.model.modules() if isinstance(module, nn.ModuleList)):
+            for block in layers:
+                fully_shard(block, mesh=mesh["data_parallel"])
+        fully_shard(self.model, mesh=mesh["data_parallel"])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model.parameters(), self.optimizer_config)
 
@@ -108,7 +142,7 @@ class HerdModule(pl.LightningModule):
         last = len(batch.micro_batches) - 1
         for i, micro_batch in enumerate(batch.micro_batches):
             loss, metrics = self.micro_batch_loss(micro_batch)
-            with nullcontext() if i == last else self._without_gradient_sync():
+            with self._gradient_sync(i == last):
                 # Data parallelism averages gradients over ranks; the loss is a sum over them, hence the factor.
                 self.manual_backward(loss * (world / batch.normalizer))
             # Each rank counts its share of the normalizer, so that the sum over ranks counts it once.
@@ -117,17 +151,20 @@ class HerdModule(pl.LightningModule):
                 self.meter.add(name, total, count)
         limit = self.gradient_clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.meter.add("grad_norm", norm, 1.0)
+        self.meter.add("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm, 1.0)
         rate = self.schedule(batch.step)
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
         optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
 
-    def _without_gradient_sync(self) -> AbstractContextManager[Any]:
-        """Leave gradients unreduced until the last micro-batch, where the strategy wraps the model (DDP)."""
-        no_sync = getattr(self.trainer.strategy.model, "no_sync", None)
-        return no_sync() if no_sync else nullcontext()
+    def _gradient_sync(self, wanted: bool) -> AbstractContextManager[Any]:
+        """Leave gradients unreduced until the last micro-batch, where they are reduced at all."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(wanted)
+            return nullcontext()
+        no_sync = getattr(self.trainer.strategy.model, "no_sync", None)  # DDP's wrapper has one
+        return nullcontext() if wanted or no_sync is None else no_sync()
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         return batch if device.type == "cpu" else to_device(batch, device)

@@ -28,9 +28,7 @@ class OptimizerConfig:
 
     kind: str = "adamw"
     lr: float = 3e-4  # peak learning rate
-    betas: list[float] = field(
-        default_factory=lambda: [0.9, 0.95]
-    )  # decay of the running mean and square of the gradient
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # decay of the running mean and square of the gradient
     eps: float = 1e-8  # added to the root of the running square
     weight_decay: float = 0.1  # on matrices only; meaning set by decay_rule
     decay_rule: str = "learning_rate"  # learning_rate | schedule

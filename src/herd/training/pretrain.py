@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from herd.corpus.mixture import Mixture
 from herd.corpus.packing import PackedRows
@@ -90,13 +91,13 @@ def rope_by_stage(curriculum: Curriculum, model: ModelConfig) -> dict[str, tuple
 
 
 class AtStageEnds(pl.Callback):
-    """At the end of each stage: save the weights, average those gathered on the way, evaluate.
+    """At the end of each stage: save the weights, average those gathered on the way, evaluate; at the last, save the model.
 
-    The average (of the annealing stage's checkpoints, section 3.4.3) is summed in float64 and becomes the model; what
-    was gathered so far is part of every checkpoint, so that a resumed run averages the same.
+    The average (of the annealing stage's checkpoints, section 3.4.3) is summed in float64 and becomes the model; what was
+    gathered so far is part of every checkpoint, so that a resumed run averages the same.
 
     Args:
-        folder: gets ``<stage>/`` with the weights at each stage's end, before averaging.
+        folder: gets ``stages/<stage>/`` with the weights at each stage's end, before averaging, and ``model/``.
         evaluate: model -> plain values for the row of metrics; called after averaging.
     """
 
@@ -105,7 +106,7 @@ class AtStageEnds(pl.Callback):
         self.evaluations: dict[str, dict[str, Any]] = {}  # stage -> what `evaluate` gave at its end
         self._ends = {step: stage for stage, step in curriculum.stage_ends().items()}
         self._averaged = curriculum.averaged_after()
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # name -> float64, on the CPU
         self._count = 0
 
     def is_end(self, step: int) -> bool:
@@ -118,20 +119,18 @@ class AtStageEnds(pl.Callback):
         assert isinstance(pl_module, PretrainModule)
         step, model, clock = trainer.global_step, pl_module.model, time.perf_counter()
         if step in self._averaged:
-            for name, weight in model.state_dict().items():
-                wide = weight.detach().double()
-                self._sums[name] = self._sums[name] + wide if name in self._sums else wide
+            for name, weight in whole_weights(model).items():
+                self._sums[name] = self._sums[name] + weight.double() if name in self._sums else weight.double()
             self._count += 1
         if step not in self._ends:
             return
         stage = self._ends[step]
-        if trainer.is_global_zero:
-            save_model(model, self.folder / stage)
+        self._save(trainer, model, self.folder / "stages" / stage)
         if self._count:
-            with torch.no_grad():
-                for name, weight in model.state_dict().items():
-                    weight.copy_(self._sums[name] / self._count)
+            set_whole_weights(model, {name: total / self._count for name, total in self._sums.items()})
             self._sums, self._count = {}, 0
+        if step == self.curriculum.steps:
+            self._save(trainer, model, self.folder / "model")
         self.evaluations[stage] = self.evaluate(model)
         losses = {f"eval_loss/{name}": value for name, value in self.evaluations[stage]["loss_by_domain"].items()}
         pl_module.report({"eval_loss": self.evaluations[stage]["loss"], **losses}, time.perf_counter() - clock)
@@ -142,3 +141,34 @@ class AtStageEnds(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._sums, self._count = dict(state_dict["sums"]), int(state_dict["count"])
         self.evaluations = dict(state_dict["evaluations"])
+
+    def _save(self, trainer: pl.Trainer, model: Transformer, folder: Path) -> None:
+        whole = unsharded(model)  # every rank takes part
+        if trainer.is_global_zero:
+            save_model(whole, folder)
+
+
+def whole_weights(model: Transformer) -> dict[str, Tensor]:
+    """Name -> weight on the CPU, gathered from all ranks where it is sharded."""
+    state = model.state_dict()
+    return {n: (w.full_tensor() if isinstance(w, DTensor) else w).detach().cpu() for n, w in state.items()}
+
+
+@torch.no_grad()
+def set_whole_weights(model: Transformer, weights: dict[str, Tensor]) -> None:
+    """Copy whole weights into a model, to each rank its shard."""
+    for name, weight in model.state_dict().items():
+        source = weights[name].to(weight.device, weight.dtype)
+        if isinstance(weight, DTensor):
+            source = distribute_tensor(source, weight.device_mesh, weight.placements)
+        weight.copy_(source)
+
+
+def unsharded(model: Transformer) -> Transformer:
+    """The model itself, or a copy with whole weights on the CPU where it is sharded."""
+    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+        return model
+    with torch.device("meta"):
+        whole = Transformer(model.config)
+    whole.load_state_dict(whole_weights(model), assign=True)
+    return whole

@@ -11,7 +11,6 @@ from herd.corpus.mixture import MixConfig, Mixture
 from herd.corpus.shards import TokenShards
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token, parameter_count
-from herd.model.io import save_model
 from herd.model.transformer import Transformer
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
@@ -19,7 +18,7 @@ from herd.training.curriculum import Curriculum, CurriculumConfig
 from herd.training.fit import TrainerConfig, fit
 from herd.training.heldout import bits_per_byte, check_domains, heldout_loss, loss_by_domain, mixed_loss
 from herd.training.optimizer import OptimizerConfig
-from herd.training.pretrain import AtStageEnds, PretrainModule, PretrainSource, rope_by_stage
+from herd.training.pretrain import AtStageEnds, PretrainModule, PretrainSource
 
 FLOPS_CONVENTION = "6N"
 
@@ -71,7 +70,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
             "bits_per_byte_by_domain": bits_per_byte(scores),
         }
 
-    at_ends = AtStageEnds(curriculum, stage_run.folder / "stages", evaluate)
+    at_ends = AtStageEnds(curriculum, stage_run.folder, evaluate)
     source = PretrainSource(mixture, curriculum, config.trainer.micro_batch_tokens)
     result = fit(
         module,
@@ -84,8 +83,6 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         fingerprint={"phases": curriculum.summary(), "seed": config.seed},
     )
     final = next(reversed(config.curriculum.stages))
-    model.set_rope(*rope_by_stage(curriculum, model_config)[final])
-    save_model(model, stage_run.folder / "model")
     flops = pretraining_flops(model_config, curriculum)
     stage_run.cost(tokens=result.tokens, flops=flops)
     return {
@@ -160,9 +157,7 @@ def plan_lines(config: PretrainConfig) -> Iterator[str]:
 
 def pretraining_flops(model: ModelConfig, curriculum: Curriculum) -> float:
     """Floating-point operations of a run, forward and backward, under :data:`FLOPS_CONVENTION`."""
-    return float(
-        sum(flops_per_token(model, phase.seq_len, FLOPS_CONVENTION) * phase.tokens for phase in curriculum.phases)
-    )
+    return float(sum(flops_per_token(model, phase.seq_len, FLOPS_CONVENTION) * phase.tokens for phase in curriculum.phases))
 
 
 STAGE = Stage(

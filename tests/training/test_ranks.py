@@ -1,0 +1,116 @@
+"""Several processes on one machine give what one process gives: DDP and FSDP2 over gloo, forked from the test."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pretrain_standin import config as pretrain_config
+from pretrain_standin import write_corpus
+from training_standin import Child, Points, Regression
+
+from herd.config.errors import UserError
+from herd.model.io import load_model
+from herd.runs.metrics import read_metrics
+from herd.runs.stage import StageRun
+from herd.training import pretrain_stage
+from herd.training.checkpoint import CheckpointStore
+from herd.training.fit import TrainerConfig, fit
+
+# Rows of 8 in micro-batches of 2: two a rank.
+STEPS = Points(steps=6, rows=8, micro=2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def train(folder: Path, module: Regression, **settings) -> None:
+    config = TrainerConfig(checkpoint_every_steps=4, log_every_steps=3, **settings)
+    fit(module, STEPS, config, StageRun(folder, seed=0))
+
+
+def double() -> Regression:
+    module = Regression()
+    module.model.double()
+    return module
+
+
+def on_two_ranks(work: Callable[[int], None]) -> list[int]:
+    """Run ``work(rank)`` in two forked processes, each told its rank as torchrun would; their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+
+    def ranked(rank: int):
+        def run(tick):
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+            os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+            work(rank)
+
+        return run
+
+    children = [Child(ranked(rank)) for rank in range(2)]
+    return [child.end() for child in children]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_equal_one(tmp_path, strategy):
+    def work(rank: int) -> None:
+        module = double()
+        train(tmp_path / strategy, module, strategy=strategy, devices=2)
+        state = module.model.state_dict()
+        whole = {name: w.full_tensor() if hasattr(w, "full_tensor") else w for name, w in state.items()}
+        torch.save(whole, tmp_path / f"rank-{rank}.pt")
+
+    single = double()
+    train(tmp_path / "single", single)
+    assert on_two_ranks(work) == [0, 0]
+    ranks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(2)]
+    for name, weight in single.model.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], weight, rtol=1e-10, atol=1e-12)
+    one, two = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("single", strategy))
+    assert [row["step"] for row in two] == [3, 6]
+    for key in ("loss", "absolute", "grad_norm", "num_tokens"):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=1e-6), key
+    assert len(CheckpointStore(tmp_path / strategy / ".scratch/checkpoints").files()) == 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_pretrain_through_all_stages(tmp_path, strategy):
+    """Stage ends, averaging, RoPE, evaluation and saving with sharded weights; killed once and resumed."""
+    inputs = write_corpus(tmp_path / "corpus")
+    settings = {"curriculum__tokens": 2048, "trainer__micro_batch_tokens": 64}
+    expected = pretrain_stage.run(pretrain_config(**settings), inputs, StageRun(tmp_path / "single", seed=0))
+    on_ranks = pretrain_config(**settings, trainer__strategy=strategy, trainer__devices=2)
+
+    def work(rank: int, dies: bool) -> None:
+        def before(self, step, plain=pretrain_stage.PretrainModule.before_step):
+            if dies and step == 8:
+                os._exit(9)
+            plain(self, step)
+
+        pretrain_stage.PretrainModule.before_step = before  # in the child alone
+        metrics = pretrain_stage.run(on_ranks, inputs, StageRun(tmp_path / "ranks", seed=0))
+        assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+    assert on_two_ranks(lambda rank: work(rank, dies=True)) == [9, 9]
+    assert on_two_ranks(lambda rank: work(rank, dies=False)) == [0, 0]
+    for folder in ("model", "stages/initial", "stages/annealing"):
+        one, two = (load_model(tmp_path / run / folder) for run in ("single", "ranks"))
+        assert one.config == two.config
+        for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=name)
+    rows = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("single", "ranks")]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], rel=1e-4)
+
+
+def test_devices_without_processes_are_refused(tmp_path):
+    with pytest.raises(UserError, match="torchrun --nproc-per-node 2"):
+        train(tmp_path, double(), strategy="ddp", devices=2)
