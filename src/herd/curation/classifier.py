@@ -1,8 +1,8 @@
 """Linear quality classifier: does a passage look like reference prose or like a raw page?
 
-The paper's first classifier asks whether Wikipedia would cite a page. The same construction without a download: positives are passages of
-a reference text (by default the Python language reference that every interpreter carries), negatives are passages of the raw pages
-before any cleaning. Hashed word 1- and 2-grams, logistic regression by scikit-learn.
+The paper's first classifier asks whether Wikipedia would cite a page. The same construction without a download:
+positives are passages of a reference text (by default the Python language reference that every interpreter carries),
+negatives are passages of the raw pages before any cleaning. Hashed word 1- and 2-grams, logistic regression.
 """
 
 import json
@@ -28,11 +28,9 @@ def reference_documents(path: str) -> list[str]:
     """
     if not path:
         try:
-            from pydoc_data.topics import topics  # type: ignore[import-untyped]
+            from pydoc_data.topics import topics
         except ImportError as error:
-            raise UserError(
-                "This Python comes without pydoc_data: set classifier.reference to a file of good prose."
-            ) from error
+            raise UserError("This Python comes without pydoc_data: set classifier.reference to a file of good prose.") from error
         return [str(topics[name]) for name in sorted(topics)]
     root = Path(path)
     if not root.exists():
@@ -68,7 +66,11 @@ class QualityClassifier:
 
         self.config = config
         self.vectorizer = HashingVectorizer(
-            n_features=config.features, ngram_range=(1, 2), alternate_sign=False, token_pattern=r"\w+|[^\w\s]", norm="l2"
+            n_features=config.features,
+            ngram_range=(1, 2),
+            alternate_sign=False,
+            token_pattern=r"\w+|[^\w\s]",
+            norm="l2",
         )
         self.model: LogisticRegression | None = None
 

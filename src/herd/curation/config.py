@@ -86,9 +86,7 @@ class DedupConfig:
 
     def __post_init__(self) -> None:
         if self.bands * self.rows > self.permutations:
-            raise UserError(
-                f"dedup: bands x rows = {self.bands * self.rows} exceeds permutations = {self.permutations}."
-            )
+            raise UserError(f"dedup: bands x rows = {self.bands * self.rows} exceeds permutations = {self.permutations}.")
         if min(self.bands, self.rows, self.shingle_words, self.line_copies, self.line_bucket) < 1:
             raise UserError("dedup: bands, rows, shingle_words, line_copies and line_bucket must be at least 1.")
         if not 0 < self.threshold <= 1:

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from herd.curation.documents import Document, RawEntry
-from herd.curation.text import ngram_hashes, paragraph_key, paragraphs, word_hashes, words
+from herd.curation.text import ngram_hashes, paragraph_key, paragraphs, runs_present, word_hashes, words
 
 _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bcf)(?<!\bvs)(?<!\bal)[.!?](?=\s|$)")
 _UNDERLINE = re.compile(r"^[=\-~^\"'`*#+]{3,}$")
 _MARKUP_LINE = re.compile(r"^(\.\. |:\w+|>>>|@\w|\* |- |[=\-~]{3,})")
 _MIN_SUMMARY, _MAX_SUMMARY = 3, 60  # words
+_QUOTED_WORDS = 12
+_HEAD = 4_000  # characters of a docstring in which its summary must stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def summary_and_description(doc: str, name: str) -> tuple[str, str]:
     A first line that only repeats the signature (numpy's ufuncs, built-in functions) is skipped.
     """
     last = name.rpartition(".")[2]
-    blocks = paragraphs(doc)
+    blocks = paragraphs(doc[:_HEAD])
     if blocks and re.match(rf"(?:[\w.]+\.)?{re.escape(last)}\s*\(", blocks[0]):
         # The signature may be a block of its own, or stand on the lines above the prose.
         lines = blocks[0].split("\n")
@@ -98,11 +100,18 @@ def _heading(block: str) -> bool:
 
 
 def build_entries(
-    raw: Iterable[RawEntry], train: Sequence[Document], heldout: Sequence[Document]
+    raw: Iterable[RawEntry], train: Sequence[Document], heldout: Sequence[Document], train_words: np.ndarray
 ) -> tuple[list[Entry], dict[str, int]]:
     """Entries whose document survived, each summary once, nothing shared between the splits.
 
-    A held-out entry goes when its name or summary is also a train entry's, or when its summary stands word for word in a train document.
+    A held-out entry goes when its name or summary is also a train entry's, or when its summary stands word for word in a
+    train document.
+
+    Args:
+        raw: what the source found.
+        train: train documents.
+        heldout: held-out documents.
+        train_words: word hashes of the train documents, by :func:`herd.curation.text.word_stream`.
 
     Returns:
         Entries sorted by id, and how many were left out for each reason.
@@ -139,26 +148,21 @@ def build_entries(
         names_seen.add(entry.name)
         summaries_seen.add(key)
         unique.append(entry)
-    leaked = _quoted([e for e in unique if e.split == "heldout"], train)
+    leaked = _quoted([e for e in unique if e.split == "heldout"], train_words)
     out["summary_in_train"] += len(leaked)
     return sorted((e for e in unique if e.id not in leaked), key=lambda e: e.id), dict(sorted(out.items()))
 
 
-def _quoted(entries: Sequence[Entry], train: Sequence[Document]) -> set[str]:
-    """Ids of entries whose summary stands word for word in a train document."""
+def _quoted(entries: Sequence[Entry], train: np.ndarray) -> set[str]:
+    """Ids of entries whose summary stands word for word in train (of a long one its first twelve words)."""
     by_length: dict[int, dict[int, list[str]]] = {}
     for entry in entries:
-        ids = word_hashes(words(entry.summary))
+        ids = word_hashes(words(entry.summary)[:_QUOTED_WORDS])
         if len(ids):
             by_length.setdefault(len(ids), {}).setdefault(int(ngram_hashes(ids, len(ids))[0]), []).append(entry.id)
-    wanted = {n: np.array(sorted(hashes), np.uint64) for n, hashes in by_length.items()}
     leaked: set[str] = set()
-    for document in train:
-        ids = word_hashes(words(document.text, document.language))
-        for n, hashes in wanted.items():
-            runs = ngram_hashes(ids, n)
-            if len(runs):
-                at = np.minimum(np.searchsorted(hashes, runs), len(hashes) - 1)
-                for value in np.unique(hashes[at[hashes[at] == runs]]):
-                    leaked.update(by_length[n][int(value)])
+    for n, entries_of in sorted(by_length.items()):
+        wanted = np.array(sorted(entries_of), np.uint64)
+        for value in wanted[runs_present(train, n, wanted)]:
+            leaked.update(entries_of[int(value)])
     return leaked

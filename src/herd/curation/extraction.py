@@ -1,8 +1,8 @@
 """HTML -> text: boilerplate out, code and formulas kept (paper, section 3.1.1).
 
-Two passes over the tree that selectolax (lexbor) parses: elements which are boilerplate by name, role or class are removed, then one
-iterative walk writes lines. No markdown markers are added. Hostile pages are refused by size and depth before they reach the
-parser, whose time grows with the square of the depth.
+Two passes over the tree that selectolax (lexbor) parses: elements which are boilerplate by name, role or class are
+removed, then one iterative walk writes lines. No markdown markers are added. Hostile pages are refused by size and depth
+before they reach the parser, whose time grows with the square of the depth.
 """
 
 import functools
@@ -10,29 +10,31 @@ import re
 from dataclasses import dataclass
 
 from herd.curation.config import ExtractionConfig
-from herd.curation.text import tidy
+from herd.curation.text import tidy, word_set
 
 _REMOVED = (
-    "script, style, template, iframe, object, embed, svg, canvas, audio, video, button, select, input, nav, footer, aside, dialog, "
-    "[role=navigation], [role=banner], [role=contentinfo], [role=search], [role=complementary], [role=dialog], [hidden], "
-    "[aria-hidden=true]"
+    "script, style, template, iframe, object, embed, svg, canvas, audio, video, button, select, input, "
+    "nav, footer, aside, dialog, [role=navigation], [role=banner], [role=contentinfo], [role=search], "
+    "[role=complementary], [role=dialog], [hidden], [aria-hidden=true]"
 )
-# Boilerplate, unless it holds most of the page: some sites wrap everything in a form, or show readers without scripts the real text.
+# Boilerplate, unless it holds most of the page: some sites wrap everything in a form, or keep the text for readers
+# without scripts.
 _USUALLY_REMOVED = "noscript, form"
 # Words of class names and ids (split at anything but letters) that mark boilerplate.
-_BOILERPLATE = frozenset(
-    "nav navbar navigation menu menus sidebar breadcrumb breadcrumbs footer cookie cookies consent share sharing social newsletter "
-    "subscribe subscription promo advert advertisement ads sponsored related recommended popup modal pagination pager toolbar "
-    "masthead skip login signup toc copyright disclaimer".split()
+_BOILERPLATE = word_set(
+    "nav navbar navigation menu menus sidebar breadcrumb breadcrumbs footer cookie cookies consent share "
+    "sharing social newsletter subscribe subscription promo advert advertisement ads sponsored related "
+    "recommended popup modal pagination pager toolbar masthead skip login signup toc copyright disclaimer"
 )
 _WORD = re.compile(r"[a-z]+")
-_BLOCKS = frozenset(
-    "address article aside blockquote body br caption center dd details div dl dt fieldset figcaption figure footer h1 h2 h3 h4 h5 h6 "
-    "header hgroup hr li main menu ol option p pre section summary table tbody tfoot thead tr ul".split()
+_BLOCKS = word_set(
+    "address article aside blockquote body br caption center dd details div dl dt fieldset figcaption figure "
+    "footer h1 h2 h3 h4 h5 h6 header hgroup hr li main menu ol option p pre section summary table tbody tfoot "
+    "thead tr ul"
 )
-_SPACED = frozenset("p h1 h2 h3 h4 h5 h6 pre table ul ol dl blockquote section article figure".split())  # blank line around
-_VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
-_OPTIONAL_END = frozenset("p li td th tr dt dd option optgroup thead tbody tfoot colgroup rt rp html head body".split())
+_SPACED = word_set("p h1 h2 h3 h4 h5 h6 pre table ul ol dl blockquote section article figure")  # blank line around
+_VOID = word_set("area base br col embed hr img input link meta source track wbr")
+_OPTIONAL_END = word_set("p li td th tr dt dd option optgroup thead tbody tfoot colgroup rt rp html head body")
 _TAG = re.compile(rb"<(/?)([a-zA-Z][^\s/>]*)")
 _SPACE = re.compile(r"[ \t\n\r\f]+")
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE)

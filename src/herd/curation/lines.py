@@ -1,6 +1,6 @@
 """Line de-duplication: a line that occurs more than k times in a bucket of N documents is removed (paper, section 3.1.1).
 
-Every copy goes, the first included: what is repeated that often is navigation, a notice or an inherited boilerplate method. A bucket
+Every copy goes, the first included: what is repeated that often is navigation, a notice or an inherited method. A bucket
 holds documents of one language. Lines are compared in CCNet's normal form; lines without a letter or digit are never counted.
 """
 

@@ -36,9 +36,10 @@ def deduplicate_documents(
 ) -> tuple[list[Document], list[LedgerRow], list[tuple[str, str]]]:
     """Drop each document that is a copy of one that stays.
 
-    Documents are taken newest first (then longest, then by id) and compared with those kept so far that share a band of their
-    signature and a language. So each dropped document has a kept one at least ``config.threshold`` similar, and no two kept candidates
-    are. Only kept documents are indexed: a thousand copies of a page cost a thousand comparisons, not a million.
+    Documents are taken newest first (then longest, then by id) and compared with those kept so far that share a band of
+    their signature and a language. So each dropped document has a kept one at least ``config.threshold`` similar, and no two
+    kept candidates are. Only kept documents are indexed: a thousand copies of a page cost a thousand comparisons, not a
+    million.
 
     Returns:
         Kept documents in input order; a row per dropped one, naming what it duplicates; pairs of ids of kept documents whose

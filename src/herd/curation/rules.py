@@ -1,12 +1,12 @@
 """Quality rules: Gopher quality and repetition (Rae et al. 2021, table A1), C4 and FineWeb, as one table.
 
 A rule is a name, a statistic of a document and a side. The limits come from the configuration, one set a domain, named
-`min_<statistic>` or `max_<statistic>`; a limit of null switches the rule off. The first rule that a document breaks, in the order of
-the table, drops it and stands in the ledger with its value and its limit.
+`min_<statistic>` or `max_<statistic>`; a limit of null switches the rule off. The first rule that a document breaks, in
+the order of the table, drops it and stands in the ledger with its value and its limit.
 
-Peers disagree on the repetition statistics (what is a copy, what is the denominator). Here: duplicate lines are copies after the first;
-the top n-gram counts only when it occurs at least twice; duplicated n-grams count each covered word once; shares of characters are
-shares of the characters of words.
+Peers disagree on the repetition statistics (what is a copy, what is the denominator). Here: duplicate lines are copies
+after the first; the top n-gram counts only when it occurs at least twice; duplicated n-grams count each covered word once;
+shares of characters are shares of the characters of words.
 """
 
 import re
@@ -17,9 +17,9 @@ from dataclasses import fields
 import numpy as np
 
 from herd.curation.config import RuleLimits
-from herd.curation.text import ngram_hashes, word_hashes, words
+from herd.curation.text import ngram_hashes, word_hashes, word_set, words
 
-_STOP_WORDS = frozenset("the be to of and that have with".split())
+_STOP_WORDS = word_set("the be to of and that have with")
 _BULLETS = ("-", "*", "\u2022", "\u2023", "\u25b6", "\u25cf", "\u25e6", "\u2043", "\u00b7")
 _ELLIPSES = ("...", "\u2026")
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")

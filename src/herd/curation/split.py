@@ -1,8 +1,8 @@
 """Held-out split by document: which documents no later stage but evaluation may see, and no trace of them in train.
 
 Three guards, each for another kind of leak:
-- whole groups: documents with the same group key (a library module's page and its source) or at least ``link_threshold`` similar stay
-  on one side;
+- whole groups: documents with the same group key (a library module's page and its source) or at least
+  ``link_threshold`` similar stay on one side;
 - shared passages: a run of ``overlap_words`` words that also stands in train is cut out of the held-out document, line by line;
 - mostly shared: a held-out document that loses too much that way is dropped.
 
@@ -18,16 +18,15 @@ import numpy as np
 from herd.curation.config import SplitConfig
 from herd.curation.documents import Document
 from herd.curation.ledger import LedgerRow, dropped, edited
-from herd.curation.text import ngram_hashes, tidy, word_hashes, words
+from herd.curation.text import ngram_hashes, runs_present, tidy, word_hashes, words
 
 
-def choose_heldout(
-    documents: Sequence[Document], links: Sequence[tuple[str, str]], config: SplitConfig, seed: int
-) -> set[str]:
+def choose_heldout(documents: Sequence[Document], links: Sequence[tuple[str, str]], config: SplitConfig, seed: int) -> set[str]:
     """Ids of the held-out documents.
 
-    A group is taken while one of its strata (domain, language) is below its share of characters and none would exceed it by more than a
-    tenth; groups too large for that stay in train. Then each stratum is brought up to ``min_documents`` where it has four times as many.
+    A group is taken while one of its strata (domain, language) is below its share of characters and none would exceed it
+    by more than a tenth; groups too large for that stay in train. Then each stratum is brought up to ``min_documents``
+    where it has four times as many.
     """
     groups = _components(documents, links)
     total: Counter[tuple[str, str]] = Counter()
@@ -93,13 +92,15 @@ def _components(documents: Sequence[Document], links: Sequence[tuple[str, str]])
     return list(members.values())
 
 
-def cut_overlap(
-    train: Sequence[Document], heldout: Sequence[Document], config: SplitConfig
-) -> tuple[list[Document], list[LedgerRow]]:
+def cut_overlap(train: np.ndarray, heldout: Sequence[Document], config: SplitConfig) -> tuple[list[Document], list[LedgerRow]]:
     """Remove from the held-out documents every line that lies in a run of words which train holds too; edits in place.
 
-    Memory grows with the held-out part only; train is streamed past it. Repeats until nothing is shared, since removing a line joins its
-    neighbours.
+    Repeats until nothing is shared, since removing a line joins its neighbours.
+
+    Args:
+        train: word hashes of all train documents, by :func:`herd.curation.text.word_stream`.
+        heldout: documents, edited in place.
+        config: length of a run and the share that a document may lose.
 
     Returns:
         The held-out documents that stay, and a row per edited or dropped one.
@@ -107,15 +108,12 @@ def cut_overlap(
     n = config.overlap_words
     before = {document.id: document.text for document in heldout}
     share: dict[str, float] = {}
-    lost: dict[str, int] = Counter()
+    lost: Counter[str] = Counter()
     open_ = list(heldout)
     while open_:
         own = {d.id: ngram_hashes(word_hashes(words(d.text, d.language)), n) for d in open_}
-        wanted = np.unique(np.concatenate([np.empty(0, np.uint64), *own.values()]))
-        seen = np.zeros(len(wanted), bool)
-        for document in train:
-            seen[_found(ngram_hashes(word_hashes(words(document.text, document.language)), n), wanted)] = True
-        shared = wanted[seen]
+        wanted = np.unique(np.concatenate(list(own.values())))
+        shared = wanted[runs_present(train, n, wanted)]
         changed = []
         for document in open_:
             starts = np.flatnonzero(np.isin(own[document.id], shared))
@@ -141,14 +139,6 @@ def cut_overlap(
             rows.append(edited(document, "split", "overlap_cut", detail=detail, **facts))
             kept.append(document)
     return kept, rows
-
-
-def _found(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Positions in the sorted ``wanted`` of those ``hashes`` that it contains."""
-    if not len(wanted):
-        return np.empty(0, np.int64)
-    at = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
-    return at[wanted[at] == hashes]
 
 
 def _cut(document: Document, starts: np.ndarray, n: int) -> tuple[int, float]:

@@ -1,6 +1,7 @@
 """Stage `curate`: raw records -> documents of four domains, split, with a reason for every decision.
 
-The order is the paper's (section 3.1.1): URL, extraction, documents, lines, heuristics, model-based quality; then the held-out split.
+The order is the paper's (section 3.1.1): URL, extraction, documents, lines, heuristics, model-based quality; then the
+held-out split.
 """
 
 import json
@@ -21,9 +22,9 @@ from herd.curation.neardup import deduplicate_documents
 from herd.curation.rules import count_rules
 from herd.curation.sources import Context, load_sources
 from herd.curation.split import choose_heldout, cut_overlap
-from herd.curation.text import tidy
+from herd.curation.text import tidy, word_stream
 from herd.curation.urls import deduplicate_urls
-from herd.curation.workers import Pool, judge, prepare
+from herd.curation.workers import Pool, hash_words, judge, prepare
 from herd.runs.atomic import write_json
 from herd.runs.progress import progress
 from herd.runs.stage import Inputs, Stage, StageRun
@@ -67,9 +68,16 @@ def run(config: CurateConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
             ledger.extend(rows)
         _step(ledger, "line", documents)
         documents = _apply_rules(documents, config, pool, ledger)
-    documents, metrics["classifier"] = _score(documents, raw_texts, config, ledger)
-    train, heldout = _split(documents, links, config, ledger)
-    entries, left_out = build_entries(found.entries, train, heldout)
+        documents, metrics["classifier"] = _score(documents, raw_texts, config, ledger)
+        chosen = choose_heldout(documents, links, config.split, config.seed)
+        train = sorted((d for d in documents if d.id not in chosen), key=lambda d: d.id)
+        train_words = word_stream(pool.map(hash_words, [(d.text, d.language) for d in train]))
+    heldout, rows = cut_overlap(train_words, sorted((d for d in documents if d.id in chosen), key=lambda d: d.id), config.split)
+    ledger.extend(rows)
+    _step(ledger, "split", [*train, *heldout])
+    if not train:
+        raise UserError("No document is left for training: loosen rules.* or give more data (see funnel and ledger).")
+    entries, left_out = build_entries(found.entries, train, heldout, train_words)
 
     for name, part in (("train", train), ("heldout", heldout)):
         write_documents(run.folder / "documents" / f"{name}.parquet", part)
@@ -93,13 +101,15 @@ def run(config: CurateConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
 
 
 STAGE = Stage(
-    name="curate", version=1, config=CurateConfig, run=run, summary="raw pages -> deduplicated, filtered documents of four domains"
+    name="curate",
+    version=1,
+    config=CurateConfig,
+    run=run,
+    summary="raw pages -> deduplicated, filtered documents of four domains",
 )
 
 
-def _extract(
-    records: Sequence[Record], ids: Sequence[str], config: CurateConfig, pool: Pool, ledger: Ledger
-) -> list[Document]:
+def _extract(records: Sequence[Record], ids: Sequence[str], config: CurateConfig, pool: Pool, ledger: Ledger) -> list[Document]:
     documents = []
     tasks = [(record, config.extraction, config.dedup) for record in records]
     with progress("extracting text", len(tasks), "documents") as bar:
@@ -107,7 +117,14 @@ def _extract(
             bar.advance(1)
             if isinstance(result, Refusal):
                 row = LedgerRow(
-                    name, "extract", "dropped", result.rule, result.score, result.threshold, "", f"{record.url}: {result.detail}"
+                    name,
+                    "extract",
+                    "dropped",
+                    result.rule,
+                    result.score,
+                    result.threshold,
+                    "",
+                    f"{record.url}: {result.detail}",
                 )
                 ledger.add(row)
                 continue
@@ -162,19 +179,6 @@ def _score(
     kept = [d for d in documents if d.id not in low]
     _step(ledger, "classifier", kept)
     return kept, facts | {"scored": len(scored), "threshold": threshold, "dropped": len(low)}
-
-
-def _split(
-    documents: list[Document], links: list[tuple[str, str]], config: CurateConfig, ledger: Ledger
-) -> tuple[list[Document], list[Document]]:
-    chosen = choose_heldout(documents, links, config.split, config.seed)
-    train = [d for d in documents if d.id not in chosen]
-    heldout, rows = cut_overlap(train, [d for d in documents if d.id in chosen], config.split)
-    ledger.extend(rows)
-    _step(ledger, "split", [*train, *heldout])
-    if not train:
-        raise UserError("No document is left for training: loosen rules.* or give more data (see funnel and ledger).")
-    return sorted(train, key=lambda d: d.id), sorted(heldout, key=lambda d: d.id)
 
 
 def _step(ledger: Ledger, name: str, documents: Sequence[Document]) -> None:

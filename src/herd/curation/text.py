@@ -4,6 +4,7 @@ import functools
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -23,6 +24,11 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     """(word, character with marks). Combining marks of Indic and Thai scripts are no ``\\w`` for `re`, but part of a word."""
     marks = "".join(re.escape(chr(c)) for c in range(0x300, 0x1E000) if unicodedata.category(chr(c)) in ("Mn", "Mc"))
     return re.compile(rf"[\w{marks}]+"), re.compile(rf"\w[{marks}]*")
+
+
+def word_set(listed: str) -> frozenset[str]:
+    """A set of words given as one string, which stays readable where a list of literals would fill the page."""
+    return frozenset(listed.split())
 
 
 def words(text: str, language: str = "en") -> list[str]:
@@ -73,11 +79,14 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "little")
 
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+_MASK = 2**64 - 1
+_ODD = 0x9E3779B97F4A7C15
 
 
 def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
-    """Hash of each run of ``n`` words.
+    """Hash of each run of ``n`` words: a polynomial in an odd constant modulo 2^64, then mixed.
+
+    Built by doubling (a run of 2k is a run of k and the next one), so n = 25 takes seven passes, not 25.
 
     Args:
         ids: word hashes, (words,) uint64.
@@ -89,10 +98,15 @@ def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
     count = len(ids) - n + 1
     if count < 1:
         return np.empty(0, np.uint64)
-    mixed = np.zeros(count, np.uint64)
-    for i in range(n):  # Horner's rule with an odd multiplier, modulo 2^64
-        mixed = mixed * _ODD + ids[i : i + count]
-    mixed ^= mixed >> np.uint64(29)
+    run, length = ids, 1  # run[i] = hash of the words i .. i + length - 1
+    for bit in bin(n)[3:]:
+        run = run[: len(run) - length] * np.uint64(pow(_ODD, length, _MASK + 1)) + run[length:]
+        length *= 2
+        if bit == "1":
+            run = run[:-1] * np.uint64(_ODD) + ids[length : length + len(run) - 1]
+            length += 1
+    assert length == n and len(run) == count
+    mixed = run ^ (run >> np.uint64(29))
     return mixed * np.uint64(0xBF58476D1CE4E5B9)
 
 
@@ -115,11 +129,31 @@ def word_hashes(items: list[str]) -> np.ndarray:
     return np.array(list(map(_HASHES.__getitem__, items)), np.uint64)
 
 
+def word_stream(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Word hashes of many documents in one array, a 0 after each, so that no run of words of one crosses into the next."""
+    end = np.zeros(1, np.uint64)
+    return np.concatenate([end, *(piece for part in parts for piece in (part, end))])
+
+
+def runs_present(stream: np.ndarray, n: int, wanted: np.ndarray) -> np.ndarray:
+    """Which of the ``wanted`` runs (hashes by :func:`ngram_hashes`, sorted) occur in the stream: (wanted,) bool.
+
+    Memory stays small: the stream is hashed a block at a time.
+    """
+    present = np.zeros(len(wanted), bool)
+    block = 1 << 20
+    for start in range(0, len(stream), block) if len(wanted) else ():
+        hashes = ngram_hashes(stream[start : start + block + n - 1], n)
+        at = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+        present[at[wanted[at] == hashes]] = True
+    return present
+
+
 def shingles(text: str, language: str, size: int) -> np.ndarray:
     """Sorted, unique 32-bit hashes of the runs of ``size`` words (three times as many characters in unspaced scripts).
 
-    Digits are folded to 0, so that two renderings which differ in a date or a counter still count as equal. A text with fewer words is
-    one shingle.
+    Digits are folded to 0, so that two renderings which differ in a date or a counter still count as equal. A text with
+    fewer words is one shingle.
     """
     items = words(_DIGIT.sub("0", text), language)
     size = size * 3 if language in UNSPACED else size

@@ -6,8 +6,9 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from herd.curation.documents import Record
 from herd.curation.ledger import LedgerRow
+from herd.curation.text import word_set
 
-_TRACKING = frozenset("gclid fbclid msclkid dclid igshid mc_cid mc_eid yclid ref_src sessionid phpsessid jsessionid".split())
+_TRACKING = word_set("gclid fbclid msclkid dclid igshid mc_cid mc_eid yclid ref_src sessionid phpsessid jsessionid")
 _PORTS = {"http": 80, "https": 443}
 
 

@@ -12,7 +12,7 @@ from herd.curation.documents import Record
 from herd.curation.extraction import Refusal, decode, extract_html
 from herd.curation.neardup import minhash
 from herd.curation.rules import bad_lines, first_broken
-from herd.curation.text import shingles, tidy, tidy_code
+from herd.curation.text import shingles, tidy, tidy_code, word_hashes, words
 
 _CHUNK = 32  # items a task
 
@@ -89,3 +89,9 @@ def judge(task: tuple[str, str, str, str, RulesConfig]) -> Judged:
         if not text:
             return lines, ("only_bad_lines", float(len(gone)), 0.0)
     return lines, first_broken(text, language, getattr(rules, domain))
+
+
+def hash_words(task: tuple[str, str]) -> np.ndarray:
+    """(text, language) -> word hashes (words,) uint64."""
+    text, language = task
+    return word_hashes(words(text, language))

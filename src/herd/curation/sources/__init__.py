@@ -56,7 +56,7 @@ class Limits:
         """Whether ``domain`` has reached one of its limits (0 = none)."""
         documents, characters = self._taken.get(domain, (0, 0))
         most_documents, most_characters = self._documents.get(domain, 0), self._characters.get(domain, 0)
-        return bool(most_documents and documents >= most_documents or most_characters and characters >= most_characters)
+        return 0 < most_documents <= documents or 0 < most_characters <= characters
 
     def take(self, record: Record) -> None:
         """Count one record."""

@@ -16,7 +16,9 @@ import io
 import json
 import pkgutil
 import pydoc
+import random
 import re
+import secrets
 import sys
 import types
 import warnings
@@ -24,16 +26,33 @@ from collections.abc import Iterator
 from typing import Any
 
 _REAL_SIGNATURE, _REAL_ATTRIBUTES = inspect.signature, pydoc.classify_class_attrs
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_ADDRESS = re.compile(r"(?: |&nbsp;)at(?: |&nbsp;)0x[0-9a-fA-F]+")
 _PLAIN = (bool, int, float, complex, type(None))
+_SHOWABLE = (*_PLAIN, str, bytes, tuple, list, dict, frozenset, range, slice, type(...))
 # Parts of module names that hold no documentation of their own, or act when imported.
 _SKIPPED_PARTS = {"tests", "test", "testing", "conftest", "setup", "benchmarks", "distutils", "f2py", "externals"}
 _SKIPPED_PARTS |= {"_build_utils", "pygletplot", "sphinxext", "__main__", "backends", "autolev", "_antlr"}
 
 
+class _Shown:
+    """Stands for a default value that could show this machine or this moment: an environment, an open file, a random state."""
+
+    def __init__(self, value: Any) -> None:
+        self.text = f"<{type(value).__name__}>"
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 @functools.lru_cache(maxsize=50_000)
 def _signature(thing: Any) -> inspect.Signature:
-    return _REAL_SIGNATURE(thing)
+    signature = _REAL_SIGNATURE(thing)
+    parameters = []
+    for parameter in signature.parameters.values():
+        value = parameter.default
+        known = value is parameter.empty or isinstance(value, _SHOWABLE) or callable(value)
+        parameters.append(parameter if known else parameter.replace(default=_Shown(value)))
+    return signature.replace(parameters=parameters)
 
 
 def _cached_signature(thing: Any, *args: Any, **options: Any) -> inspect.Signature:
@@ -51,15 +70,16 @@ def _own_attributes(cls: type) -> list[tuple[str, str, Any, Any]]:
     return [row for row in _REAL_ATTRIBUTES(cls) if row[2] is cls]
 
 
+@functools.lru_cache(maxsize=50_000)
+def _preformat(text: str) -> str:
+    return pydoc.HTMLDoc().preformat(text)
+
+
 class _Pages(pydoc.HTMLDoc):
     """pydoc's pages without this machine: no file paths, no values of variables but plain numbers, no addresses."""
 
-    _preformatted: dict[str, str] = {}
-
     def preformat(self, text: str) -> str:
-        if text not in self._preformatted:
-            self._preformatted[text] = super().preformat(text)
-        return self._preformatted[text]
+        return _preformat(text)
 
     def filelink(self, url: str, path: str) -> str:
         return ""
@@ -146,9 +166,14 @@ def main(job_path: str) -> None:
         job = json.load(file)
     warnings.simplefilter("ignore")
     sys.setrecursionlimit(10_000)
+    if job["package"]:
+        # Some docstrings hold examples drawn when their module is imported: let them be the same in every run.
+        secrets.randbits = lambda k: 20240407 % 2**k
+        random.seed(0)
     inspect.signature = _cached_signature  # type: ignore[assignment]
-    pydoc.classify_class_attrs = _own_attributes
-    inspect.getcomments = lambda thing: None  # comments in place of docstrings cost a third of the time, for little
+    pydoc.classify_class_attrs = _own_attributes  # type: ignore[assignment]
+    # Comments in place of missing docstrings cost a third of the time, for little.
+    inspect.getcomments = lambda thing: None  # type: ignore[assignment]
     with open(job["out"], "w", encoding="utf-8", errors="replace") as out:
 
         def write(row: dict[str, Any]) -> None:

@@ -26,8 +26,28 @@ from herd.runs.progress import progress
 _SCRIPT = Path(__file__).with_name("introspect.py")
 _SHARDS = 4  # processes for the standard library's pages; fixed, since it must not follow `workers`
 # Top-level names that act when imported, open windows, are tests, or hold generated tables.
-_LEFT_OUT = {"antigravity", "this", "idlelib", "lib2to3", "test", "turtledemo", "turtle", "tkinter", "ensurepip", "pydoc_data"}
-_LEFT_OUT |= {"site-packages", "dist-packages", "__phello__", "__pycache__", "_pyrepl", "msilib", "distutils", "encodings"}
+_LEFT_OUT = {
+    "antigravity",
+    "this",
+    "idlelib",
+    "lib2to3",
+    "test",
+    "turtledemo",
+    "turtle",
+    "tkinter",
+    "ensurepip",
+    "pydoc_data",
+}
+_LEFT_OUT |= {
+    "site-packages",
+    "dist-packages",
+    "__phello__",
+    "__pycache__",
+    "_pyrepl",
+    "msilib",
+    "distutils",
+    "encodings",
+}
 _LEFT_OUT_PARTS = {"tests", "test", "__main__", "idle_test", "__pycache__"}
 
 
@@ -65,10 +85,9 @@ def standard_modules() -> list[str]:
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
-        private = parts and parts[0].startswith(("_sysconfigdata", "__"))
-        if parts and parts[0] in sys.stdlib_module_names | {"_"} and parts[0] not in _LEFT_OUT and not private:
-            if not _LEFT_OUT_PARTS.intersection(parts) and not any("-" in part for part in parts):
-                names.add(".".join(parts))
+        library = bool(parts) and parts[0] in sys.stdlib_module_names and parts[0] not in _LEFT_OUT
+        if library and not _LEFT_OUT_PARTS.intersection(parts):
+            names.add(".".join(parts))
     return sorted(names)
 
 
@@ -153,7 +172,13 @@ def _environment(scratch: Path) -> dict[str, str]:
     """Only what an interpreter needs to find its packages: nothing of the user's environment can reach a page."""
     kept = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
     own = {"HOME": str(scratch), "TMPDIR": str(scratch), "MPLCONFIGDIR": str(scratch), "MPLBACKEND": "Agg", "TZ": "UTC"}
-    own |= {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C", "COLUMNS": "80", "PYTHONUSERBASE": site.getuserbase()}
+    own |= {
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+        "LC_ALL": "C",
+        "COLUMNS": "80",
+        "PYTHONUSERBASE": site.getuserbase(),
+    }
     own |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return {name: os.environ[name] for name in kept if name in os.environ} | own
 
@@ -167,9 +192,7 @@ def _read(rows: list[dict[str, Any]], found: Collected, limits: Limits) -> None:
             found.problems.append(LedgerRow(row["module"], "collect", "dropped", row["rule"], detail=row["detail"]))
         elif row["type"] == "page":
             group = "library:" + package if package in sys.stdlib_module_names else "page:" + row["module"]
-            record = Record(
-                f"pydoc://{row['module']}", "", "en", "general", "python", group, "html", row["html"].encode("utf-8")
-            )
+            record = Record(f"pydoc://{row['module']}", "", "en", "general", "python", group, "html", row["html"].encode("utf-8"))
             if not limits.full("general"):
                 limits.take(record)
                 found.records.append(record)
