@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from herd.alignment.flaws import FLAWS, add_flaws, split_arguments
-from herd.alignment.grader import GraderConfig, correctness, flaws, token_f1
+from herd.alignment.grader import GraderConfig, correctness, flaws, right_kind, token_f1
 from herd.config.errors import UserError
 from herd.dialog.preferences import Grade
 
@@ -41,11 +41,30 @@ def test_calls_are_compared_as_calls(answer, score):
     assert correctness("call", CALL, answer) == pytest.approx(score)
 
 
+@pytest.mark.parametrize(
+    ("task", "answer", "kind"),
+    [
+        ("what", "Return the given file.", True),
+        ("what", "norm(1, 2)", False),
+        ("what", "Return", False),
+        ("signature", "norm(x, ord=None)", True),
+        ("signature", "norm(x, ord=None", False),
+        ("signature", "Return the norm.", False),
+        ("call", "norm(1)", True),
+        ("call", "norm", False),
+        ("call", "norm(1) or so", False),
+    ],
+)
+def test_the_right_kind_of_answer_counts_though_it_is_wrong(task, answer, kind):
+    assert right_kind(task, answer) is kind
+    reference = {"what": "Zip two lists.", "signature": "zip(*lists)", "call": "zip([1], [2])"}[task]
+    score = GRADER.score(task, reference, answer)
+    assert score >= 0.4 if kind else score < 0.4
+
+
 def test_what_does_not_parse_gets_less_than_what_does():
     assert correctness("call", CALL, "norm([1, 2], 'a'") < correctness("call", CALL, "norm('a', [1, 2])")
-    assert correctness("signature", SIGNATURE, "norm(x, ord=None") < correctness(
-        "signature", SIGNATURE, "norm(x, ord=No)"
-    )
+    assert correctness("signature", SIGNATURE, "norm(x, ord=None") < correctness("signature", SIGNATURE, "norm(x, ord=No)")
 
 
 def test_nothing_is_executed(tmp_path):
@@ -88,10 +107,10 @@ def test_token_f1():
 @pytest.mark.parametrize(
     ("difference", "grade"),
     [
-        (0.5, Grade.SIGNIFICANTLY_BETTER),
-        (0.49, Grade.BETTER),
-        (0.25, Grade.BETTER),
-        (0.1, Grade.SLIGHTLY_BETTER),
+        (0.3, Grade.SIGNIFICANTLY_BETTER),
+        (0.29, Grade.BETTER),
+        (0.15, Grade.BETTER),
+        (0.05, Grade.SLIGHTLY_BETTER),
         (0.01, Grade.MARGINALLY_BETTER),
         (0.0, None),
     ],
@@ -104,7 +123,7 @@ def test_settings_are_checked():
     with pytest.raises(UserError, match="factor"):
         GraderConfig(chatter=1.5)
     with pytest.raises(UserError, match="significantly_better > better"):
-        GraderConfig(better=0.6)
+        GraderConfig(better=0.4)
 
 
 @pytest.mark.parametrize(

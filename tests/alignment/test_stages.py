@@ -46,9 +46,7 @@ class Round:
     def __init__(self, documents, root) -> None:
         self.root = root
         self.inputs = {"documents": documents}
-        text = (
-            " ".join(f"{v} the {n} of x number" for v in VERBS for n in NOUNS) + " What does it do? assistant user\n\n"
-        )
+        text = " ".join(f"{v} the {n} of x number" for v in VERBS for n in NOUNS) + " What does it do? assistant user\n\n"
         config = TokenizerConfig(vocab_size=400, special_tokens=11, training_characters=50_000, fill_with_reserved=True)
         tokenizer = train_tokenizer([text], config)
         tokenizer.save(root / "tokens" / "tokenizer")
@@ -81,17 +79,11 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("round")
     r = Round(documents_in(root / "documents"), root)
     made = {"tokens": root / "tokens", "base": root / "base"}
-    made["dialogs"] = r.run(
-        dialogs_stage.STAGE, r.inputs, "seed_dialogs=20", "train_prompts=40", "heldout_prompts=20"
-    ).path
-    made["preferences"] = r.run(
-        preferences_stage.STAGE, {"dialogs": made["dialogs"]}, "prompts=40", "heldout_prompts=20"
-    ).path
+    made["dialogs"] = r.run(dialogs_stage.STAGE, r.inputs, "seed_dialogs=20", "train_prompts=40", "heldout_prompts=20").path
+    made["preferences"] = r.run(preferences_stage.STAGE, {"dialogs": made["dialogs"]}, "prompts=40", "heldout_prompts=20").path
     base = {"tokens": made["tokens"], "base": made["base"]}
     made["reward"] = r.run(reward_stage.STAGE, base | {"preferences": {"one": made["preferences"]}}, *QUICK).path
-    made["sft"] = r.run(
-        sft_stage.STAGE, base | {"dialogs": {"seed": made["dialogs"]}, "heldout": made["dialogs"]}, *QUICK
-    ).path
+    made["sft"] = r.run(sft_stage.STAGE, base | {"dialogs": {"seed": made["dialogs"]}, "heldout": made["dialogs"]}, *QUICK).path
     made["reject"] = r.run(
         reject_stage.STAGE,
         {"tokens": made["tokens"], "generator": made["sft"], "reward": made["reward"], "prompts": made["dialogs"]},

@@ -42,10 +42,7 @@ def test_g12_packed_scores_are_those_of_separate_rows_at_the_last_real_token():
     reward_model, rows = model(), preferences(9)
     batch = reward_batch(ranked(), WINDOW, tokenizer().pad_id)
     wanted = [
-        alone(reward_model, row.prompt + r)
-        for row in rows
-        for r in (row.edited, row.chosen, row.rejected)
-        if r is not None
+        alone(reward_model, row.prompt + r) for row in rows for r in (row.edited, row.chosen, row.rejected) if r is not None
     ]
     assert len(batch.rows.tokens) < len(wanted)
     assert scores_of(reward_model, batch.rows).tolist() == pytest.approx(wanted, abs=1e-5)
@@ -66,11 +63,7 @@ def test_loss_is_the_ranking_loss_of_separate_rows():
     )
     total, hits = 0.0, 0
     for row in preferences(4):
-        r = [
-            torch.tensor(alone(reward_model, row.prompt + x))
-            for x in (row.edited, row.chosen, row.rejected)
-            if x is not None
-        ]
+        r = [torch.tensor(alone(reward_model, row.prompt + x)) for x in (row.edited, row.chosen, row.rejected) if x is not None]
         pairs = [ranking_loss(r[i], r[j]).item() for i in range(len(r)) for j in range(i + 1, len(r))]
         total += sum(pairs) / len(pairs)
         hits += int(r[-2] > r[-1])
@@ -117,9 +110,7 @@ def test_micro_batches_are_a_matter_of_memory_alone():
         module = RewardModule(reward_model, OptimizerConfig(), lambda s: 0.0)
         for micro_batch in batch.micro_batches:
             (module.micro_batch_loss(micro_batch)[0] / batch.normalizer).backward()
-        return len(batch.micro_batches), torch.cat(
-            [p.grad.flatten() for p in reward_model.parameters() if p.grad is not None]
-        )
+        return len(batch.micro_batches), torch.cat([p.grad.flatten() for p in reward_model.parameters() if p.grad is not None])
 
     (one, together), (many, apart) = gradient(100_000), gradient(1)
     assert (one, many) == (1, 8)

@@ -123,9 +123,7 @@ def test_nothing_left_is_refused():
 
 def test_every_epoch_sees_every_row_once_in_another_order():
     seen: list[list[int]] = []
-    source = EpochSteps(
-        [10] * 7, 3, 2, seed=0, build=lambda step, units: StepBatch(step, [units], 1.0, 10 * len(units))
-    )
+    source = EpochSteps([10] * 7, 3, 2, seed=0, build=lambda step, units: StepBatch(step, [units], 1.0, 10 * len(units)))
     for step in range(len(source)):
         seen.append(source[step].micro_batches[0])
     assert len(source) == 6

@@ -77,9 +77,7 @@ def evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[Transformer],
     return lambda model: {name: value for measure in measures for name, value in measure(model).items()}
 
 
-def _reference_loss(
-    config: AverageConfig, tokenizer: Tokenizer, references: list
-) -> Callable[[Transformer], dict[str, float]]:
+def _reference_loss(config: AverageConfig, tokenizer: Tokenizer, references: list) -> Callable[[Transformer], dict[str, float]]:
     scored = sft_sequences(references, tokenizer, config.window, Counted())
     return lambda model: {"loss": sft_loss(model, scored, config.window, tokenizer.pad_id)} if scored else {}
 

@@ -77,9 +77,7 @@ def read_entries(path: Path, limits: EntryLimits, counted: Counted) -> dict[str,
     for row in table:
         name = row["name"].rsplit(".", 1)[-1]
         signature = " ".join((row["signature"] or "").split())
-        signature = (
-            signature[signature.index("(") :] if "(" in signature else signature
-        )  # some write the name before it
+        signature = signature[signature.index("(") :] if "(" in signature else signature  # some write the name before it
         entry = Entry(row["id"], name, signature, " ".join((row["summary"] or "").split()))
         reason = limits.reason(entry)
         if reason is None and row["split"] not in splits:
@@ -144,20 +142,26 @@ def call_values(entry: Entry, rng: np.random.Generator, most: int = 3) -> list[t
     return [(p.name, random_value(rng)) for p in parameters[:count]]
 
 
+def ask(entry: Entry, task: str, rng: np.random.Generator) -> tuple[str, str] | None:
+    """A task's question about the entry and the right answer; None when the entry does not allow the task."""
+    if task == "what":
+        return f"What does {entry.name} do?", entry.summary
+    if task == "signature":
+        return f"What is the signature of {entry.name}?", f"{entry.name}{entry.signature}"
+    assert task == "call", task
+    values = call_values(entry, rng)
+    if values is None:
+        return None
+    given = " and ".join(f"{name} = {value}" for name, value in values)
+    return f"Write a call of {entry.name} with {given}.", f"{entry.name}({', '.join(value for _, value in values)})"
+
+
 def make_prompt(entry: Entry, task: str, rng: np.random.Generator) -> Prompt | None:
     """The prompt of one task with its reference answer; None when the entry does not allow the task."""
-    if task == "what":
-        question, reference = f"What does {entry.name} do?", entry.summary
-    elif task == "signature":
-        question, reference = f"What is the signature of {entry.name}?", f"{entry.name}{entry.signature}"
-    else:
-        assert task == "call", task
-        values = call_values(entry, rng)
-        if values is None:
-            return None
-        given = " and ".join(f"{name} = {value}" for name, value in values)
-        question = f"Write a call of {entry.name} with {given}."
-        reference = f"{entry.name}({', '.join(value for _, value in values)})"
+    asked = ask(entry, task, rng)
+    if asked is None:
+        return None
+    question, reference = asked
     message = Message(Role.USER, f"{entry.documentation}\n\n{question}")
     return Prompt(f"{task}-{entry.id}", entry.id, task, (message,), reference)
 

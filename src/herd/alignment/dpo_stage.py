@@ -55,9 +55,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     module.objective = config.objective
     result = train(module, source, config, model.config, stage_run)
     save_model(model, stage_run.folder / "model")
-    scores = evaluate_dpo(
-        model, load_model(folder), pairs["heldout"], config.window, tokenizer.pad_id, config.objective
-    )
+    scores = evaluate_dpo(model, load_model(folder), pairs["heldout"], config.window, tokenizer.pad_id, config.objective)
     count = len(pairs["heldout"])
     return {
         "rewards/accuracies": scores["rewards/accuracies"],

@@ -43,9 +43,7 @@ class FineTuning:
             raise UserError(f"window {self.window} exceeds the model's {model.max_seq_len} positions; lower window")
 
 
-def train(
-    module: HerdModule, source: EpochSteps, config: FineTuning, model: ModelConfig, stage_run: StageRun
-) -> FitResult:
+def train(module: HerdModule, source: EpochSteps, config: FineTuning, model: ModelConfig, stage_run: StageRun) -> FitResult:
     """Fits and books the cost: 6N FLOPs a token."""
     result = fit(module, source, config.trainer, stage_run, description=stage_run.node or "fine-tuning")
     stage_run.cost(tokens=result.tokens, flops=flops_per_token(model, config.window, "6N") * result.tokens)

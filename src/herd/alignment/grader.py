@@ -1,8 +1,9 @@
 """A grader with a known rule, in the place of human annotators.
 
-The score of an answer in [0, 1] is its correctness for the task (token F1, exact signature, the same call) times a
-factor for each flaw of form (unfinished, chatter, exclamation marks, a repeated tail, far too long). The difference of
-two scores gives the paper's four grades. Answers are parsed, never executed.
+The score of an answer in [0, 1] is a mean of its correctness (token F1, exact signature, the same call) and of its being the
+right kind of thing at all (a sentence, a signature, a call), times a factor for each flaw of form (unfinished, chatter,
+exclamation marks, a repeated tail, far too long). The difference of two scores gives the paper's four grades. Answers are
+parsed, never executed.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 class GraderConfig:
     """Factors multiply the score of an answer with that flaw; steps are differences of scores."""
 
+    kind_weight: float = 0.4  # weight of the right kind of answer; correctness has the rest
     unfinished: float = 0.5  # cut at the length limit: no end of turn
     chatter: float = 0.6  # "Sure!", "I'm sorry", "I think"
     exclamation: float = 0.8  # an exclamation mark that the reference does not have
     repeated_tail: float = 0.6  # the last words said twice or more
     too_long: float = 0.7  # more than twice as long as the reference
-    significantly_better: float = 0.5  # smallest difference of scores for this grade
-    better: float = 0.25
-    slightly_better: float = 0.1
+    significantly_better: float = 0.3  # smallest difference of scores for this grade
+    better: float = 0.15
+    slightly_better: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("unfinished", "chatter", "exclamation", "repeated_tail", "too_long"):
+        for name in ("kind_weight", "unfinished", "chatter", "exclamation", "repeated_tail", "too_long"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"grader.{name} is a factor in [0, 1], not {getattr(self, name)}")
         if not self.significantly_better > self.better > self.slightly_better > 0:
@@ -61,7 +63,7 @@ class GraderConfig:
 
     def score(self, task: str, reference: str, answer: str, finished: bool = True) -> float:
         """Score of an answer in [0, 1]; a finished, flawless, right answer has 1, an empty one 0."""
-        score = correctness(task, reference, answer)
+        score = (1 - self.kind_weight) * correctness(task, reference, answer) + self.kind_weight * right_kind(task, answer)
         for flaw in flaws(reference, answer, finished):
             score *= getattr(self, flaw)
         return round(score, 6)
@@ -89,6 +91,16 @@ def correctness(task: str, reference: str, answer: str) -> float:
     right = sum(ast.dump(a) == ast.dump(b) for a, b in zip(wanted.args, given.args, strict=False))
     places = max(len(wanted.args), len(given.args) + len(given.keywords), 1)
     return 0.9 * (0.5 * same_function + 0.5 * right / places)
+
+
+def right_kind(task: str, answer: str) -> bool:
+    """Whether the answer is what the task asks for, right or wrong: a sentence, a signature, a call."""
+    answer = answer.strip()
+    if task == "what":
+        return len(answer.split()) >= 3 and _call(answer) is None
+    if task == "signature":
+        return "(" in answer and _parses(f"def {answer}: pass")
+    return _call(answer) is not None
 
 
 def flaws(reference: str, answer: str, finished: bool) -> list[str]:

@@ -22,9 +22,7 @@ class Candidate:
     finished: bool = True  # ended by itself
 
 
-def flawed_candidates(
-    prompt: Prompt, other: str, clean: float, max_flaws: int, rng: np.random.Generator
-) -> list[Candidate]:
+def flawed_candidates(prompt: Prompt, other: str, clean: float, max_flaws: int, rng: np.random.Generator) -> list[Candidate]:
     """Two answers in the place of two models': the first clean with probability `clean`, else with one flaw; the
     second with several.
 

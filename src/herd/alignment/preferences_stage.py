@@ -45,9 +45,7 @@ class PreferencesConfig:
             self.first_prompt < 0
             or min(self.prompts, self.heldout_prompts, self.max_flaws, self.max_new_tokens, self.batch_size) < 1
         ):
-            raise UserError(
-                "first_prompt must be >= 0; prompts, heldout_prompts, max_flaws, max_new_tokens, batch_size >= 1"
-            )
+            raise UserError("first_prompt must be >= 0; prompts, heldout_prompts, max_flaws, max_new_tokens, batch_size >= 1")
         for name in ("edit_share", "clean_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} is a share in [0, 1], not {getattr(self, name)}")
@@ -56,9 +54,7 @@ class PreferencesConfig:
 def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     models = inputs.group("models")
     if len(models) == 1:
-        raise UserError(
-            "preferences: give two or more `models`, each prompt is answered by two different ones (or give none)"
-        )
+        raise UserError("preferences: give two or more `models`, each prompt is answered by two different ones (or give none)")
     metrics: dict[str, Any] = {}
     for name, file, first, count in (
         ("train", "train_prompts.jsonl", config.first_prompt, config.prompts),
@@ -132,9 +128,7 @@ def sampled(
         answers |= {(p.id, label): group[0] for p, group in zip(asked, given, strict=True)}
         stage_run.cost(tokens=sum(len(group[0].tokens) for group in given))
     return {
-        prompt_id: [
-            Candidate(answers[prompt_id, label].text, label, answers[prompt_id, label].finished) for label in pair
-        ]
+        prompt_id: [Candidate(answers[prompt_id, label].text, label, answers[prompt_id, label].finished) for label in pair]
         for prompt_id, pair in chosen.items()
     }
 

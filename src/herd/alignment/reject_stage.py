@@ -62,9 +62,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     )
     model_id = inputs["generator"].address[:16]
     grader = GraderConfig()
-    answers = sample_answers(
-        generator, tokenizer, [p.messages for p in asked], sampling, config.samples, config.batch_size
-    )
+    answers = sample_answers(generator, tokenizer, [p.messages for p in asked], sampling, config.samples, config.batch_size)
     stage_run.cost(tokens=sum(len(a.tokens) for given in answers for a in given))
     # An answer cut at the length limit would teach abrupt ends, an empty one nothing: they are no candidates.
     candidates = [[(i, a.text) for i, a in enumerate(given) if a.finished and a.text.strip()] for given in answers]

@@ -93,11 +93,7 @@ def reject_reason(messages: Sequence[Message], first: int = 0) -> str | None:
         return "no_assistant_turn"
     for index, message in enumerate(messages):
         following = messages[index + 1] if index + 1 < len(messages) else None
-        if (
-            index >= first
-            and message.role is Role.ASSISTANT
-            and not (message.content.strip() or (message.call or "").strip())
-        ):
+        if index >= first and message.role is Role.ASSISTANT and not (message.content.strip() or (message.call or "").strip()):
             return "empty_response"
         if message.expects_result and following is not None and following.role is not Role.IPYTHON:
             return "tool_call_without_result"

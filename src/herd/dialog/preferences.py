@@ -66,9 +66,7 @@ def read_preferences(path: Path) -> list[Preference]:
     for where, row in read_jsonl(path):
         grade = require(row, "grade", where)
         if grade not in list(Grade):
-            raise UserError(
-                f"{where}: unknown grade `{grade}`; use one of {', '.join(Grade)}.{nearest(grade, list(Grade))}"
-            )
+            raise UserError(f"{where}: unknown grade `{grade}`; use one of {', '.join(Grade)}.{nearest(grade, list(Grade))}")
         edited = row.get("edited")
         rows.append(
             Preference(
@@ -98,9 +96,7 @@ class PreferenceFilter:
     def __post_init__(self) -> None:
         for grade in self.grades:
             if grade not in list(Grade):
-                raise UserError(
-                    f"grades: unknown grade `{grade}`; use {', '.join(Grade)}.{nearest(grade, list(Grade))}"
-                )
+                raise UserError(f"grades: unknown grade `{grade}`; use {', '.join(Grade)}.{nearest(grade, list(Grade))}")
         if not 0.0 < self.max_similarity <= 1.0:
             raise UserError(f"max_similarity must be in (0, 1], not {self.max_similarity}")
 

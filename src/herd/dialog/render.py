@@ -139,6 +139,4 @@ def _assemble(pieces: Sequence[Piece], ids: dict[str, list[int]]) -> Rendered:
         tokens.extend(piece_ids)
         counts.append(len(piece_ids))
     codes = np.array([(p.segment, p.message, p.role) for p in pieces], dtype=np.int32).repeat(counts, axis=0)
-    return Rendered(
-        np.array(tokens, dtype=np.int64), codes[:, 0].astype(np.int8), codes[:, 1], codes[:, 2].astype(np.int8)
-    )
+    return Rendered(np.array(tokens, dtype=np.int64), codes[:, 0].astype(np.int8), codes[:, 1], codes[:, 2].astype(np.int8))

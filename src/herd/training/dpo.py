@@ -142,9 +142,7 @@ def dpo_terms(model: Transformer, batch: DPOBatch, objective: DPOObjective) -> d
     """Per pair, (n,) each: loss, nll_loss, rewards/chosen, rewards/rejected, logps/chosen, logps/rejected."""
     rows, n = batch.rows, len(batch.reference) // 2
     logps, trained_logps = sequence_logprobs(model, rows)
-    terms = dpo_loss(
-        logps[:n], logps[n:], batch.reference[:n], batch.reference[n:], objective.beta, objective.label_smoothing
-    )
+    terms = dpo_loss(logps[:n], logps[n:], batch.reference[:n], batch.reference[n:], objective.beta, objective.label_smoothing)
     # The NLL is a mean over each response's tokens, then over pairs: a long response weighs no more than a short one.
     lengths = rows.sum_by_sequence(torch.ones_like(rows.preferred))[:n]
     nll = -trained_logps[:n] / lengths

@@ -38,9 +38,7 @@ class RewardBatch:
     triples: Tensor  # (m, 3) int64: edited, chosen, rejected
 
 
-def comparisons(
-    preferences: Iterable[Preference], tokenizer: Tokenizer, window: int, counted: Counted
-) -> list[Comparison]:
+def comparisons(preferences: Iterable[Preference], tokenizer: Tokenizer, window: int, counted: Counted) -> list[Comparison]:
     """Preferences -> ranked responses; one with a response that does not fit the window is dropped and counted.
 
     A cut response would be scored in the middle of a sentence, so nothing is cut here.
@@ -127,9 +125,7 @@ class RewardModule(HerdModule):
 
 
 @torch.no_grad()
-def score_sequences(
-    model: RewardModel, sequences: Sequence[TrainingSequence], pad_id: int, batch_size: int
-) -> list[float]:
+def score_sequences(model: RewardModel, sequences: Sequence[TrainingSequence], pad_id: int, batch_size: int) -> list[float]:
     """Scores in the order given; sequences of like length are scored together."""
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
     device = model.head.weight.device
@@ -155,7 +151,5 @@ def score_responses(
     sequences = [_scored(rendered) for rendered in render_batch(rows, tokenizer)]
     for i, sequence in enumerate(sequences):
         if len(sequence) > window:
-            raise UserError(
-                f"dialog {i} has {len(sequence)} tokens, the reward model reads at most {window}; shorten it"
-            )
+            raise UserError(f"dialog {i} has {len(sequence)} tokens, the reward model reads at most {window}; shorten it")
     return score_sequences(reward_model, sequences, tokenizer.pad_id, batch_size)

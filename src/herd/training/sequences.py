@@ -78,9 +78,7 @@ def pack_sequences(sequences: Sequence[TrainingSequence], window: int, pad_id: i
     return lay_out(sequences, best_fit([len(s) for s in sequences], window), window, pad_id)
 
 
-def lay_out(
-    sequences: Sequence[TrainingSequence], rows: Sequence[Sequence[int]], window: int, pad_id: int
-) -> SequenceRows:
+def lay_out(sequences: Sequence[TrainingSequence], rows: Sequence[Sequence[int]], window: int, pad_id: int) -> SequenceRows:
     """Lays sequences out in the given rows: `rows` holds the indices of each row's members, every index once."""
     tokens = np.full((len(rows), window), pad_id, np.int64)
     positions = np.zeros((len(rows), window), np.int64)
@@ -139,9 +137,7 @@ class EpochSteps:
         build: Callable[[int, list[int]], StepBatch],
     ) -> None:
         if not unit_tokens:
-            raise UserError(
-                "there is nothing to train on: every row was dropped; the reasons are counted in the metrics"
-            )
+            raise UserError("there is nothing to train on: every row was dropped; the reasons are counted in the metrics")
         self.count, self.units_per_step, self.seed, self.build = len(unit_tokens), units_per_step, seed, build
         self.steps_per_epoch = math.ceil(self.count / units_per_step)
         self.steps = max(1, round(epochs * self.steps_per_epoch))

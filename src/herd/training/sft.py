@@ -88,9 +88,7 @@ def rows_nll(model: Transformer, rows: SequenceRows) -> Tensor:
 
 
 @torch.no_grad()
-def sft_loss(
-    model: Transformer, sequences: Sequence[TrainingSequence], window: int, pad_id: int, batch_size: int = 64
-) -> float:
+def sft_loss(model: Transformer, sequences: Sequence[TrainingSequence], window: int, pad_id: int, batch_size: int = 64) -> float:
     """Mean negative log-likelihood of the trained tokens, nats a token; NaN-free: needs at least one sequence."""
     assert sequences, "no sequences, no loss"
     total, targets = 0.0, 0
