@@ -73,7 +73,8 @@ def test_oracle_5_surface(llama: Laws) -> None:
     s = llama.surface
     assert s is not None and s.status == "ok"
     assert (s.E, s.a, s.b) == pytest.approx((0.6047, 0.3100, 0.3136), abs=1e-3)
-    assert (s.A, s.B) == pytest.approx((59.1, 155.1), rel=0.02)
+    terms = (s.A, s.B)
+    assert terms == pytest.approx((59.1, 155.1), rel=0.02)
     below = fit_laws([r for r in llama.records if r.budget <= 1e21], llama.config).surface
     rest = [r for r in llama.records if r.budget > 1e21]
     assert below is not None and len(rest) == 12
@@ -97,7 +98,10 @@ def test_row_order_and_units_do_not_matter(sweep) -> None:  # type: ignore[no-un
     random.Random(0).shuffle(shuffled)
     one, other = forecast(fit_laws(rows), 8e12), forecast(fit_laws(shuffled), 8e12)
     assert one.tokens == other.tokens and one.loss_interval == other.loss_interval
-    mega = [dataclasses.replace(r, budget=r.budget / 1e12, parameters=r.parameters / 1e6, tokens=r.tokens / 1e6) for r in rows]
+    mega = [
+        dataclasses.replace(r, budget=r.budget / 1e12, flops=r.flops / 1e12, parameters=r.parameters / 1e6, tokens=r.tokens / 1e6)
+        for r in rows
+    ]
     scaled = forecast(fit_laws(mega), 8.0)
     assert scaled.tokens * 1e6 == pytest.approx(one.tokens, rel=1e-9)
     assert scaled.loss == pytest.approx(one.loss, rel=1e-6)

@@ -23,9 +23,7 @@ CONFIG = PlanConfig(budgets=BUDGETS, sizes=SizeRule(span=6.0), seq_len=256, voca
 def shape_of(overrides: list[str]) -> ModelConfig:
     values = dict(o.removeprefix("model.").split("=") for o in overrides if o.startswith("model."))
     tied = {"true": True, "false": False}[values.pop("tie_embeddings")]
-    return ModelConfig(
-        **{k: int(v) for k, v in values.items()}, tie_embeddings=tied, vocab_size=2048, max_seq_len=256
-    )
+    return ModelConfig(**{k: int(v) for k, v in values.items()}, tie_embeddings=tied, vocab_size=2048, max_seq_len=256)
 
 
 @pytest.mark.parametrize("convention", ["6N", "6N+attention_causal"])
@@ -100,7 +98,9 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read_plan(tmp_path / "cells.json") == plan
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\x00", b'{"cells": [{"idd": 1}], "dropped": [], "metric": "loss"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b"\xff\x00", b'{"cells": [{"idd": 1}], "dropped": [], "metric": "loss"}']
+)
 def test_a_file_that_is_no_plan(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "cells.json"
     path.write_bytes(content)

@@ -98,7 +98,7 @@ def test_missing_file_and_unknown_columns(tmp_path: Path) -> None:
     path.write_text(rows_of(*GOOD))
     with pytest.raises(UserError, match="Did you mean 'tokens'"):
         read_table(path, {"token": "tokens"})
-    with pytest.raises(UserError, match="no column 'los'. Did you mean 'loss'"):
+    with pytest.raises(UserError, match=r"no column 'los'\. Did you mean 'loss'"):
         read_table(path, {"loss": "los"})
     with pytest.raises(UserError, match="Did you mean 'status'"):
         read_table(path, where={"statu": "ok"})

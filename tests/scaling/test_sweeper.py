@@ -165,7 +165,7 @@ def test_a_dying_worker_costs_its_cell_only(sweep: Sweep) -> None:
 def test_all_cells_failing_is_an_error_with_the_first_reason(sweep: Sweep) -> None:
     plan = plan_cells(PlanConfig(budgets=[1e10], sizes=SizeRule(1, 1, 1e5, 1e10), seq_len=128, vocab_size=2048))
     write_plan(sweep.folder / "cells.json", plan)
-    with pytest.raises(UserError, match="None of the 1 cells has a usable loss.*on fire"):
+    with pytest.raises(UserError, match=r"None of the 1 cells has a usable loss.*on fire"):
         sweep.run("fail=raise")
 
 
@@ -207,7 +207,7 @@ def test_a_sweep_ends_with_the_process_that_started_it(sweep: Sweep, monkeypatch
     child.communicate()
 
 
-def test_a_loss_above_that_of_a_model_that_knows_nothing_is_divergence() -> None:
+def test_a_loss_above_that_of_guessing_is_divergence() -> None:
     cell = plan_cells(PLAN).cells[0]
     above = math.log(2048)
 

@@ -1,9 +1,9 @@
-"""Figures of a scaling study, in the manner of figures 2 and 3 of the Llama 3 paper, with what a fit used and left out told apart.
+"""Figures of a scaling study, in the manner of figures 2 and 3 of the Llama 3 paper; what a fit left out is told apart.
 
 Each function draws one panel on given axes and returns them, so that a notebook can arrange them; :func:`save_all` writes PNGs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from herd.scaling.laws import Forecast, Laws
 from herd.scaling.records import by_budget
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "font.size": 10,
@@ -52,7 +52,7 @@ def isoflop_curves(laws: Laws, axes: Axes) -> Axes:
         if curve.coefficients is not None and curve.range is not None:
             x = np.geomspace(*curve.range, 120)
             axes.plot(x, curve.loss_at(x), "-" if curve.status == "ok" else ":", lw=1.3, color=colour)
-        if curve.status == "ok":
+        if curve.tokens is not None and curve.loss is not None:
             axes.plot(curve.tokens, curve.loss, "*", ms=14, color=colour, mec="black", mew=0.9, zorder=5)
     for tokens, colour in lost:
         axes.plot(tokens, high * 1.02, "x", ms=6, color=colour)
@@ -63,7 +63,7 @@ def isoflop_curves(laws: Laws, axes: Axes) -> Axes:
         note += "   ○ × not used"
     if refused:
         note += "   dotted: no optimum"
-    axes.legend(title="FLOPs", ncols=2 if len(colours) > 5 else 1, loc="upper right")
+    _legend(axes, title="FLOPs", ncols=2 if len(colours) > 5 else 1, loc="upper right")
     axes.text(0.0, 1.0, note, transform=axes.transAxes, fontsize=8.5, color="#555555", va="bottom")
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=20)
     _log_ticks(axes)
@@ -91,7 +91,7 @@ def tokens_law(laws: Laws, axes: Axes, forecast: Forecast | None = None) -> Axes
     if forecast is not None:
         _point_with_interval(axes, forecast.flops, forecast.tokens, forecast.tokens_interval, laws)
     axes.set(xscale="log", yscale="log", xlabel="training compute (FLOPs)", ylabel="training tokens", title=title)
-    axes.legend(loc="upper left")
+    _legend(axes, loc="upper left")
     _log_ticks(axes)
     return axes
 
@@ -121,9 +121,36 @@ def loss_law(laws: Laws, axes: Axes, forecast: Forecast | None = None, measured:
     if measured is not None and forecast is not None:
         axes.plot(forecast.flops, measured, "D", ms=7, color=_MEASURED, mfc="white", mew=1.5, zorder=6, label="measured")
     axes.set(xscale="log", xlabel="training compute (FLOPs)", ylabel="held-out loss (nats/token)", title="Compute-optimal loss")
-    axes.legend(loc="upper right")
+    _legend(axes, loc="upper right")
     _log_ticks(axes)
     return axes
+
+
+def training_curves(laws: Laws, curves: Mapping[str, Sequence[Mapping[str, Any]]], axes: Axes) -> Axes:
+    """Training loss of every cell against the compute spent so far; each budget ends on its own vertical."""
+    groups = by_budget(laws.records)
+    for (budget, rows), colour in zip(groups.items(), _colours(len(groups)), strict=True):
+        for i, record in enumerate(rows):
+            points = [(row["num_tokens"], row["loss"]) for row in curves.get(record.cell, []) if "loss" in row]
+            if len(points) < 2:
+                continue
+            tokens, loss = np.array(points, dtype=float).T
+            flops = tokens * record.flops / record.tokens
+            axes.plot(flops, _smooth(loss), lw=0.9, color=colour, alpha=0.75, label=_power(budget) if i == 0 else None)
+    axes.set(xscale="log", xlabel="training compute so far (FLOPs)", ylabel="training loss (nats/token)")
+    axes.set_title("Training curves of the cells")
+    _legend(axes, title="FLOPs", loc="upper right")
+    _log_ticks(axes)
+    return axes
+
+
+def _smooth(values: np.ndarray, share: float = 0.04) -> np.ndarray:
+    """Running mean over ``share`` of the curve, shorter at its ends."""
+    half = int(len(values) * share / 2)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return np.asarray((total[last] - total[first]) / (last - first))
 
 
 def save_all(laws: Laws, forecast: Forecast | None, folder: Path, measured: float | None = None) -> list[Path]:
@@ -150,6 +177,11 @@ def _point_with_interval(axes: Axes, x: float, y: float, interval: Sequence[floa
         axes.plot([x, x], list(interval), color=_FORECAST, lw=2.2, solid_capstyle="round")
     label = f"forecast, {100 * laws.config.confidence:.0f}% interval" if interval is not None else "forecast, no interval"
     axes.plot(x, y, "o", ms=8, color=_FORECAST, mec="white", zorder=5, label=label)
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**options)
 
 
 def _law_text(laws: Laws) -> str:

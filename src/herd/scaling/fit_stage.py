@@ -85,7 +85,8 @@ def choose_flagship(
 ) -> tuple[dict[str, Any], Forecast]:
     """The run that ``flagship_flops`` should buy: size and tokens by the law; shape, batch and learning rate by the plan's rules.
 
-    Returns ``flagship.json`` and the forecast behind it. Without a plan (a foreign table) there is no model, batch or learning rate, and size and tokens are the law's own.
+    Returns ``flagship.json`` and the forecast behind it. Without a plan (a foreign table) there is no model, batch or learning
+    rate, and size and tokens are the law's own.
 
     Raises:
         UserError: no law and no allowed fallback, or a size outside the family of shapes.

@@ -154,6 +154,4 @@ def _refused(
     dropped: tuple[Dropped, ...],
 ) -> IsoFLOPCurve:
     sampled = (float(tokens.min()), float(tokens.max())) if len(tokens) else None
-    return IsoFLOPCurve(
-        budget, status, reason, None, None, None, None, None, centre, coefficients, sampled, used, dropped
-    )
+    return IsoFLOPCurve(budget, status, reason, None, None, None, None, None, centre, coefficients, sampled, used, dropped)

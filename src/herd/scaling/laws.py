@@ -110,7 +110,7 @@ def fit_laws(records: Sequence[Record], config: LawsConfig | None = None) -> Law
     tokens, frontier, surface = None, None, None
     refused = "; ".join(f"{c.budget:.3g} FLOPs: {c.status}, {c.reason}" for c in curves if c.status != "ok")
     try:
-        tokens = fit_power_law(budgets, [curve.tokens or math.nan for curve in vertices], config.confidence)
+        tokens = fit_power_law(budgets.tolist(), [curve.tokens or math.nan for curve in vertices], config.confidence)
         if tokens.status == "exact":
             reasons["tokens_interval"] = "two budgets determine alpha without an interval"
     except UserError:

@@ -74,9 +74,7 @@ def solve_loss_laws(
     return (*chosen, reference)
 
 
-def _linear(
-    log_z: np.ndarray, y: np.ndarray, w: np.ndarray, g: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _linear(log_z: np.ndarray, y: np.ndarray, w: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Best E, k >= 0 for each replicate (R) and exponent (G): cost, E, k, all (R, G)."""
     f = np.exp(-g[:, :, None] * log_z)  # (R, G, n)
     w3, y3 = w[:, None, :], y[:, None, :]

@@ -31,7 +31,7 @@ class Record:
     lr: float | None = None  # peak learning rate
     batch_tokens: int | None = None  # tokens of one optimizer step
     steps: int | None = None  # optimizer steps
-    status: str = "ok"  # ok, failed (no loss) or diverged (a loss worse than knowing word frequencies)
+    status: str = "ok"  # ok, failed (no loss) or diverged (a loss no better than chance)
     error: str = ""  # why it failed
     seconds: float | None = None  # wall time
 
@@ -42,9 +42,7 @@ _INTEGERS = ("batch_tokens", "steps")
 _COLUMNS = tuple(field.name for field in fields(Record))
 
 
-def read_table(
-    path: Path, columns: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None
-) -> list[Record]:
+def read_table(path: Path, columns: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None) -> list[Record]:
     """Read and check a CSV run table.
 
     Args:

@@ -21,7 +21,7 @@ OBJECTIVES.register("squared")("squared error of L")
 
 _LARGEST_EXPONENT = 2.0
 _SMALLEST_LOG = -12.0  # ln of a term relative to the typical loss: what is below counts as absent
-_MIN_POINTS = 6  # one more than the parameters
+_MIN_POINTS = 8  # five parameters, and three degrees of freedom to judge them by
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def fit_surface(
     """Fit the five numbers of the surface.
 
     Args:
-        parameters, tokens, loss: (n,) arrays, all finite and above 0; at least 6 points with 3 different sizes and token counts.
+        parameters, tokens, loss: (n,) arrays, all finite and above 0; at least 8 points with 3 different sizes and token counts.
         objective: ``huber_log``, ``squared_log`` or ``squared``.
         delta: Huber's threshold on ln L.
 
@@ -260,5 +260,3 @@ class _Problem:
         done = np.ones(len(theta), dtype=bool)
         done[active] = False
         return theta, cost, done
-
-

@@ -200,8 +200,8 @@ class SweepFolder:
 def make_record(cell: Cell, result: Mapping[str, Any], metric: str, diverged_above: float) -> Record:
     """The table row of a cell: planned settings, measured loss, and a status.
 
-    A loss that is not finite, or above ``diverged_above`` (nats: what knowing only the vocabulary or the word frequencies
-    gives), marks a diverged run.
+    A loss that is not finite, or above ``diverged_above`` (nats: ln of the vocabulary, what guessing gives), marks a
+    diverged run.
     """
     metrics = result.get("metrics") or {}
     error, loss = str(result.get("error") or ""), math.nan
@@ -214,7 +214,7 @@ def make_record(cell: Cell, result: Mapping[str, Any], metric: str, diverged_abo
         if not math.isfinite(loss):
             status, error = "diverged", "the loss is not finite"
         elif loss > diverged_above:
-            status, error = "diverged", f"loss {loss:.3f} is above {diverged_above:.3f}, that of a model that knows nothing"
+            status, error = "diverged", f"loss {loss:.3f} is above {diverged_above:.3f}, that of guessing"
     # What the job says it did counts; a ramp of the batch ends a fraction of a step off the plan.
     tokens = float(metrics.get("tokens") or cell.tokens)
     if status == "ok" and abs(tokens / cell.tokens - 1) > 0.1:

@@ -4,6 +4,7 @@ The multirun is a child process, the same that `herd pretrain -m +sweeps=NAME` s
 runs, addressed by content, so a sweep that was stopped, or a plan with a few more cells, trains only what is missing.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -11,16 +12,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from herd.config.errors import UserError
 from herd.config.loader import compose, to_plain
-from herd.runs.stage import Artifact, Inputs, Stage, StageRun
+from herd.runs.stage import Inputs, Stage, StageRun
 from herd.scaling.plan import Cell, PlanConfig, plan_cells, vocabulary_of, write_plan
 from herd.scaling.records import Record, read_table, usable, write_table
 
@@ -47,7 +46,6 @@ def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict
     plan = plan_cells(config.plan, vocabulary)
     cells = stage_run.folder / "cells.json"
     write_plan(cells, plan)
-    unigram = unigram_loss(tokens, compose("pretrain", config.plan.overrides).mix.weights)
     folder = stage_run.scratch / "sweep"
     root = stage_run.folder.parent.parent  # of all runs: the cells are stages of their own in its store
     command = [
@@ -58,7 +56,6 @@ def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict
         "run.name=cells",
         f"hydra.sweep.dir={_quoted(folder)}",
         f"hydra.sweeper.cells={_quoted(cells)}",
-        f"hydra.sweeper.diverged_above={unigram:.6f}",
         *config.overrides,
     ]
     code, last = run_child(command)
@@ -75,7 +72,6 @@ def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict
         **counts,
         "budgets": sorted({record.budget for record in usable(records)}),
         "best_loss": min(record.loss for record in usable(records)),
-        "unigram_loss": unigram,
         "vocab_size": vocabulary,
         "flops": sum(record.flops for record in usable(records)),
     }
@@ -99,7 +95,7 @@ def run_child(command: Sequence[str]) -> tuple[int, str]:
     environment = {
         **os.environ,
         # Two jobs at a time with a thread each train faster than one with two.
-        **{name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")},
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         "HERD_SWEEP_PARENT": str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
     }
@@ -127,21 +123,19 @@ def run_child(command: Sequence[str]) -> tuple[int, str]:
 
 def _end_group(child: "subprocess.Popen[str]") -> None:
     try:
-        os.killpg(child.pid, signal.SIGTERM)
-        child.wait(timeout=5)
-    except (ProcessLookupError, subprocess.TimeoutExpired):
-        pass
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(child.pid, signal.SIGTERM)
+            child.wait(timeout=5)
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         child.wait()
 
 
 def _quoted(path: Path) -> str:
     """A path as a Hydra value: quoted, so that commas, spaces and equal signs are its own."""
-    return "'" + re.sub(r"([\\']+)", r"\\\1", str(path)) + "'"
+    text = re.sub(r"(\\*)'", r"\1\1\'", str(path))  # only before a quote, and at the end, does a backslash escape
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
 
 
 def _keep_curves(folder: Path, cells: Sequence[Cell], target: Path) -> None:
@@ -155,28 +149,6 @@ def _keep_curves(folder: Path, cells: Sequence[Cell], target: Path) -> None:
             continue
         if source.exists():
             shutil.copyfile(source, target / f"{cell.id}.jsonl")
-
-
-def unigram_loss(tokens: Artifact, mix: Mapping[str, float]) -> float:
-    """Held-out loss of knowing only how frequent each token is in training, nats per token, domains weighted as in ``mix``.
-
-    A cell above it has learned nothing: it is marked as diverged.
-    """
-    from herd.corpus.shards import TokenShards
-
-    shards = TokenShards(tokens / "tokens")
-    domains = [d for d in shards.domains("train") if mix.get(d, 0) > 0 and d in shards.domains("heldout")]
-    if not domains:
-        raise UserError(f"'{tokens.path}' has no held-out text in the domains of the mix ({', '.join(mix)}).")
-    share = np.array([mix[d] for d in domains]) / sum(mix[d] for d in domains)
-
-    def frequencies(split: str, smoothing: float) -> np.ndarray:
-        counts = [
-            np.bincount(np.asarray(shards.source(split, d).tokens), minlength=shards.vocab_size) + smoothing for d in domains
-        ]
-        return np.asarray(sum(s * c / c.sum() for s, c in zip(share, counts, strict=True)))
-
-    return float(-(frequencies("heldout", 0.0) * np.log(frequencies("train", 1.0))).sum())
 
 
 def fingerprint(config: ScalingSweepConfig) -> Any:

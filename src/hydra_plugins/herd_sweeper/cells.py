@@ -1,8 +1,8 @@
 """Hydra sweeper `herd_cells`: runs the paired cells of a plan with any launcher.
 
 Hydra's own sweepers take the Cartesian product of their arguments; an IsoFLOP sweep needs pairs (this size with these tokens).
-Cells come from a file of `herd scaling-plan` (``hydra.sweeper.cells``) or from the plan itself (``hydra.sweeper.plan``). Overrides
-of the command line apply to every cell. Finished cells are skipped, failing ones are recorded, the costliest start first.
+Cells come from a file of `herd scaling-plan` (``hydra.sweeper.cells``) or from the plan itself (``hydra.sweeper.plan``). The
+command line's overrides apply to every cell. Finished cells are skipped, failing ones are recorded, the costliest start first.
 """
 
 import logging
@@ -79,9 +79,7 @@ class CellSweeper(Sweeper):
         folder = SweepFolder(root, jobs, plan.metric, above)
         waiting = folder.prepare()
         skipped = len(jobs) - len(waiting)
-        _say(
-            f"Sweep of {len(jobs)} cells, {plan.flops:.3g} FLOPs{f', {skipped} finished before' if skipped else ''}: {root}"
-        )
+        _say(f"Sweep of {len(jobs)} cells, {plan.flops:.3g} FLOPs{f', {skipped} finished before' if skipped else ''}: {root}")
         size = self.batch_size or max(len(waiting), 1)
         number = 0
         for first in range(0, len(waiting), size):
