@@ -43,7 +43,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/attention_masks.py
+	$(BIN)/python benchmarks/training/step_vs_transformers.py
 
 clean:
 	rm -rf $(VENV) runs

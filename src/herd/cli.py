@@ -59,7 +59,7 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _stage(command: str, argv: list[str]) -> None:
-    overrides = [_open_input(argument) for argument in argv]
+    overrides = [_open(argument) for argument in argv]
     if any(argument.startswith("-") for argument in argv):
         _hydra(command, overrides)
         return
@@ -68,9 +68,9 @@ def _stage(command: str, argv: list[str]) -> None:
     print(run_command(command, compose(command, overrides))["artifact"])
 
 
-def _open_input(argument: str) -> str:
-    """``inputs.x=path`` names a key that no YAML lists (stages declare their inputs), so Hydra must be told to add it."""
-    return f"++{argument}" if argument.startswith("inputs.") else argument
+def _open(argument: str) -> str:
+    """Hydra adds ``inputs.x=path`` and ``stages.x.extra=[...]`` though no YAML lists these keys: stages declare their inputs."""
+    return f"++{argument}" if argument.startswith(("inputs.", "stages.")) else argument
 
 
 def run_command(command: str, composed: Any) -> dict[str, Any]:
@@ -103,10 +103,11 @@ def _recipe(argv: list[str]) -> None:
     from herd.config.loader import compose, load
     from herd.recipe.graph import RecipeConfig, plan_lines, run_recipe
 
+    overrides = [_open(argument) for argument in argv]
     if any(argument.startswith("-") for argument in argv):
-        _hydra("recipe", argv)
+        _hydra("recipe", overrides)
         return
-    recipe = load(RecipeConfig, compose("recipe", argv))
+    recipe = load(RecipeConfig, compose("recipe", overrides))
     if recipe.dry_run:
         print("\n".join(plan_lines(recipe)))
     else:
