@@ -23,9 +23,10 @@ RUN_FOLDER = "HERD_RUN_FOLDER"
 class NotebookFigure:
     """One PNG that a cell displayed."""
 
-    name: str  # <notebook>_<number>
+    name: str  # from the heading before the cell: isoflop_curves
     image: bytes
-    caption: str  # the heading before the cell
+    title: str  # that heading
+    caption: str  # the text under it
 
 
 def link_stages(stages: Mapping[str, Artifact], folder: Path) -> Path:
@@ -62,19 +63,22 @@ def execute_notebook(name: str, run_folder: Path, timeout: float = 120) -> list[
         raise UserError(f"notebooks/{name}.py failed on this run: {error.ename}: {error.evalue}") from error
     except CellTimeoutError as error:
         raise UserError(f"notebooks/{name}.py took longer than {timeout:.0f} s on this run.") from error
-    return figures_of(notebook, name)
+    return figures_of(notebook)
 
 
-def figures_of(notebook: Any, name: str) -> list[NotebookFigure]:
-    """Every PNG among the outputs of an executed notebook, with the last heading before it."""
+def figures_of(notebook: Any) -> list[NotebookFigure]:
+    """Every PNG among the outputs of an executed notebook, with the last heading and its text before it."""
     figures: list[NotebookFigure] = []
-    caption = ""
+    title = caption = ""
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            headings = re.findall(r"^#+\s+(.+)$", cell.source, flags=re.MULTILINE)
-            caption = headings[-1].strip() if headings else caption
+        if cell.cell_type == "markdown" and (heading := re.match(r"#+\s+(.+)", cell.source.strip())):
+            title = heading.group(1).strip()
+            caption = " ".join(cell.source.strip()[heading.end() :].split())
         for output in cell.get("outputs", []):
             image = output.get("data", {}).get("image/png")
             if image:
-                figures.append(NotebookFigure(f"{name}_{len(figures) + 1}", base64.b64decode(image), caption))
+                slug = re.sub(r"\W+", "_", title.lower()).strip("_") or "figure"
+                names = [figure.name for figure in figures]
+                name = slug if slug not in names else f"{slug}_{len(figures) + 1}"
+                figures.append(NotebookFigure(name, base64.b64decode(image), title, caption))
     return figures

@@ -76,7 +76,7 @@ def scaling(run: RunData, figures: list[NotebookFigure]) -> Section:
             f"forecast but a choice (method: {fit.get('status')}).",
         )  # fmt: skip
     for figure in figures:
-        section.figure(figure.name, figure.image, figure.caption or figure.name, figure.caption)
+        section.figure(figure.name, figure.image, figure.title, f"{figure.title}. {figure.caption}")
     if fit.get("predicted_loss") is not None:
         bounds, measured = fit.get("predicted_loss_interval"), trained.get("initial_loss")
         verdict = None

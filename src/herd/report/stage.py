@@ -42,7 +42,7 @@ def run(config: ReportConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         raise UserError("`herd report` needs finished stages: give inputs.stages.LABEL=FOLDER, or run a recipe.")
     data = RunData(stages)
     figures: list[NotebookFigure] = []
-    if config.notebook is not None and data.find("scaling-fit") is not None:
+    if config.notebook is not None and has_study(data):
         figures = execute_notebook(config.notebook, link_stages(stages, stage_run.scratch / "run"))
     sections = all_sections(data, figures, config.chat_samples)
     images = [block.content for section in sections for block in section.blocks if block.kind == "figure"]
@@ -52,6 +52,12 @@ def run(config: ReportConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     summary = summarise(data)
     write_json(stage_run.folder / "summary.json", summary)
     return {"stages": len(stages), "figures": len(images), "peak_memory_bytes": summary["peak_memory_bytes"]}
+
+
+def has_study(data: RunData) -> bool:
+    """Whether the run holds what the scaling notebook reads: a fit, and the table that it fitted."""
+    fit = data.find("scaling-fit")
+    return fit is not None and (data.find("scaling-sweep") is not None or bool(fit.manifest["config"].get("table")))
 
 
 def render(title: str, meta: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
