@@ -11,7 +11,7 @@ from herd.model.config import ModelConfig
 from herd.model.counts import parameter_count
 
 # Multiples of 16, and 24 and 40 besides: with a tied head, small models jump by vocab_size x 8 from width to width.
-_WIDTHS = (16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144)
+_WIDTHS = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144)
 
 
 def family_member(dim: int, vocab_size: int, max_seq_len: int) -> ModelConfig:
@@ -24,7 +24,7 @@ def family_member(dim: int, vocab_size: int, max_seq_len: int) -> ModelConfig:
     n_kv_heads = max(d for d in range(1, 9) if n_heads % d == 0 and (d <= n_heads // 2 or d == 1))
     return ModelConfig(
         dim=dim,
-        n_layers=round(min(2 + dim / 40, 8 + dim / 171)),
+        n_layers=round(min(2 + dim / 40, 12.3 + dim / 208)),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         ffn_dim=16 * math.ceil(8 * dim / 3 / 16),
