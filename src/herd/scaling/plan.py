@@ -211,7 +211,8 @@ def make_cell(config: PlanConfig, shape: ModelConfig, budget: float) -> Cell:
         f"optimizer.lr={lr:g}",
     ]
     return Cell(
-        id=sha256_json(overrides)[:10],
+        # A letter first: Hydra would read a bare 383e387056 as the number infinity.
+        id=f"c{sha256_json(overrides)[:9]}",
         budget=budget,
         parameters=parameters,
         tokens=tokens,
