@@ -9,13 +9,14 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
+from herd.config.errors import UserError
 from herd.runs.progress import Progress
 from herd.training.logger import MetricsSink
 from herd.training.module import HerdModule
 from herd.training.steps import StepBatch, StepSource
 
 
-class Diverged(RuntimeError):
+class Diverged(UserError):
     """The loss is no longer a finite number."""
 
 

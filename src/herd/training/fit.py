@@ -67,8 +67,6 @@ class TrainerConfig:
         for name in ("threads", "num_workers", "gradient_clip", "checkpoint_every_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"trainer.{name} = {getattr(self, name)}: 0 or more is needed.")
-        if self.strategy == "single" and self.devices * self.nodes > 1:
-            raise UserError(f"{self.devices * self.nodes} devices need parallel=ddp or parallel=fsdp, not parallel=single.")
 
 
 @dataclass(frozen=True)
@@ -243,6 +241,8 @@ def bf16_slowdown() -> float:
 def _surroundings(config: TrainerConfig) -> Iterator[None]:
     """The process as a fit wants it (threads, Lightning's chatter off), and afterwards as it was."""
     processes = config.devices * config.nodes
+    if processes > 1 and config.strategy == "single":
+        raise UserError(f"{processes} devices need parallel@trainer=ddp or parallel@trainer=fsdp, not single.")
     if processes > 1 and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
         raise UserError(
             f"{processes} devices need {processes} processes: start this command by `torchrun --nproc-per-node "
