@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.evaluation import scoring
 from herd.evaluation.heldout import document_nll
@@ -69,6 +70,12 @@ def test_a_long_context_loses_its_beginning_but_keeps_the_first_token(make_lm: M
     [found] = score(lm, [Request(context, choices)])
     kept = (context[0], *context[-20:])  # 24 + 1 - 4 = 21 places: the last token of a choice is predicted, never read
     assert found.logprobs == pytest.approx([naive(lm, kept, c)[0] for c in choices], abs=2e-4)
+
+
+def test_a_choice_longer_than_the_model_is_refused(make_lm: MakeLM) -> None:
+    with pytest.raises(UserError, match="9 tokens does not fit into the 8 positions of 'short'"):
+        score(make_lm("short", max_seq_len=8), [Request((1,), (tuple(range(9)),))])
+    assert len(score(make_lm("short", max_seq_len=8), [Request((1,), (tuple(range(8)),))])) == 1
 
 
 def test_blanks_move_to_the_continuation(tokenizer: Tokenizer) -> None:

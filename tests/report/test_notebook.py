@@ -33,7 +33,9 @@ def fit(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
             loss = 1.9 + 60 / parameters**0.35 + 180 / tokens**0.33 + 0.003 * float(rng.normal())
             records.append(Record(f"{flops:g}-{i}", flops, parameters, tokens, flops, loss))
     write_table(root / "table.csv", records)
-    config = make_job("scaling-fit", compose("scaling-fit", [f"table={root / 'table.csv'}", "flagship_flops=4e12"])).config
+    config = make_job(
+        "scaling-fit", compose("scaling-fit", [f"table={root / 'table.csv'}", "flagship_flops=4e12", "replicates=200"])
+    ).config
     return execute(FIT, config, {}, root, "test", "fit")
 
 

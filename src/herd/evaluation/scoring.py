@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.model.masks import CAUSAL, Dense
 from herd.model.transformer import Transformer
@@ -72,8 +73,11 @@ def score(lm: LanguageModel, requests: Sequence[Request]) -> list[Likelihood]:
     """Likelihoods of every choice of every request, in order.
 
     A context that does not fit is cut at its beginning, as lm-eval does; its first token (begin of text) stays.
+
+    Raises:
+        UserError: a choice alone is longer than the model reads.
     """
-    fitted = [_fit(request, lm.max_seq_len) for request in requests]
+    fitted = [_fit(request, lm) for request in requests]
     logprobs = [np.zeros(len(request.choices)) for request in fitted]
     greedy = [np.zeros(len(request.choices), dtype=bool) for request in fitted]
     rows = [_Row(i, first, part) for i, request in enumerate(fitted) for first, part in _rows(request)]
@@ -99,9 +103,14 @@ class _Row:
         return _row_length(self.request)
 
 
-def _fit(request: Request, max_seq_len: int) -> Request:
-    room = max_seq_len + 1 - max(map(len, request.choices))  # the last token is predicted, never read
-    assert room >= 1, f"a continuation of {max(map(len, request.choices))} tokens does not fit in {max_seq_len}"
+def _fit(request: Request, lm: LanguageModel) -> Request:
+    longest = max(map(len, request.choices))
+    room = lm.max_seq_len + 1 - longest  # the last token is predicted, never read
+    if room < 1:
+        raise UserError(
+            f"evaluate: a text of {longest} tokens does not fit into the {lm.max_seq_len} positions of '{lm.label}': "
+            "lower documentation_choice.max_characters."
+        )
     if len(request.context) <= room:
         return request
     tail = request.context[len(request.context) - room + 1 :] if room > 1 else ()

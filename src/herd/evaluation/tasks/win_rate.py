@@ -68,6 +68,9 @@ class WinRate(BaseTask):
             return
         most = self.config.max_new_tokens
         asked = [p for p in self.prompts if fits(p.messages, self.bench.tokenizer, lm.max_seq_len, most)]
+        if not asked:
+            self.result.notes[lm.label] = f"no prompt leaves room for an answer in {lm.max_seq_len} positions"
+            return
         sampling = SamplingConfig(max_new_tokens=most, temperature=0.0, top_p=1.0, seed=self.bench.seed)
         given = sample_answers(lm.model, self.bench.tokenizer, [p.messages for p in asked], sampling, 1, self.config.batch_size)
         self.answers[lm.label] = {p.id: group[0] for p, group in zip(asked, given, strict=True)}
