@@ -1,7 +1,7 @@
 """Four-way questions from held-out documentation: which text documents this function?
 
 The question is a function's name and signature (or these and its first sentence); the answers are its own summary (or
-the paragraph that follows) and three others of the same package and of similar length. Only held-out entries take
+the paragraph that follows) and three others of similar length, of the same package or of any. Only held-out entries take
 part, and no answer may occur anywhere in the training documents, so neither right nor wrong answers are familiar.
 """
 
@@ -38,6 +38,7 @@ class ItemLimits:
     min_characters: int  # shorter answers say too little
     max_characters: int
     max_length_ratio: float  # longest over shortest text that may stand side by side
+    rivals: str = "package"  # wrong answers are of the same package (harder), or of any
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,10 @@ def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed:
     """Questions with four choices each, ``limit`` at most (0: all), the true one equally often in each place."""
     groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for candidate in found:
-        groups[candidate.kind, candidate.package].append(candidate)
+        groups[_group(candidate, limits)].append(candidate)
     drafts: list[tuple[Candidate, list[str]]] = []
     for candidate in found:
-        rivals = _rivals(candidate, groups[candidate.kind, candidate.package], limits)
+        rivals = _rivals(candidate, groups[_group(candidate, limits)], limits)
         if len(rivals) < CHOICES - 1:
             _count(counts, "too_few_rivals")
             continue
@@ -105,6 +106,11 @@ def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed:
         choices = (*wrong[:place], candidate.text, *wrong[place:])
         items.append(ChoiceItem(candidate.id, candidate.kind, candidate.package, candidate.context, choices, int(place)))
     return items
+
+
+def _group(candidate: Candidate, limits: ItemLimits) -> tuple[str, str]:
+    """The candidates among which wrong answers are sought carry the same key."""
+    return candidate.kind, candidate.package if limits.rivals == "package" else ""
 
 
 def _rivals(candidate: Candidate, group: Sequence[Candidate], limits: ItemLimits) -> list[str]:

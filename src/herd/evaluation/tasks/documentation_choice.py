@@ -20,6 +20,7 @@ from herd.runs.seeds import stream
 
 NAME = "documentation_choice"
 KINDS = ("summary", "description")
+RIVALS = ("package", "any")
 METRICS = ("acc", "acc_norm", "acc_bytes", "acc_token", "acc_mutual_info")
 
 
@@ -34,12 +35,18 @@ class DocumentationChoiceConfig:
     min_characters: int = 20  # of an answer
     max_characters: int = 240  # of an answer
     max_length_ratio: float = 1.6  # of the answers that stand side by side
+    rivals: str = "package"  # wrong answers come from the same package (harder), or from any
 
     def __post_init__(self) -> None:
         if self.headline not in METRICS:
             raise UserError(
                 f"evaluate.{NAME}.headline: unknown score '{self.headline}'."
                 f"{nearest(self.headline, METRICS)} Choices: {', '.join(METRICS)}."
+            )
+        if self.rivals not in RIVALS:
+            raise UserError(
+                f"evaluate.{NAME}.rivals: unknown choice '{self.rivals}'."
+                f"{nearest(self.rivals, RIVALS)} Choices: {', '.join(RIVALS)}."
             )
         for kind in self.kinds:
             if kind not in KINDS:
@@ -57,7 +64,7 @@ class DocumentationChoice(BaseTask):
     def __init__(self, config: DocumentationChoiceConfig, bench: Bench) -> None:
         super().__init__()
         self.config, self.bench = config, bench
-        limits = ItemLimits(config.min_characters, config.max_characters, config.max_length_ratio)
+        limits = ItemLimits(config.min_characters, config.max_characters, config.max_length_ratio, config.rivals)
         counts: dict[str, int] = {}
         rows = pq.read_table(bench.documents / "entries.parquet").to_pylist()
         found = candidates([r for r in rows if r["split"] == "heldout"], config.kinds, limits, counts)
