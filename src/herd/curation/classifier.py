@@ -106,7 +106,7 @@ class QualityClassifier:
                 part += [(passages[i], label) for i in chosen]
         if len({label for _, label in train}) < 2 or len({label for _, label in heldout}) < 2:
             raise UserError("The quality classifier found no words in its reference or in the raw pages.")
-        self.model = LogisticRegression(C=10.0, class_weight="balanced", solver="liblinear", random_state=0)
+        self.model = LogisticRegression(C=1.0, class_weight="balanced", solver="liblinear", random_state=0)
         self.model.fit(self.vectorizer.transform([t for t, _ in train]), [label for _, label in train])
         scores = self._probabilities([text for text, _ in heldout])
         return {

@@ -20,7 +20,7 @@ from herd.curation.ledger import Ledger, LedgerRow, dropped, edited
 from herd.curation.lines import deduplicate_lines, ranges
 from herd.curation.neardup import deduplicate_documents
 from herd.curation.rules import count_rules
-from herd.curation.sources import Context, load_sources
+from herd.curation.sources import Context, content_hashes, load_sources
 from herd.curation.split import choose_heldout, cut_overlap
 from herd.curation.text import tidy, word_stream
 from herd.curation.urls import deduplicate_urls
@@ -35,7 +35,7 @@ def run(config: CurateConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
     scratch = run.scratch / "source"
     scratch.mkdir(parents=True, exist_ok=True)
     source = load_sources().get(config.source.kind)
-    found = source(config.source, Context(config.seed, config.workers, scratch))
+    found = source.collect(config.source, Context(config.seed, config.workers, scratch))
     if not found.records:
         raise UserError(f"source '{config.source.kind}' gives no document.")
     ledger = Ledger()
@@ -100,11 +100,21 @@ def run(config: CurateConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
     }
 
 
+def fingerprint(config: CurateConfig) -> dict[str, Any]:
+    """What the result depends on outside the configuration: versions of what is read, or the content of the user's files."""
+    found: dict[str, Any] = load_sources().get(config.source.kind).fingerprint(config.source)
+    reference = Path(config.classifier.reference)
+    if config.classifier.enabled and config.classifier.reference and reference.exists():
+        found = found | {"reference": content_hashes(reference)}
+    return found
+
+
 STAGE = Stage(
     name="curate",
     version=1,
     config=CurateConfig,
     run=run,
+    fingerprint=fingerprint,
     summary="raw pages -> deduplicated, filtered documents of four domains",
 )
 

@@ -1,17 +1,19 @@
-"""Where raw records come from. Each source is a function in the closed registry `SOURCES`.
+"""Where raw records come from: a closed registry of sources.
 
-Add a source: a function `(config, context) -> Collected` decorated with `@SOURCES.register("name")` in a module of this folder,
-imported in `load_sources`, with its keys in conf/source/<name>.yaml.
+Add one: `SOURCES.register("name")(Source(collect, fingerprint))` in a module of this folder that `load_sources` imports, and
+its keys in conf/source/name.yaml.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from herd.config.registry import Registry
 from herd.curation.config import SourceConfig
 from herd.curation.documents import RawEntry, Record
 from herd.curation.ledger import LedgerRow
+from herd.runs.atomic import sha256_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,13 @@ class Collected:
     problems: list[LedgerRow] = field(default_factory=list)  # what could not be read, and why
 
 
-Source = Callable[[SourceConfig, Context], Collected]
+@dataclass(frozen=True)
+class Source:
+    """One kind of source."""
+
+    collect: Callable[[SourceConfig, Context], Collected]  # reads everything that the configuration names
+    fingerprint: Callable[[SourceConfig], dict[str, Any]]  # what the result depends on besides the configuration
+
 
 SOURCES: Registry[Source] = Registry("source")
 
@@ -43,6 +51,17 @@ def load_sources() -> Registry[Source]:
 
     assert files and pages and python
     return SOURCES
+
+
+def content_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of each file of a folder, by relative name; empty when there is none (reading it will say so)."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    return {p.relative_to(path).as_posix(): sha256_file(p) for p in files}
+
+
+def file_fingerprint(config: SourceConfig) -> dict[str, Any]:
+    """Fingerprint of a source that reads ``config.path``."""
+    return content_hashes(Path(config.path)) if config.path else {}
 
 
 class Limits:

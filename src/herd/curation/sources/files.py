@@ -12,13 +12,12 @@ from herd.config.errors import UserError, nearest
 from herd.curation.config import SourceConfig
 from herd.curation.documents import DOMAINS, Record
 from herd.curation.ledger import LedgerRow
-from herd.curation.sources import SOURCES, Collected, Context, Limits
+from herd.curation.sources import SOURCES, Collected, Context, Limits, Source, file_fingerprint
 from herd.runs.progress import progress
 
 Row = tuple[str, Mapping[str, Any] | str]  # where it stands, and the row or what is wrong with it
 
 
-@SOURCES.register("jsonl")
 def collect_jsonl(config: SourceConfig, context: Context) -> Collected:
     """Files of JSON lines (`.jsonl`, `.ndjson`, also `.gz` or `.zst`), or a folder of them.
 
@@ -31,7 +30,6 @@ def collect_jsonl(config: SourceConfig, context: Context) -> Collected:
     return _collect(config, (row for file in files for row in _json_rows(file)))
 
 
-@SOURCES.register("parquet")
 def collect_parquet(config: SourceConfig, context: Context) -> Collected:
     """Parquet files or a folder of them; only the named columns are read.
 
@@ -42,7 +40,6 @@ def collect_parquet(config: SourceConfig, context: Context) -> Collected:
     return _collect(config, (row for file in files for row in _parquet_rows(file, config)))
 
 
-@SOURCES.register("hub")
 def collect_hub(config: SourceConfig, context: Context) -> Collected:
     """A data set of the Hugging Face hub, streamed, so that a limit reads no more than it needs.
 
@@ -208,3 +205,8 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()
     return "" if value is None else str(value)
+
+
+SOURCES.register("jsonl")(Source(collect_jsonl, file_fingerprint))
+SOURCES.register("parquet")(Source(collect_parquet, file_fingerprint))
+SOURCES.register("hub")(Source(collect_hub, lambda config: {}))  # the hub does not say cheaply what a split holds

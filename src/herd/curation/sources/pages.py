@@ -9,14 +9,13 @@ from herd.config.errors import UserError
 from herd.curation.config import SourceConfig
 from herd.curation.documents import Record
 from herd.curation.ledger import LedgerRow
-from herd.curation.sources import SOURCES, Collected, Context, Limits
+from herd.curation.sources import SOURCES, Collected, Context, Limits, Source, file_fingerprint
 from herd.runs.progress import progress
 
 _SUFFIXES = (".html", ".htm", ".html.gz", ".htm.gz")
 _MOST_BYTES = 100_000_000  # of one unpacked page: protects against archives that unpack to terabytes
 
 
-@SOURCES.register("html")
 def collect_html(config: SourceConfig, context: Context) -> Collected:
     """One record a file; the URL is the path inside the folder, the date that of the file's last change.
 
@@ -61,3 +60,6 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     with gzip.open(file) as stream:
         return stream.read(_MOST_BYTES)
+
+
+SOURCES.register("html")(Source(collect_html, file_fingerprint))

@@ -20,7 +20,7 @@ from typing import Any
 from herd.curation.config import SourceConfig
 from herd.curation.documents import RawEntry, Record
 from herd.curation.ledger import LedgerRow
-from herd.curation.sources import SOURCES, Collected, Context, Limits
+from herd.curation.sources import SOURCES, Collected, Context, Limits, Source
 from herd.runs.progress import progress
 
 _SCRIPT = Path(__file__).with_name("introspect.py")
@@ -51,7 +51,6 @@ _LEFT_OUT |= {
 _LEFT_OUT_PARTS = {"tests", "test", "__main__", "idle_test", "__pycache__"}
 
 
-@SOURCES.register("python")
 def collect_python(config: SourceConfig, context: Context) -> Collected:
     """Read this interpreter's documentation and library sources.
 
@@ -82,12 +81,13 @@ def standard_modules() -> list[str]:
     root = Path(sysconfig.get_paths()["stdlib"])
     names = {name for name in sys.stdlib_module_names if name not in _LEFT_OUT}
     names = {name for name in names if name in sys.builtin_module_names or not name.startswith("_")}
-    for path in root.rglob("*.py"):
-        parts = path.relative_to(root).with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        library = bool(parts) and parts[0] in sys.stdlib_module_names and parts[0] not in _LEFT_OUT
-        if library and not _LEFT_OUT_PARTS.intersection(parts):
-            names.add(".".join(parts))
+    for folder, folders, files in os.walk(root):
+        parts = Path(folder).relative_to(root).parts
+        folders[:] = [f for f in folders if f not in _LEFT_OUT_PARTS and (parts or f in sys.stdlib_module_names - _LEFT_OUT)]
+        for module in (file.removesuffix(".py") for file in files if file.endswith(".py")):
+            path = parts if module == "__init__" else (*parts, module)
+            if path and path[0] in sys.stdlib_module_names - _LEFT_OUT and module not in _LEFT_OUT_PARTS:
+                names.add(".".join(path))
     return sorted(names)
 
 
@@ -234,3 +234,22 @@ def docstring_record(row: dict[str, Any]) -> Record:
     package = row["module"].partition(".")[0]
     text = f"{title}\n\n{doc.strip()}\n"
     return Record(f"docstring://{package}/{name}", "", "en", "maths", "python", f"name:{row['owner']}", "text", text)
+
+
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "PyYAML"}  # where the names differ
+
+
+def versions(config: SourceConfig) -> dict[str, Any]:
+    """Versions of the interpreter and of the packages that are read ("" when one is not installed)."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, Any] = {"python": sys.version}
+    for package in [*config.general_packages, *config.maths_packages]:
+        try:
+            found[package] = version(_DISTRIBUTIONS.get(package, package))
+        except PackageNotFoundError:
+            found[package] = ""
+    return found
+
+
+SOURCES.register("python")(Source(collect_python, versions))
