@@ -27,7 +27,7 @@ from herd.recipe.job import make_job
 from herd.runs.atomic import sha256_json, write_json
 from herd.runs.stage import Artifact, execute
 
-QUICK = ["epochs=1", "batch_size=8", "trainer.log_every_steps=1"]
+QUICK = ["window=256", "epochs=1", "batch_size=8", "trainer.log_every_steps=1"]
 
 
 def config_of(command: str, *overrides: str):
@@ -79,7 +79,9 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("round")
     r = Round(documents_in(root / "documents"), root)
     made = {"tokens": root / "tokens", "base": root / "base"}
-    made["dialogs"] = r.run(dialogs_stage.STAGE, r.inputs, "seed_dialogs=20", "train_prompts=40", "heldout_prompts=20").path
+    made["dialogs"] = r.run(
+        dialogs_stage.STAGE, r.inputs, "seed_dialogs=20", "seed_turns=1", "train_prompts=40", "heldout_prompts=20"
+    ).path
     made["preferences"] = r.run(preferences_stage.STAGE, {"dialogs": made["dialogs"]}, "prompts=40", "heldout_prompts=20").path
     base = {"tokens": made["tokens"], "base": made["base"]}
     made["reward"] = r.run(reward_stage.STAGE, base | {"preferences": {"one": made["preferences"]}}, *QUICK).path
@@ -93,7 +95,7 @@ def made(tmp_path_factory):
     ).path
     tuned = {"tokens": made["tokens"], "model": made["sft"], "preferences": made["preferences"]}
     for label, seed in (("dpo-a", 0), ("dpo-b", 1)):
-        made[label] = r.run(dpo_stage.STAGE, tuned, *QUICK, f"seed={seed}", "optimizer.lr=1e-3", node=label).path
+        made[label] = r.run(dpo_stage.STAGE, tuned, *QUICK, f"seed={seed}", "optimizer.lr=1e-2", "epochs=6", node=label).path
     made["average"] = r.run(
         average_stage.STAGE,
         {

@@ -114,4 +114,4 @@ def test_micro_batches_are_a_matter_of_memory_alone():
 
     (one, together), (many, apart) = gradient(100_000), gradient(1)
     assert (one, many) == (1, 8)
-    assert torch.allclose(together, apart, atol=1e-6)
+    assert (together - apart).norm() < 1e-5 * together.norm()

@@ -76,7 +76,7 @@ def test_g9_accumulation_over_micro_batches_gives_the_same_gradient():
     (one, together), (many, apart) = gradient(8), gradient(1)
     assert one == 1
     assert many > 1
-    assert torch.allclose(together, apart, atol=1e-6)
+    assert (together - apart).norm() < 1e-5 * together.norm()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from herd.config.errors import UserError
 from herd.dialog.preferences import Grade
@@ -132,16 +134,18 @@ def token_f1(reference: str, answer: str) -> float:
 
 
 def _parses(source: str) -> bool:
-    try:
-        ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+    return _parsed(source, "exec") is not None
 
 
 def _call(source: str) -> ast.Call | None:
-    try:
-        tree = ast.parse(source.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return tree if isinstance(tree, ast.Call) else None
+    tree = _parsed(source.strip(), "eval")
+    return tree.body if isinstance(tree, ast.Expression) and isinstance(tree.body, ast.Call) else None
+
+
+def _parsed(source: str, mode: Literal["exec", "eval"]) -> ast.AST | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd literals in sampled answers
+        try:
+            return ast.parse(source, mode=mode)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None

@@ -56,7 +56,7 @@ class SequenceRows:
     """
 
     tokens: Tensor  # (B, T) int64
-    positions: Tensor  # (B, T) int64, from 0 in each sequence
+    positions: Tensor  # (B, T) int64, from 0 in each sequence; 0 in padding
     lengths: tuple[tuple[int, ...], ...]  # per row: tokens of each sequence in it, padding last
     places: Tensor  # (M,) int64, trained positions in the flattened rows
     targets: Tensor  # (M,) int64, the token to predict at each
@@ -98,7 +98,6 @@ def lay_out(sequences: Sequence[TrainingSequence], rows: Sequence[Sequence[int]]
             parts.append(size)
             at += size
         if at < window:
-            positions[r, at:] = np.arange(window - at)
             parts.append(window - at)
         lengths.append(tuple(parts))
     return SequenceRows(
