@@ -10,7 +10,7 @@ from typing import Any
 
 from herd.config.errors import UserError, nearest
 from herd.config.loader import compose
-from herd.recipe.job import Job, RunConfig, make_job
+from herd.recipe.job import Job, make_job
 from herd.runs.stage import Artifact, stored
 
 
@@ -64,11 +64,11 @@ def job_of(recipe: RecipeConfig, name: str) -> Job:
     """The checked job of one node; its inputs are links below the run's folder."""
     node = recipe.stages[name]
     base = Path(recipe.root) / recipe.name
-    composed = compose(node.command, [*node.overrides, *node.extra])
-    job = make_job(node.command, composed)
+    where = [f"run.root='{recipe.root}'", f"run.name='{recipe.name}'", f"run.node='{name}'"]
+    job = make_job(node.command, compose(node.command, [*node.overrides, *node.extra, *where]))
     single: dict[str, Any] = {key: str(base / source) for key, source in node.inputs.items()}
     groups = {key: {label: str(base / n) for label, n in group.items()} for key, group in node.groups.items()}
-    return Job(job.stage, job.config, single | groups, RunConfig(recipe.root, recipe.name, name))
+    return Job(job.stage, job.config, single | groups, job.run)
 
 
 def run_recipe(recipe: RecipeConfig) -> Artifact:
