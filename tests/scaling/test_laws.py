@@ -176,3 +176,28 @@ def test_bad_tables_and_targets_are_refused(sweep) -> None:  # type: ignore[no-u
     with pytest.raises(UserError, match="above 0"):
         forecast(fit_laws(rows), math.nan)
     json.dumps(dataclasses.asdict(forecast(fit_laws(rows), 8e12)), allow_nan=False)
+
+
+def test_the_frontier_leads_and_the_interval_spans_both_laws(sweep) -> None:  # type: ignore[no-untyped-def]
+    result = forecast(fit_laws(sweep(noise=0.03)), 8e12)
+    assert result.loss_method == "frontier" and result.loss == result.by_law["frontier"]["loss"]
+    ends = np.array([law["interval"] for law in result.by_law.values()])
+    assert len(ends) == 2
+    assert result.loss_interval == (ends[:, 0].min(), ends[:, 1].max())
+
+
+def test_losses_that_fall_in_a_straight_line_are_forecast_with_that_line_inside() -> None:
+    """Early in training the loss falls by as much per doubling as before: E = 0 is then too high a floor for the interval."""
+    from herd.scaling.records import Record
+
+    rng = np.random.default_rng(0)
+    rows = [
+        Record(f"{c:g}-{i}", c, c / 6 / d, d, c, 4.9 - 0.2 * math.log2(c / 5e10) + 0.5 * x * x + 0.01 * rng.normal())
+        for c in (5e10, 1e11, 2e11, 4e11)
+        for i, x in enumerate((-0.45, -0.15, 0.15, 0.45))
+        for d in [4e5 * (c / 5e10) ** 0.45 * 10**x]
+    ]
+    laws = fit_laws(rows)
+    result = forecast(laws, 3.2e12)
+    assert laws.frontier is not None and laws.frontier.status == "at_bound"
+    assert result.loss_interval[0] < 4.9 - 0.2 * 6 < result.loss_interval[1]

@@ -111,7 +111,8 @@ def loss_law(laws: Laws, axes: Axes, forecast: Forecast | None = None, measured:
         )  # fmt: skip
     if laws.frontier is not None:
         law = laws.frontier
-        text = f"frontier: {law.E:.2f} + {law.k:.2f} (C / {_power(law.reference)})$^{{-{law.g:.2f}}}$"
+        offset = f"{law.E:.2f} + " if law.E > 0 else ""
+        text = f"frontier: {offset}{law.k:.2f} (C / {_power(law.reference)})$^{{-{law.g:.2f}}}$"
         axes.plot(x, law.loss(x), color=_LAW, lw=1.5, label=text)
     if laws.surface is not None and laws.surface.status == "ok":
         best = [float(laws.surface.loss(*laws.surface.optimum(v))) for v in x]

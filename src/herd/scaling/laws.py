@@ -3,8 +3,9 @@
 Tokens: D*(C) = A C^alpha through the IsoFLOP vertices; the interval is Student's t on few budgets, wide when it must be.
 Loss: two laws are fitted, one along the frontier of vertices (E + k C^-g) and one over all cells (E + A/N^a + B/D^b).
 Each gets replicates: the cells' losses are drawn anew around its own fit, with a standard deviation that is itself drawn from
-its posterior (few degrees of freedom must show), and everything is fitted again. The forecast is that of the law with the
-narrower interval; its interval spans both laws, because a sweep of a decade cannot tell which of them holds beyond it.
+its posterior (few degrees of freedom must show), and everything is fitted again. The forecast is that of the frontier (of the
+surface where too few budgets have an optimum); its interval spans both laws, because a sweep of a decade cannot tell which of
+them holds beyond it. On laptop sweeps the surface flattens too early and the frontier does not.
 """
 
 import math
@@ -146,14 +147,13 @@ def forecast(laws: Laws, flops: float, fallback: str = "refuse", parameters: flo
     method, tokens, interval = _tokens(laws, flops, fallback)
     n = parameters or flops / (6 * tokens)
     by_law: dict[str, dict[str, object]] = {}
-    widths: dict[str, float] = {}
     spans: list[Interval] = []
-    for name, (value, span) in _losses(laws, flops, n).items():
+    losses = _losses(laws, flops, n)
+    for name, (value, span) in losses.items():
         by_law[name] = {"loss": value, "interval": list(span)}
-        widths[name] = span[1] - span[0]
         spans.append(span)
-    chosen = min(widths, key=lambda name: widths[name]) if widths else None
-    loss = float(by_law[chosen]["loss"]) if chosen else None  # type: ignore[arg-type]
+    chosen = next(iter(losses), None)
+    loss = losses[chosen][0] if chosen else None
     loss_interval = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else None
     return Forecast(
         flops=flops,
@@ -194,7 +194,7 @@ def _tokens(laws: Laws, flops: float, fallback: str) -> tuple[str, float, Interv
 
 
 def _losses(laws: Laws, flops: float, parameters: float) -> dict[str, tuple[float, Interval]]:
-    """Loss of a run at ``flops`` by each law that could be fitted, with the interval of one measured run."""
+    """Loss of a run at ``flops`` by each law that could be fitted, the preferred first, with the interval of one measured run."""
     result: dict[str, tuple[float, Interval]] = {}
     if laws.frontier is not None:
         drawn = _frontier_replicates(laws, flops)
@@ -250,7 +250,9 @@ def _frontier_replicates(laws: Laws, flops: float) -> np.ndarray | None:
     if enough.sum() < count // 2:
         return None
     budgets = np.array([curve.budget for curve in vertices])
-    E, k, g, reference = solve_loss_laws(budgets, np.nan_to_num(optimal[enough]), weights[enough])
+    # Far from the irreducible loss a sweep cannot tell a power law from a straight line in log C, which E < 0 allows.
+    lowest = -min(curve.loss or 0.0 for curve in vertices)
+    E, k, g, reference = solve_loss_laws(budgets, np.nan_to_num(optimal[enough]), weights[enough], lowest)
     return np.asarray(E + k * (flops / reference) ** -g + rng.normal(size=int(enough.sum())) * std[enough])
 
 

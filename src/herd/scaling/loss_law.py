@@ -57,15 +57,18 @@ def fit_loss_law(budgets: np.ndarray, losses: np.ndarray) -> LossLaw:
 
 
 def solve_loss_laws(
-    budgets: np.ndarray, losses: np.ndarray, weights: np.ndarray | None = None
+    budgets: np.ndarray, losses: np.ndarray, weights: np.ndarray | None = None, lowest: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Fit many laws at once: budgets (n,), losses (R, n), weights (R, n) of 0 or 1 -> E (R,), k (R,), g (R,), C0."""
+    """Fit many laws at once: budgets (n,), losses (R, n), weights (R, n) of 0 or 1 -> E (R,), k (R,), g (R,), C0.
+
+    ``lowest`` bounds E. A negative one lets a law fall as fast as a straight line in log C, which early training can.
+    """
     reference = float(np.exp(np.log(budgets).mean()))
     log_z = np.log(budgets / reference)
     weights = np.ones_like(losses) if weights is None else weights
     grid = np.repeat(np.geomspace(_SMALLEST, _LARGEST, 80)[None], len(losses), axis=0)
     for _ in range(4):  # each round searches between the neighbours of the best
-        cost, E, k = _linear(log_z, losses, weights, grid)
+        cost, E, k = _linear(log_z, losses, weights, grid, lowest)
         best = cost.argmin(axis=1)
         rows = np.arange(len(losses))
         low, high = grid[rows, np.maximum(best - 1, 0)], grid[rows, np.minimum(best + 1, grid.shape[1] - 1)]
@@ -74,8 +77,10 @@ def solve_loss_laws(
     return (*chosen, reference)
 
 
-def _linear(log_z: np.ndarray, y: np.ndarray, w: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Best E, k >= 0 for each replicate (R) and exponent (G): cost, E, k, all (R, G)."""
+def _linear(
+    log_z: np.ndarray, y: np.ndarray, w: np.ndarray, g: np.ndarray, lowest: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Best E >= lowest and k >= 0 for each replicate (R) and exponent (G): cost, E, k, all (R, G)."""
     f = np.exp(-g[:, :, None] * log_z)  # (R, G, n)
     w3, y3 = w[:, None, :], y[:, None, :]
     total, sf, sff = w3.sum(-1), (w3 * f).sum(-1), (w3 * f * f).sum(-1)
@@ -83,7 +88,7 @@ def _linear(log_z: np.ndarray, y: np.ndarray, w: np.ndarray, g: np.ndarray) -> t
     determinant = np.maximum(total * sff - sf**2, 1e-300)
     k = (total * sfy - sf * sy) / determinant
     E = (sy - k * sf) / total
-    k = np.where(E < 0, sfy / sff, k)
-    E = np.where(E < 0, 0.0, E)
+    k = np.where(lowest > E, (sfy - lowest * sf) / sff, k)
+    E = np.maximum(E, lowest)
     E, k = np.where(k < 0, sy / total, E), np.maximum(k, 0.0)
     return (w3 * (E[..., None] + k[..., None] * f - y3) ** 2).sum(-1), E, k
