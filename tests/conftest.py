@@ -11,9 +11,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
 # Shared machines are noisy: no deadline per example, and the same examples in each run.
-settings.register_profile(
-    "herd", deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("herd", deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("herd")
 
 

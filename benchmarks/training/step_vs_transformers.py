@@ -1,7 +1,7 @@
 """One optimizer step on packed documents: herd against Hugging Face ``LlamaForCausalLM``, same shape, weights, rows and loss.
 
-Both sides get fp32, fused AdamW and the same packed rows of documents of mixed length. Hugging Face gets the document mask as a 4-D
-additive mask with SDPA attention, since its position-id route needs flash-attention. Run: ``make bench``.
+Both sides get fp32, fused AdamW and the same packed rows of documents of mixed length. Hugging Face gets the document mask as a
+4-D additive mask with SDPA attention, since its position-id route needs flash-attention. Run: ``make bench``.
 """
 
 import sys

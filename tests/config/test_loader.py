@@ -58,9 +58,7 @@ def test_unknown_key_names_the_nearest_field_in_one_line(broken: dict, named: st
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "broken", [values(seed="x"), values(model={"dim": "wide"}), {"seed": 1}, values(model={"dim": -1})]
-)
+@pytest.mark.parametrize("broken", [values(seed="x"), values(model={"dim": "wide"}), {"seed": 1}, values(model={"dim": -1})])
 def test_wrong_or_missing_values_are_user_errors_of_one_line(broken: dict) -> None:
     with pytest.raises(UserError) as caught:
         load(Outer, broken)
@@ -76,7 +74,7 @@ def test_registry_is_closed() -> None:
     registry: Registry[int] = Registry("optimizer")
     registry.register("adamw")(1)
     assert registry.get("adamw") == 1
-    with pytest.raises(UserError, match="Unknown optimizer 'adam'. Did you mean 'adamw'"):
+    with pytest.raises(UserError, match=r"Unknown optimizer 'adam'\. Did you mean 'adamw'"):
         registry.get("adam")
     with pytest.raises(AssertionError):
         registry.register("adamw")(2)

@@ -71,7 +71,7 @@ def config(**changes) -> PretrainConfig:
         },
         "optimizer": {"lr": 2e-2},
         "mix": {"weights": {"general": 0.6, "code": 0.4}},
-        "trainer": {"micro_batch_tokens": 96, "checkpoint_every_steps": 5, "log_every_steps": 4},
+        "trainer": {"micro_batch_tokens": 96, "checkpoint_every_steps": 7, "log_every_steps": 4},
         "eval_tokens": 400,
         "eval_seq_len": 32,
     }

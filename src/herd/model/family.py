@@ -11,7 +11,36 @@ from herd.model.config import ModelConfig
 from herd.model.counts import parameter_count
 
 # Multiples of 16, and 24 and 40 besides: with a tied head, small models jump by vocab_size x 8 from width to width.
-_WIDTHS = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144)
+_WIDTHS = (
+    8,
+    12,
+    16,
+    24,
+    32,
+    40,
+    48,
+    64,
+    80,
+    96,
+    128,
+    160,
+    192,
+    256,
+    320,
+    384,
+    512,
+    640,
+    768,
+    1024,
+    1280,
+    1536,
+    2048,
+    2560,
+    3072,
+    4096,
+    5120,
+    6144,
+)
 
 
 def family_member(dim: int, vocab_size: int, max_seq_len: int) -> ModelConfig:

@@ -21,9 +21,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "curate": Command("herd.curation.stage", "raw pages to clean, deduplicated, rated documents"),
-    "tokenize": Command(
-        "herd.corpus.tokenize_stage", "train the tokenizer, write token shards", {"documents": "curate"}
-    ),
+    "tokenize": Command("herd.corpus.tokenize_stage", "train the tokenizer, write token shards", {"documents": "curate"}),
     "scaling-plan": Command("herd.scaling.plan_stage", "budgets and sizes to the cells of an IsoFLOP sweep"),
     "scaling-sweep": Command(
         "herd.scaling.sweep_stage",
