@@ -58,7 +58,7 @@ class ExtractionConfig:
 
     max_bytes: int = 10_000_000  # a longer raw page is dropped unread
     max_depth: int = 1_000  # nested elements; parsing time grows with the square of the depth
-    max_characters: int = 200_000  # of extracted text; longer documents are dropped ("absurdly long")
+    max_characters: int = 1_000_000  # of extracted text; longer documents are dropped ("absurdly long")
     max_replaced: float = 0.01  # share of undecodable characters above which a document is dropped
     drop_truncated: bool = True  # drop pages that open <html> or <body> and close neither (paper 3.1.1: whole pages only)
     max_link_density: float = 0.7  # blocks with a larger share of link text and little else are navigation
