@@ -190,7 +190,7 @@ def test_an_interrupted_attempt_leaves_no_trace(documents: Documents, tmp_path: 
     assert left == set(clean)
 
 
-@pytest.mark.parametrize(("name", "vocab_size", "special"), [("laptop", 2048, 16), ("llama3", 128_256, 256), ("tiny", 512, 16)])
+@pytest.mark.parametrize(("name", "vocab_size", "special"), [("laptop", 1024, 16), ("llama3", 128_256, 256), ("tiny", 512, 16)])
 def test_presets_compose(name: str, vocab_size: int, special: int) -> None:
     composed = compose("tokenize", [f"tokenizer={name}"])
     plain = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))

@@ -1,7 +1,7 @@
-"""A family of small shapes, one for each width, for sweeps and presets.
+"""A family of shapes, one for each width, for sweeps and presets.
 
 Scaling laws compare models that differ in size and in nothing else, so depth, heads and feed-forward width are
-functions of the width alone: for a vocabulary of 2,048 from 40 thousand to 40 million parameters.
+functions of the width alone: for a vocabulary of 2,048 from 18 thousand to 16 billion parameters.
 """
 
 import math
@@ -10,41 +10,16 @@ from herd.config.errors import UserError
 from herd.model.config import ModelConfig
 from herd.model.counts import parameter_count
 
-# Multiples of 16, and 24 and 40 besides: with a tied head, small models jump by vocab_size x 8 from width to width.
-_WIDTHS = (
-    8,
-    12,
-    16,
-    24,
-    32,
-    40,
-    48,
-    64,
-    80,
-    96,
-    128,
-    160,
-    192,
-    256,
-    320,
-    384,
-    512,
-    640,
-    768,
-    1024,
-    1280,
-    1536,
-    2048,
-    2560,
-    3072,
-    4096,
-    5120,
-    6144,
-)
+# Multiples of 16, and 8, 12, 24, 40 besides: with a tied head, small models jump by vocab_size x 8 from width to width.
+_SMALL = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384)
+_LARGE = (512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144)
+_WIDTHS = _SMALL + _LARGE
 
 
 def family_member(dim: int, vocab_size: int, max_seq_len: int) -> ModelConfig:
-    """The member of width ``dim``: about dim / 40 + 2 layers, heads of about 32, grouped-query attention, tied head.
+    """The member of width ``dim``: grouped-query attention with heads of about 32 (128 from width 2,048 on), tied head.
+
+    Depth is dim / 40 + 2 up to width 512 and dim / 208 + 12.3 beyond, which gives the 8B model's 32 layers at its width.
 
     The feed-forward width is 8/3 dim, Llama's 2/3 x 4 before its multiplier, rounded up to a multiple of 16.
     """

@@ -81,6 +81,9 @@ class _Pages(pydoc.HTMLDoc):
     def preformat(self, text: str) -> str:
         return _preformat(text)
 
+    def heading(self, title: str, extras: str = "") -> str:
+        return super().heading(title)  # without links to the index and the file
+
     def filelink(self, url: str, path: str) -> str:
         return ""
 
@@ -121,7 +124,7 @@ def documented(module: types.ModuleType, package: str, seen: dict[int, Any]) -> 
     """Functions, classes and methods that ``module`` presents as its own, each object once per process."""
     everything = getattr(module, "__all__", None)
     names = everything if isinstance(everything, list | tuple) else [n for n in dir(module) if n[:1] != "_"]
-    for name in sorted({str(n) for n in names}):
+    for name in sorted({str(n) for n in names} - {"test"}):  # packages of the numpy family offer their test runner
         try:
             thing = getattr(module, name)
         except Exception:  # lazily loaded attributes that need an absent package
