@@ -121,13 +121,14 @@ def test_lengths_beyond_the_model_are_left_out(bench: Bench, tokenizer: Tokenize
     assert run(bench, model)[0] == {}
 
 
-def test_the_same_text_and_words_at_every_depth(bench: Bench) -> None:
+def test_every_trial_is_drawn_anew_and_the_same_again_by_seed(bench: Bench) -> None:
+    """Trials that shared a text or a value would make the interval over all cells too narrow."""
     task = Needle(CONFIG, bench)
-    by_depth = {d: [t for t in task.trials if t.depth == d and t.length == 96] for d in CONFIG.depths}
-    for first, last in zip(by_depth[0.0], by_depth[1.0], strict=True):
-        assert first.request.choices == last.request.choices
-        assert sorted(first.request.context) == sorted(last.request.context)
-        assert first.request.context != last.request.context
+    assert [t.request for t in task.trials] == [t.request for t in Needle(CONFIG, bench).trials]
+    assert len({t.request.context for t in task.trials}) == len(task.trials)
+    first_values = [t.request.choices for t in task.trials if t.length == 96 and t.depth == 0.0]
+    last_values = [t.request.choices for t in task.trials if t.length == 96 and t.depth == 1.0]
+    assert sum(a == b for a, b in zip(first_values, last_values, strict=True)) <= 1
 
 
 @pytest.mark.parametrize("bad", [{"depths": [1.5]}, {"lengths": [8]}, {"trials": 0}])

@@ -173,7 +173,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     config=EvaluateConfig,
     run=run,
     summary="score checkpoints, each with its interval",

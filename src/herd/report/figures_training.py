@@ -120,36 +120,25 @@ def dpo(run: RunData) -> Figure | None:
         return None
     with canvas(2.5 * len(rounds) + 0.2, len(rounds), 3, sharex="row") as (figure, axes):
         for line, (round_, series) in zip(axes, rounds, strict=True):
-            for i, (label, rows) in enumerate(series.items()):
+            for i, rows in enumerate(series.values()):
                 steps = [row["step"] for row in rows]
-                style: dict[str, Any] = {"lw": 1.6 if not i else 1.1, "ls": "-" if not i else "--"}
-                tag = f" ({label})" if len(series) > 1 else ""
-                for name, colour in (("chosen", KINDS["average"]), ("rejected", FORECAST)):
-                    line[0].plot(
-                        steps,
-                        [row.get(f"rewards/{name}", np.nan) for row in rows],
-                        color=colour,
-                        label=name + tag,
-                        **style,
-                    )
-                line[1].plot(steps, [row.get("rewards/margins", np.nan) for row in rows], color=BLUE, label=label, **style)
-                line[2].plot(
-                    steps,
-                    [row.get("rewards/accuracies", np.nan) for row in rows],
-                    color=KINDS["reward"],
-                    label=label,
-                    **style,
+                lines = (
+                    (line[0], "rewards/chosen", KINDS["average"], "chosen"),
+                    (line[0], "rewards/rejected", FORECAST, "rejected"),
+                    (line[1], "rewards/margins", BLUE, None),
+                    (line[2], "rewards/accuracies", KINDS["reward"], None),
                 )
-            name = round_.name.replace("-", " ")
-            line[0].set(title=f"{name}: rewards", xlabel="step")
+                for panel, key, colour, label in lines:
+                    values = [row.get(key, np.nan) for row in rows]
+                    style: dict[str, Any] = {"lw": 1.1, "ls": "--"} if i else {"lw": 1.7, "label": label}
+                    panel.plot(steps, values, color=colour, **style)
+            line[0].set(title=f"{round_.name.replace('-', ' ')}: rewards", xlabel="step")
             line[1].set(title="margin, chosen − rejected", xlabel="step")
-            line[2].set(title="accuracy", xlabel="step", ylim=(0, 1.02))
+            line[2].set(title="accuracy", xlabel="step", ylim=(0.25, 1.02))
             line[0].axhline(0, color=MUTED, lw=0.8)
             line[1].axhline(0, color=MUTED, lw=0.8)
             line[2].axhline(0.5, color=MUTED, lw=1, ls=(0, (4, 3)))
-            line[0].legend(loc="best", fontsize=7.5)
-            if len(series) > 1:
-                line[1].legend(loc="best", fontsize=7.5)
+            line[0].legend(loc="lower left")
         return figure
 
 

@@ -7,6 +7,7 @@ Notebooks are jupytext scripts in ``notebooks/``; they read the run's folder fro
 import base64
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,23 +48,30 @@ def execute_notebook(name: str, run_folder: Path, timeout: float = 120) -> list[
     """
     import jupytext
     import nbclient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+    from jupyter_client.manager import AsyncKernelManager
 
     path = data_root() / "notebooks" / f"{name}.py"
     if not path.is_file():
         raise UserError(f"No notebook '{path}': reinstall herd, or set report.notebook=null.")
     notebook = jupytext.read(path)
     environment = os.environ | {RUN_FOLDER: str(run_folder), "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    client = nbclient.NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(run_folder)}}
-    )
+    # Sockets are files of a private folder: no port is opened. Their paths must be short (about 100 characters).
+    with tempfile.TemporaryDirectory(prefix="herd-") as sockets:
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(Path(sockets) / "kernel.json"))
+        client = nbclient.NotebookClient(notebook, km=kernel, timeout=timeout, resources={"metadata": {"path": str(run_folder)}})
+        _execute(client, environment, name, timeout)
+    return figures_of(notebook)
+
+
+def _execute(client: Any, environment: Mapping[str, str], name: str, timeout: float) -> None:
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
+
     try:
-        client.execute(env=environment)
+        client.execute(env=dict(environment))
     except CellExecutionError as error:
         raise UserError(f"notebooks/{name}.py failed on this run: {error.ename}: {error.evalue}") from error
     except CellTimeoutError as error:
         raise UserError(f"notebooks/{name}.py took longer than {timeout:.0f} s on this run.") from error
-    return figures_of(notebook)
 
 
 def figures_of(notebook: Any) -> list[NotebookFigure]:

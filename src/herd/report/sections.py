@@ -155,8 +155,8 @@ def post_training(run: RunData) -> Section:
     caption = "Accuracies and margins on held-out pairs; SFT loss in nats per token on held-out references."
     section.table(header, rows, caption)
     _draw(section, run, figures_training.dpo, "dpo",
-          "Implicit rewards over the steps of DPO: chosen and rejected, their margin, and the share of pairs ranked right. "
-          "Training pairs; the table has the held-out ones.")  # fmt: skip
+          "Implicit rewards over the steps of DPO: chosen and rejected, their margin, and the share of pairs ranked right, "
+          "on training pairs (the table has the held-out ones). Dashed: the second variant, of another seed.")  # fmt: skip
     return section
 
 
@@ -174,10 +174,11 @@ def evaluation(run: RunData) -> Section:
     if notes.get("items"):
         kinds = ", ".join(f"{n} for the {kind}" for kind, n in notes.get("items_by_kind", {}).items())
         section.text(
-            f"{notes['items']} questions made from held-out documentation ({kinds}), three wrong answers of the same package "
-            f"and of similar length; chance is {percent(chance, 0)}. No answer occurs in the training documents "
-            f"({notes.get('left_out', {}).get('text_in_training', 0)} texts that do were left out). {metric} was chosen as the "
-            "headline before anything was measured; the table has all of them."
+            f"{notes['items']:,} questions made from held-out documentation ({kinds}), with three wrong answers of similar "
+            f"length from {'the same package' if notes.get('rivals') == 'package' else 'any package'}; chance is "
+            f"{percent(chance, 0)}. No answer occurs in the training documents "
+            f"({notes.get('left_out', {}).get('text_in_training', 0)} texts that do were left out). The configuration names "
+            f"{metric} as the headline; the table has the other ways to compare likelihoods too."
         )
     caption = "Accuracy in % by how likelihoods are normalised; NLL of the true answer per character."
     section.table(*_choice_table(run), caption)
@@ -188,7 +189,7 @@ def evaluation(run: RunData) -> Section:
     for c in win_rates(run):
         section.text(
             f"{short(c['models'][0])} beats {short(c['models'][1])} in {share(c['win_rate'], c['interval'])} of held-out "
-            f"prompts, judged by {short(c['judge'])}; {c['ties']} ties count half."
+            f"prompts, judged by {short(c['judge'])} (ties: {c['ties']}, each counted half)."
         )
     if win_rates(run):
         section.text(
@@ -250,7 +251,7 @@ def cost(run: RunData) -> Section:
         memory = max(a.manifest["peak_memory_bytes"] or 0 for a in run.stages.values())
         section.text(
             f"{duration(seconds)} in all stages together, {scientific(flops)} FLOPs counted, peak memory {size(memory)} "
-            "(children included). Stages without matrix products count no FLOPs."
+            "(children included). A stage without a bar on the right does not count its FLOPs."
         )
     _draw(section, run, figures_training.costs, "costs", "Seconds and FLOPs of each stage.")
     return section

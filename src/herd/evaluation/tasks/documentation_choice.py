@@ -2,7 +2,7 @@
 
 Each choice's log-probability after the question decides, as it stands (``acc``) or divided by the choice's characters
 (``acc_norm``), bytes (``acc_bytes``) or tokens (``acc_token``), or less its log-probability after nothing
-(``acc_mutual_info``). All are reported; which one is the headline is configured before anything is measured.
+(``acc_mutual_info``). All are reported, always; the configuration says which one is the headline.
 """
 
 from dataclasses import dataclass, field
@@ -79,6 +79,7 @@ class DocumentationChoice(BaseTask):
             "answers_in_training_documents": 0,  # such texts are left out: see left_out.text_in_training
             "chance": 1 / CHOICES,
             "headline": config.headline,
+            "rivals": config.rivals,
         }
         if not self.items:
             self.result.skipped = "no questions can be made: the held-out documents have too few documented functions"

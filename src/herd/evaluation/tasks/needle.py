@@ -92,8 +92,8 @@ class Needle(BaseTask):
 
     def _trial(self, length: int, depth: float, number: int) -> Trial | None:
         """One try; None when needle and question (long in a small vocabulary) leave no room for a haystack."""
-        # Depth is no part of the seed: the same text, key and values at every depth.
-        rng = stream(self.seed, NAME, length, number)
+        # Text, key and values are drawn anew for every trial, so that trials of all cells together are independent.
+        rng = stream(self.seed, NAME, length, str(depth), number)
         start = int(rng.integers(0, len(self.text) - length + 1))
         hay = self.text[start : start + length]
         shown = self.tokenizer.decode(hay.tolist())
