@@ -73,6 +73,13 @@ def test_version_seed_inputs_and_fingerprint_are_part_of_the_address(tmp_path: P
     assert len(paths) == 7
 
 
+def test_keys_that_say_how_to_compute_are_not_part_of_the_address(tmp_path: Path) -> None:
+    hurried = Stage("write", 1, Config, write, "writes", execution=("seed",))
+    first = execute(hurried, Config("a", seed=1), {}, tmp_path, "run")
+    assert execute(hurried, Config("a", seed=2), {}, tmp_path, "run").path == first.path
+    assert execute(hurried, Config("b", seed=1), {}, tmp_path, "run").path != first.path
+
+
 def test_manifest_says_what_made_it(tmp_path: Path) -> None:
     artifact = execute(WRITE, Config("abc", seed=7), {}, tmp_path, "run", node="deep/er")
     manifest = artifact.manifest

@@ -117,7 +117,7 @@ def test_g11_truncation_leaves_something_to_train():
 
 
 def test_nothing_left_is_refused():
-    with pytest.raises(UserError, match="nothing to train on"):
+    with pytest.raises(UserError, match="no row is left"):
         sft_steps([], WINDOW, 0, 2, 2, epochs=1, seed=0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from herd.alignment.fine_tuning import FineTuning, load_tokenizer, train, wilson_interval
+from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train, wilson_interval
 from herd.config.errors import UserError
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
@@ -38,6 +38,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         kept = config.filter.select(read_preferences(inputs["preferences"] / file), counted)
         pairs[split] = dpo_pairs(kept, tokenizer, config.window, config.objective, fitted)
         rows[split] = {"kept": fitted.kept, "dropped": counted.dropped | fitted.dropped}
+    require_rows("dpo", {"train": rows["train"]})
     if not pairs["heldout"]:
         raise UserError("dpo: no held-out pair is left to measure on; use more held-out prompts")
     source = DPOSteps(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
@@ -48,6 +51,20 @@ def train(module: HerdModule, source: EpochSteps, config: FineTuning, model: Mod
     result = fit(module, source, config.trainer, stage_run, description=stage_run.node or "fine-tuning")
     stage_run.cost(tokens=result.tokens, flops=flops_per_token(model, config.window, "6N") * result.tokens)
     return result
+
+
+def require_rows(command: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """UserError, with the reasons counted, when no row of any source is left to train on.
+
+    Args:
+        command: the command that trains.
+        rows: source -> {"kept": count, "dropped": {reason: count}}, as `Counted.to_dict` gives.
+    """
+    if any(counts["kept"] for counts in rows.values()):
+        return
+    reasons = sum((Counter(counts["dropped"]) for counts in rows.values()), Counter[str]())
+    why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "the input is empty"
+    raise UserError(f"{command}: no row is left to train on ({why}); loosen filter.* or window, or give more data.")
 
 
 def load_tokenizer(inputs: Inputs) -> Tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from herd.alignment.fine_tuning import FineTuning, load_tokenizer, train, wilson_interval
+from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train, wilson_interval
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.preferences import Grade, Preference, PreferenceFilter, read_preferences
@@ -37,6 +37,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         kept = config.filter.select(read_preferences(artifact / "preferences.jsonl"), counted)
         data += comparisons(kept, tokenizer, config.window, packed)
         rows[label] = {"kept": packed.kept, "dropped": counted.dropped | packed.dropped}
+    require_rows("reward", rows)
     source = reward_steps(
         data,
         config.window,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from herd.alignment.fine_tuning import FineTuning, load_tokenizer, read_dialogs, train, with_reference
+from herd.alignment.fine_tuning import FineTuning, load_tokenizer, read_dialogs, require_rows, train, with_reference
 from herd.dialog.rows import Counted, read_prompts
 from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
@@ -27,6 +27,7 @@ def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         counted = Counted()
         sequences += sft_sequences(read_dialogs(artifact), tokenizer, config.window, counted)
         rows[label] = counted.to_dict()
+    require_rows("sft", rows)
     micro_batch_rows = max(1, config.trainer.micro_batch_tokens // config.window)
     source = sft_steps(
         sequences, config.window, tokenizer.pad_id, config.batch_size, micro_batch_rows, config.epochs, config.seed

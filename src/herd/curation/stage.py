@@ -115,6 +115,7 @@ STAGE = Stage(
     config=CurateConfig,
     run=run,
     fingerprint=fingerprint,
+    execution=("workers",),
     summary="raw pages -> deduplicated, filtered documents of four domains",
 )
 

@@ -44,6 +44,7 @@ class Stage:
     groups: tuple[str, ...] = ()  # inputs that are a mapping label -> stage folder
     # What outside the configuration decides the result (content of user files, versions of a source): hashed into the address.
     fingerprint: Callable[[Any], Any] | None = None
+    execution: tuple[str, ...] = ()  # keys of the configuration that say how to compute, not what: not in the address
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,11 @@ def open_inputs(stage: Stage, given: InputPaths) -> Inputs:
 def address_of(stage: Stage, config: Any, inputs: Inputs) -> str:
     """Hash of everything that decides the result: stage, version, configuration, inputs, fingerprint."""
     outside = stage.fingerprint(config) if stage.fingerprint else None
+    decisive = {name: value for name, value in to_plain(config).items() if name not in stage.execution}
     key = {
         "stage": stage.name,
         "version": stage.version,
-        "config": to_plain(config),
+        "config": decisive,
         "inputs": inputs.addresses(),
         "outside": to_plain(outside),
     }

@@ -136,7 +136,7 @@ class EpochSteps:
         build: Callable[[int, list[int]], StepBatch],
     ) -> None:
         if not unit_tokens:
-            raise UserError("there is nothing to train on: every row was dropped; the reasons are counted in the metrics")
+            raise UserError("no row is left to train on: every one was dropped")
         self.count, self.units_per_step, self.seed, self.build = len(unit_tokens), units_per_step, seed, build
         self.steps_per_epoch = math.ceil(self.count / units_per_step)
         self.steps = max(1, round(epochs * self.steps_per_epoch))
