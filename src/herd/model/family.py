@@ -10,8 +10,8 @@ from herd.config.errors import UserError
 from herd.model.config import ModelConfig
 from herd.model.counts import parameter_count
 
-# Multiples of 16, and 8, 12, 24, 40 besides: with a tied head, small models jump by vocab_size x 8 from width to width.
-_SMALL = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384)
+# Multiples of 4 up to 40: with a tied head, small models jump by vocab_size x 4 from width to width.
+_SMALL = (8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 128, 160, 192, 256, 320, 384)
 _LARGE = (512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144)
 _WIDTHS = _SMALL + _LARGE
 

@@ -76,7 +76,7 @@ def _wins(run: RunData) -> list[Claim]:
     for c in win_rates(run):
         low, high = c["interval"]
         sure = "the interval holds 50%" if low <= 0.5 <= high else f"the interval lies {'above' if low > 0.5 else 'below'} 50%"
-        text = f"{short(c['models'][0])} wins over {short(c['models'][1])} by the reward model {short(c['judge'])}"
+        text = f"Answers of {short(c['models'][0])} win over those of {short(c['models'][1])}, judged by {short(c['judge'])}"
         detail = f"{share(c['win_rate'], c['interval'])}, ties {c['ties']}; {sure}"
         found.append(Claim(text, c["win_rate"] > 0.5, detail))
     return found

@@ -59,6 +59,7 @@ def execute_notebook(name: str, run_folder: Path, timeout: float = 120) -> list[
     with tempfile.TemporaryDirectory(prefix="herd-") as sockets:
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", connection_file=str(Path(sockets) / "kernel.json"))
         client = nbclient.NotebookClient(notebook, km=kernel, timeout=timeout, resources={"metadata": {"path": str(run_folder)}})
+        client.owns_km = True  # or nobody would shut the kernel down
         _execute(client, environment, name, timeout)
     return figures_of(notebook)
 
