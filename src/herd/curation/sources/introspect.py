@@ -204,12 +204,17 @@ def main(job_path: str) -> None:
                 raise
             except BaseException as error:  # SystemExit too: some modules exit when a system part is missing
                 detail = f"{type(error).__name__}: {error}"[:200]
-                for path in job["hide"]:
-                    detail = detail.replace(path, "")
-                write({"type": "problem", "module": name, "rule": "import_failed", "detail": detail})
-                continue
+                rows = [{"type": "problem", "module": name, "rule": "import_failed", "detail": detail}]
             for row in rows:
-                write(row)
+                write({key: without(value, job["hide"]) for key, value in row.items()})
+
+
+def without(value: Any, paths: list[str]) -> Any:
+    """Text without this machine's folders, which show in defaults such as sys.executable: equal pages on every machine."""
+    if isinstance(value, str):
+        for path in paths:
+            value = value.replace(path, "")
+    return value
 
 
 if __name__ == "__main__":
