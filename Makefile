@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help run install test test-slow lint format bench clean
 
 help:
-	@echo "make run        install, then the laptop recipe: raw pages to a report, a quarter of an hour on 2 busy cores"
+	@echo "make run        install, then the laptop recipe: raw pages to a report, about 11 minutes on 2 cores"
 	@echo "make test       install, then the test suite"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff, format check, import contract, types"

@@ -11,8 +11,8 @@ import pytest
 
 from herd.config.errors import UserError
 from herd.evaluation.bench import Bench
-from herd.evaluation.choice_items import CHOICES, ItemLimits, candidates, drop_known, make_items
-from herd.evaluation.scoring import LanguageModel, encode_pairs
+from herd.evaluation.choice_items import CHOICES, ChoiceItem, ItemLimits, candidates, drop_known, lexical_overlap, make_items
+from herd.evaluation.scoring import LanguageModel, encode_choices
 from herd.evaluation.tasks import documentation_choice
 from herd.evaluation.tasks.documentation_choice import METRICS, NAME, DocumentationChoice, DocumentationChoiceConfig
 
@@ -27,7 +27,9 @@ def entries_of(bench: Bench, split: str) -> list[dict[str, str]]:
 def test_items_are_balanced_alike_in_length_and_from_one_package(bench: Bench) -> None:
     found = candidates(entries_of(bench, "heldout"), KINDS, LIMITS, {})
     items = make_items(found, LIMITS, limit=0, seed=0, counts={})
-    assert len(items) > 200
+    assert len(items) > 100
+    assert len({item.id.removesuffix(f":{item.kind}") for item in items}) == len(items)  # one question an entry
+    assert {item.kind for item in items} == set(KINDS)
     package_of = {c.text: c.package for c in found}
     truth = {c.id: c.text for c in found}
     for item in items:
@@ -43,11 +45,21 @@ def test_items_are_balanced_alike_in_length_and_from_one_package(bench: Bench) -
     assert len(make_items(found, LIMITS, limit=37, seed=0, counts={})) == 37
 
 
+def test_lexical_overlap_by_hand() -> None:
+    choices = ("Read a table.", "Read the file.", "Nothing at all.", "Write it.")
+    items = [
+        ChoiceItem("1", "summary", "p", "p.read_file(file)\n\n", choices, 1),  # 2 of 3 words: the most
+        ChoiceItem("2", "summary", "p", "p.read(it)\n\n", choices, 3),  # 1 of 2 against 1 of 3
+        ChoiceItem("3", "summary", "p", "p.f()\n\n", choices, 0),  # no word of any: one of four
+        ChoiceItem("4", "summary", "p", "p.write(it)\n\n", choices, 0),
+    ]
+    assert lexical_overlap(items).tolist() == [1.0, 1.0, 0.25, 0.0]
+
+
 def test_no_answer_occurs_in_training(bench: Bench) -> None:
     training = pq.read_table(bench.documents / "documents/train.parquet")["text"].to_pylist()
     task = DocumentationChoice(DocumentationChoiceConfig(items=0), bench)
     assert task.items
-    assert task.result.notes["answers_in_training_documents"] == 0
     everything = "\n".join(training)
     assert not [choice for item in task.items for choice in item.choices if choice in everything]
     # Entries of the training side would be found out, right answers and wrong ones.
@@ -82,7 +94,7 @@ def test_every_normalisation_by_hand(bench: Bench, make_lm: Callable[..., Langua
     logprobs = np.stack([f.logprobs for f in found])
     characters = np.array([[len(c) for c in item.choices] for item in task.items])
     tokens = np.array(
-        [[len(c) for _, c in encode_pairs(bench.tokenizer, [(i.context, c) for c in i.choices])] for i in task.items]
+        [[len(c) for c in encode_choices(bench.tokenizer, [(i.context, i.choices)])[0].choices] for i in task.items]
     )
     assert metrics["acc,none"] == pytest.approx((logprobs.argmax(1) == answers).mean())
     assert metrics["acc_norm,none"] == pytest.approx(((logprobs / characters).argmax(1) == answers).mean())

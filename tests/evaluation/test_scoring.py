@@ -5,12 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.evaluation import scoring
 from herd.evaluation.heldout import document_nll
-from herd.evaluation.scoring import LanguageModel, Request, encode_pairs, score
+from herd.evaluation.scoring import LanguageModel, Request, encode_choices, encode_pairs, score
 from herd.runs.seeds import stream
 
 MakeLM = Callable[..., LanguageModel]
@@ -78,15 +80,32 @@ def test_a_choice_longer_than_the_model_is_refused(make_lm: MakeLM) -> None:
     assert len(score(make_lm("short", max_seq_len=8), [Request((1,), (tuple(range(8)),))])) == 1
 
 
-def test_blanks_move_to_the_continuation(tokenizer: Tokenizer) -> None:
-    (context, continuation), (again, cut) = encode_pairs(
-        tokenizer, [("compute the matrix \n", "along the axis"), ("compute the matrix", " \nalong the axis")]
-    )
-    assert (context, continuation) == (again, cut)
-    assert context == [tokenizer.bos_id, *tokenizer.encode("compute the matrix")]
-    assert tokenizer.decode(continuation) == " \nalong the axis"
-    whole = tokenizer.encode("compute the matrix \nalong the axis")
-    assert context[1:] + continuation == whole  # encoded as one: no merge is lost at the border
+@pytest.mark.parametrize(
+    ("context", "continuation", "read"),
+    [
+        ("compute the matrix \n", "along the axis", "compute the matrix \n"),
+        ("compute the matrix ", "along the axis", "compute the matrix"),  # a word begins with its blank
+        ("f(x)\n\n", "Return the axis", "f(x)\n\n"),  # ")" and a blank line are one token
+        ("f(x", ")\n\nReturn", "f(x"),
+        ("", "the axis", ""),
+        ("caf\u00e9 \u4e16", "\u754c", "caf\u00e9 \u4e16"),
+    ],
+)
+def test_pairs_are_cut_at_a_border_of_tokens(tokenizer: Tokenizer, context: str, continuation: str, read: str) -> None:
+    ((before, after),) = encode_pairs(tokenizer, [(context, continuation)])
+    assert before[0] == tokenizer.bos_id
+    assert before[1:] + after == tokenizer.encode(context + continuation)  # as the model has read it
+    assert tokenizer.decode(before[1:]) == read
+
+
+@given(context=st.text(max_size=12), choices=st.lists(st.text(min_size=1, max_size=8), min_size=2, max_size=4))
+def test_choices_share_their_context_and_lose_no_byte(tokenizer: Tokenizer, context: str, choices: list[str]) -> None:
+    (request,) = encode_choices(tokenizer, [(context, choices)])
+    for choice, ids in zip(choices, request.choices, strict=True):
+        whole = [*request.context[1:], *ids]
+        assert tokenizer.decode(whole) == context + choice
+        assert whole == tokenizer.encode(context + choice)
+        assert tokenizer.token_bytes[list(request.context[1:])].sum() <= len(context.encode())
 
 
 def test_nll_of_documents_equals_one_window_at_a_time(make_lm: MakeLM) -> None:

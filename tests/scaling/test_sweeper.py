@@ -28,7 +28,7 @@ curriculum: {tokens: 1, batch_tokens: 1}
 optimizer: {lr: 1.0}
 model: {dim: 1, n_layers: 1, n_heads: 1, n_kv_heads: 1, ffn_dim: 1, tie_embeddings: false}
 fail: ""
-fail_dim: 32
+fail_dim: 24
 log: ???
 seed: 0
 hydra: {output_subdir: null, job: {chdir: false}, job_logging: {root: {handlers: []}}}
@@ -127,8 +127,8 @@ def test_a_bad_cell_is_recorded_and_the_others_go_on(
     sweep.run(f"fail={kind}")
     table = sweep.table()
     bad = [r for r in table if r.status != "ok"]
-    wide = [cell.id for cell in sweep.plan.cells if dim_of(cell) == 32]
-    assert len(table) == 6 and [r.cell for r in bad] == wide != []
+    failing = [cell.id for cell in sweep.plan.cells if dim_of(cell) == 24]
+    assert len(table) == 6 and [r.cell for r in bad] == failing != []
     assert all(r.status == status and says in r.error for r in bad)
     assert says in capsys.readouterr().err or status == "diverged"
 
@@ -157,13 +157,13 @@ def test_a_dying_worker_costs_its_cell_only(sweep: Sweep) -> None:
     table = sweep.table()
     lost = {r.cell: r.error for r in table if r.status == "failed"}
     assert len(table) == 6
-    assert {cell.id for cell in sweep.plan.cells if dim_of(cell) == 32} <= set(lost)
+    assert {cell.id for cell in sweep.plan.cells if dim_of(cell) == 24} <= set(lost)
     assert sum(r.status == "ok" for r in table) >= 2
     assert all("terminated" in error.lower() for error in lost.values())
 
 
 def test_all_cells_failing_is_an_error_with_the_first_reason(sweep: Sweep) -> None:
-    plan = plan_cells(PlanConfig(budgets=[1e10], sizes=SizeRule(1, 1, 1e5, 1e10), seq_len=128, vocab_size=2048))
+    plan = plan_cells(PlanConfig(budgets=[1e10], sizes=SizeRule(1, 1, 6.8e4, 1e10), seq_len=128, vocab_size=2048))
     write_plan(sweep.folder / "cells.json", plan)
     with pytest.raises(UserError, match=r"None of the 1 cells has a usable loss.*on fire"):
         sweep.run("fail=raise")

@@ -5,6 +5,7 @@ the paragraph that follows) and three others of similar length, of the same pack
 part, and no answer may occur anywhere in the training documents, so neither right nor wrong answers are familiar.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from herd.evaluation.overlap import occurring
 from herd.runs.seeds import stream
 
 CHOICES = 4
+_LETTERS = re.compile(r"[^\W\d_]+")
 _NEAREST = 12  # the three wrong answers are drawn from this many of the nearest lengths
 
 
@@ -51,6 +53,11 @@ class Candidate:
     context: str
     text: str
 
+    @property
+    def entry(self) -> str:
+        """The documented function that it is about."""
+        return self.id.removesuffix(f":{self.kind}")
+
 
 def candidates(
     entries: Iterable[Mapping[str, Any]], kinds: Sequence[str], limits: ItemLimits, counts: dict[str, int]
@@ -77,15 +84,18 @@ def candidates(
 
 
 def drop_known(found: Sequence[Candidate], training_texts: Iterable[str], counts: dict[str, int]) -> list[Candidate]:
-    """The candidates whose text occurs in no training document; the others are counted."""
-    known = occurring([candidate.text for candidate in found], training_texts)
+    """The candidates whose text occurs in no training document, whatever its blanks and line breaks; the others are counted."""
+    known = occurring([candidate.text for candidate in found], map(_clean, training_texts))
     for _ in range(int(known.sum())):
         _count(counts, "text_in_training")
     return [candidate for candidate, seen in zip(found, known, strict=True) if not seen]
 
 
 def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed: int, counts: dict[str, int]) -> list[ChoiceItem]:
-    """Questions with four choices each, ``limit`` at most (0: all), the true one equally often in each place."""
+    """Questions with four choices each, ``limit`` at most (0: all), the true one equally often in each place.
+
+    One question a documented function, of a kind drawn by chance: two about the same one would not be independent.
+    """
     groups: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
     for candidate in found:
         groups[_group(candidate, limits)].append(candidate)
@@ -98,7 +108,11 @@ def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed:
         picked = stream(seed, "choice items", candidate.id).choice(len(rivals), size=CHOICES - 1, replace=False)
         drafts.append((candidate, [rivals[i] for i in picked]))
     order = stream(seed, "choice items", "order").permutation(len(drafts))
-    chosen = order[:limit] if limit else order
+    firsts = {drafts[i][0].entry: i for i in reversed(order)}  # of each entry the question that comes first in the order
+    chosen = [i for i in order if firsts[drafts[i][0].entry] == i]
+    for _ in range(len(order) - len(chosen)):
+        _count(counts, "another_question_of_its_entry")
+    chosen = chosen[:limit] if limit else chosen
     places = stream(seed, "choice items", "places").permutation(np.arange(len(chosen)) % CHOICES)
     items = []
     for i, place in zip(chosen, places, strict=True):
@@ -106,6 +120,21 @@ def make_items(found: Sequence[Candidate], limits: ItemLimits, limit: int, seed:
         choices = (*wrong[:place], candidate.text, *wrong[place:])
         items.append(ChoiceItem(candidate.id, candidate.kind, candidate.package, candidate.context, choices, int(place)))
     return items
+
+
+def lexical_overlap(items: Sequence[ChoiceItem]) -> np.ndarray:
+    """What a reader of words alone would reach: chance of picking the true choice by the share of its words in the question.
+
+    Words are runs of letters, so that ``read_csv`` holds ``read``; equal shares are drawn among. (items,) in [0, 1].
+    """
+    chances = []
+    for item in items:
+        asked = set(_LETTERS.findall(item.context.lower()))
+        words = [_LETTERS.findall(choice.lower()) for choice in item.choices]
+        shares = [sum(word in asked for word in own) / max(len(own), 1) for own in words]
+        best = max(shares)
+        chances.append((shares[item.answer] == best) / shares.count(best))
+    return np.array(chances)
 
 
 def _group(candidate: Candidate, limits: ItemLimits) -> tuple[str, str]:

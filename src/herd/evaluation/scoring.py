@@ -1,9 +1,7 @@
 """Log-likelihoods of continuations, the measure behind multiple choice and the needle task.
 
-Encoding follows lm-eval's ``_encode_pair``: trailing blanks of the context move to the continuation, the whole is
-encoded at once and cut at the length of the context alone. Choices of one context stand in one row behind it, each
-blind to the others (the mask lets a choice see the context and itself; positions restart after the context), so that
-a long context is computed once.
+Choices of one context stand in one row behind it, each blind to the others (the mask lets a choice see the context and
+itself; positions restart after the context), so that a long context is computed once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,14 +56,33 @@ class LanguageModel:
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-    """(context, continuation) texts to ids; contexts begin with ``<|begin_of_text|>``, even empty ones."""
-    moved = []
-    for context, continuation in pairs:
-        kept = context.rstrip()
-        moved.append((kept, context[len(kept) :] + continuation))
-    wholes = tokenizer.encode_batch([context + continuation for context, continuation in moved])
-    contexts = tokenizer.encode_batch([context for context, _ in moved])
-    return [([tokenizer.bos_id, *context], whole[len(context) :]) for whole, context in zip(wholes, contexts, strict=True)]
+    """(context, continuation) texts to ids; contexts begin with ``<|begin_of_text|>``, even empty ones.
+
+    The two are encoded as one text, as the model has read it, and cut at the last border of tokens within the context: a
+    token that holds the end of the context and the beginning of the continuation belongs to the continuation. (Cutting at
+    the length of the context encoded alone, as is often done, loses or repeats characters where the border merges, as
+    ``)`` and a blank line do.)
+    """
+    wholes = tokenizer.encode_batch([context + continuation for context, continuation in pairs])
+    encoded = []
+    for (context, _), whole in zip(pairs, wholes, strict=True):
+        ends = np.cumsum(tokenizer.token_bytes[whole])
+        cut = int(np.searchsorted(ends, len(context.encode("utf-8")), side="right"))
+        encoded.append(([tokenizer.bos_id, *whole[:cut]], whole[cut:]))
+    return encoded
+
+
+def encode_choices(tokenizer: Tokenizer, questions: Sequence[tuple[str, Sequence[str]]]) -> list[Request]:
+    """(context, choices) texts to requests; a token that only some choices merge with the context moves to every choice."""
+    pairs = iter(encode_pairs(tokenizer, [(context, choice) for context, choices in questions for choice in choices]))
+    requests = []
+    for _, choices in questions:
+        parts = [next(pairs) for _ in choices]
+        shared = next((i for i, ids in enumerate(zip(*(c for c, _ in parts), strict=False)) if len(set(ids)) > 1), None)
+        size = min(len(context) for context, _ in parts) if shared is None else shared
+        rests = tuple((*context[size:], *continuation) for context, continuation in parts)
+        requests.append(Request(tuple(parts[0][0][:size]), rests))
+    return requests
 
 
 @torch.inference_mode()

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from herd.config.errors import UserError, nearest
 from herd.evaluation.bench import TASKS, BaseTask, Bench, TaskResult
 from herd.evaluation.bench import score as score_metrics
-from herd.evaluation.choice_items import CHOICES, ItemLimits, candidates, drop_known, make_items
-from herd.evaluation.scoring import LanguageModel, Request, encode_pairs, score
+from herd.evaluation.choice_items import CHOICES, ItemLimits, candidates, drop_known, lexical_overlap, make_items
+from herd.evaluation.scoring import LanguageModel, Request, encode_choices, score
 from herd.evaluation.statistics import mean_stderr, paired, wald_half_width, wilson
 from herd.runs.seeds import stream
 
@@ -76,7 +76,6 @@ class DocumentationChoice(BaseTask):
             "items": len(self.items),
             "items_by_kind": {kind: sum(item.kind == kind for item in self.items) for kind in config.kinds},
             "left_out": dict(sorted(counts.items())),
-            "answers_in_training_documents": 0,  # such texts are left out: see left_out.text_in_training
             "chance": 1 / CHOICES,
             "headline": config.headline,
             "rivals": config.rivals,
@@ -84,17 +83,18 @@ class DocumentationChoice(BaseTask):
         if not self.items:
             self.result.skipped = "no questions can be made: the held-out documents have too few documented functions"
             return
+        overlap = lexical_overlap(self.items)
+        self.result.notes["lexical_overlap"] = {
+            "acc": float(overlap.mean()),
+            "interval": wilson(float(overlap.mean()), len(overlap)).to_list(),
+        }
         self._encode()
         self.correct: dict[str, np.ndarray] = {}
 
     def _encode(self) -> None:
-        texts = [(item.context, choice) for item in self.items for choice in item.choices]
-        encoded = encode_pairs(self.bench.tokenizer, texts)
-        self.requests = []
-        for i in range(len(self.items)):
-            parts = encoded[CHOICES * i : CHOICES * (i + 1)]
-            self.requests.append(Request(tuple(parts[0][0]), tuple(tuple(choice) for _, choice in parts)))
-        # After nothing but the blank that separates question and answer: how likely the text is anyway.
+        questions = [(item.context, item.choices) for item in self.items]
+        self.requests = encode_choices(self.bench.tokenizer, questions)
+        # After nothing: how likely the text is anyway.
         self.distinct = sorted({tuple(choice) for request in self.requests for choice in request.choices})
         self.bare = [Request((self.bench.tokenizer.bos_id,), (choice,)) for choice in self.distinct]
 
@@ -126,6 +126,12 @@ class DocumentationChoice(BaseTask):
             nll = -true / sizes[name][np.arange(n), answers]
             self.result.add(lm.label, NAME, {f"choice_nll_per_{unit},none": float(nll.mean())})
         self.correct[lm.label] = picks[self.config.headline] == answers
+        for kind in self.config.kinds:
+            hits = self.correct[lm.label][[item.kind == kind for item in self.items]]
+            if len(hits):
+                metrics = score_metrics(self.config.headline, hits.mean(), wilson(hits.mean(), len(hits)), mean_stderr(hits))
+                self.result.add(lm.label, f"{NAME}_{kind}", metrics)
+                self.result.n_samples[f"{NAME}_{kind}"] = len(hits)
         for i, item in enumerate(self.items):
             row = {"model": lm.label, "doc_id": i, "id": item.id, "kind": item.kind, "package": item.package}
             row |= {"context": item.context, "choices": list(item.choices), "target": item.answer}
