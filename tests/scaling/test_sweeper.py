@@ -163,7 +163,11 @@ def test_a_dying_worker_costs_its_cell_only(sweep: Sweep) -> None:
 
 
 def test_all_cells_failing_is_an_error_with_the_first_reason(sweep: Sweep) -> None:
-    plan = plan_cells(PlanConfig(budgets=[1e10], sizes=SizeRule(1, 1, 6.8e4, 1e10), seq_len=128, vocab_size=2048))
+    plan = plan_cells(
+        PlanConfig(
+            budgets=[1e10], sizes=SizeRule(1, 1, 6.8e4, 1e10), training=TrainingRule(min_steps=5), seq_len=128, vocab_size=2048
+        )
+    )
     write_plan(sweep.folder / "cells.json", plan)
     with pytest.raises(UserError, match=r"None of the 1 cells has a usable loss.*on fire"):
         sweep.run("fail=raise")
