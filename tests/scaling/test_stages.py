@@ -74,7 +74,11 @@ def test_the_fit_chooses_a_flagship_that_pretraining_takes(tmp_path: Path) -> No
     assert chosen["lr"] == PLAN.training.learning_rate(chosen["parameters"])
     assert chosen["predicted_loss_interval"][0] < loss < chosen["predicted_loss_interval"][1]
     assert chosen["extrapolation_ratio"] == pytest.approx(10, rel=0.01)
-    assert artifact.metrics["flagship"] == {name: chosen[name] for name in ("parameters", "tokens", "flops")}
+    flagship = artifact.metrics["flagship"]
+    assert {name: flagship[name] for name in ("parameters", "tokens", "flops")}.items() <= chosen.items()
+    assert flagship["tokens_interval"] == chosen["optimal_tokens_interval"]
+    assert flagship["parameters_interval"][0] < n < flagship["parameters_interval"][1]
+    assert artifact.metrics["optima"] == 4 and artifact.metrics["best_cell_loss"] > loss
     config = as_forecast(schema_of(PretrainConfig, "pretrain"), artifact)
     assert (config.curriculum.tokens, config.optimizer.lr, config.model.vocab_size) == (chosen["tokens"], chosen["lr"], 1024)
 

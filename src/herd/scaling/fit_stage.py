@@ -30,10 +30,11 @@ class ScalingFitConfig:
     fallback: str = "refuse"  # tokens when under three budgets have an optimum: refuse | surface | ratio (a guess)
     batch_multiple: int = 1024  # the flagship's batch is a multiple of this many tokens: its curriculum's longest row
     confidence: float = 0.95  # of every interval
-    replicates: int = 1000  # redrawn sweeps behind the interval of the loss
+    replicates: int = 1000  # redrawn sweeps behind the intervals
     isoflop: IsoFLOPConfig = field(default_factory=IsoFLOPConfig)
     surface: SurfaceConfig = field(default_factory=SurfaceConfig)
     seed: int = 0  # of the replicates
+    noise_floor: float = 0.0  # smallest standard deviation of a cell's loss between seeds that is believed, nats
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.flagship_flops) and self.flagship_flops > 0):
@@ -47,7 +48,7 @@ class ScalingFitConfig:
 
     def laws(self) -> LawsConfig:
         """The part that the fit itself reads."""
-        return LawsConfig(self.isoflop, self.surface, self.confidence, self.replicates, self.seed)
+        return LawsConfig(self.isoflop, self.surface, self.confidence, self.replicates, self.seed, self.noise_floor)
 
 
 def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
@@ -73,7 +74,11 @@ def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
         "alpha_interval": fit["alpha_interval"],
         "A": fit["A"],
         "budgets": [curve.budget for curve in laws.curves],
-        "flagship": {name: chosen[name] for name in ("parameters", "tokens", "flops")},
+        "optima": len(laws.vertices),  # budgets with an optimum inside their points
+        "noise_floor": config.noise_floor,
+        "best_cell_loss": min(record.loss for record in usable(laws.records)),
+        "flagship": {name: chosen[name] for name in ("parameters", "tokens", "flops")}
+        | {f"{name}_interval": chosen[f"optimal_{name}_interval"] for name in ("parameters", "tokens")},
         "predicted_loss": chosen["predicted_loss"],
         "predicted_loss_interval": chosen["predicted_loss_interval"],
         "extrapolation_ratio": chosen["extrapolation_ratio"],
@@ -174,7 +179,7 @@ def fingerprint(config: ScalingFitConfig) -> Any:
 
 STAGE = Stage(
     name="scaling-fit",
-    version=1,
+    version=2,
     config=ScalingFitConfig,
     run=run,
     summary="IsoFLOP parabolas, power law, forecast of the flagship",

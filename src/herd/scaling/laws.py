@@ -1,9 +1,12 @@
 """All laws of one run table, and the forecast of a larger run with an interval that carries the cells' noise through.
 
-Tokens: D*(C) = A C^alpha through the IsoFLOP vertices; the interval is Student's t on few budgets, wide when it must be.
+Tokens: D*(C) = A C^alpha through the IsoFLOP vertices. Its interval is the wider of two: Student's t on the scatter of the few
+vertices about the law, and the vertices' own errors, from redrawn sweeps, carried through the fit (see `power_law`).
 Loss: two laws are fitted, one along the frontier of vertices (E + k C^-g) and one over all cells (E + A/N^a + B/D^b).
 Each gets replicates: the cells' losses are drawn anew around its own fit, with a standard deviation that is itself drawn from
-its posterior (few degrees of freedom must show), and everything is fitted again. The forecast is that of the frontier (of the
+its posterior (few degrees of freedom must show), and everything is fitted again. What seeds do to all cells of a budget alike a
+parabola swallows, so its residuals may say too little: the deviation is never drawn below `noise_floor`, which comes from the
+same cell trained with several seeds. The forecast is that of the frontier (of the
 surface where too few budgets have an optimum); its interval spans both laws, because a sweep of a decade cannot tell which of
 them holds beyond it. On laptop sweeps the surface flattens too early and the frontier does not.
 """
@@ -13,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import stats
 
 from herd.config.errors import UserError, nearest
 from herd.runs.seeds import stream
@@ -43,10 +47,13 @@ class LawsConfig:
     isoflop: IsoFLOPConfig = field(default_factory=IsoFLOPConfig)
     surface: SurfaceConfig = field(default_factory=SurfaceConfig)
     confidence: float = 0.95  # of every interval
-    replicates: int = 1000  # redrawn sweeps behind the loss interval
+    replicates: int = 1000  # redrawn sweeps behind the intervals
     seed: int = 0  # of the replicates
+    noise_floor: float = 0.0  # smallest standard deviation of a cell's loss between seeds that is believed, nats
 
     def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_floor) and self.noise_floor >= 0):
+            raise UserError(f"noise_floor {self.noise_floor}: give nats of 0 or more.")
         if not 0 < self.confidence < 1:
             raise UserError(f"confidence {self.confidence}: give a fraction between 0 and 1, such as 0.95.")
         if self.replicates < 100:
@@ -111,7 +118,8 @@ def fit_laws(records: Sequence[Record], config: LawsConfig | None = None) -> Law
     tokens, frontier, surface = None, None, None
     refused = "; ".join(f"{c.budget:.3g} FLOPs: {c.status}, {c.reason}" for c in curves if c.status != "ok")
     try:
-        tokens = fit_power_law(budgets.tolist(), [curve.tokens or math.nan for curve in vertices], config.confidence)
+        optima = [curve.tokens or math.nan for curve in vertices]
+        tokens = fit_power_law(budgets.tolist(), optima, config.confidence, _vertex_errors(vertices, records, config))
         if tokens.status == "exact":
             reasons["tokens_interval"] = "two budgets determine alpha without an interval"
     except UserError:
@@ -182,7 +190,7 @@ def _tokens(laws: Laws, flops: float, fallback: str) -> tuple[str, float, Interv
         why = laws.reasons.get("tokens") or laws.reasons["tokens_interval"]
         raise UserError(f"No law for the optimal tokens: {why}. Add cells, or allow fallback=surface.")
     if laws.surface is not None and laws.surface.status == "ok":
-        batch = _surface_replicates(laws, laws.surface)[0]
+        batch = _surface_replicates(laws, laws.surface, *laws.surface.optimum(flops))[0]
         return "surface", laws.surface.optimum(flops)[1], _quantiles(laws, batch.optimal_tokens(flops))
     if fallback == "surface":
         why = laws.surface.reason if laws.surface else laws.reasons["surface"]
@@ -201,8 +209,8 @@ def _losses(laws: Laws, flops: float, parameters: float) -> dict[str, tuple[floa
         if drawn is not None:
             result["frontier"] = float(laws.frontier.loss(flops)), _quantiles(laws, drawn)
     if laws.surface is not None and laws.surface.status == "ok":
-        batch, noise = _surface_replicates(laws, laws.surface)
         tokens = flops / 6 / parameters
+        batch, noise = _surface_replicates(laws, laws.surface, parameters, tokens)
         drawn = batch.loss(parameters, tokens) * np.exp(noise)
         result["surface"] = float(laws.surface.loss(parameters, tokens)), _quantiles(laws, drawn)
     return result
@@ -214,27 +222,41 @@ def _quantiles(laws: Laws, values: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
-def _surface_replicates(laws: Laws, surface: Surface) -> tuple[SurfaceBatch, np.ndarray]:
-    """Surfaces refitted on redrawn losses, and one more run's noise on ln L for each, (R,)."""
+def _surface_replicates(laws: Laws, surface: Surface, parameters: float, tokens: float) -> tuple[SurfaceBatch, np.ndarray]:
+    """Surfaces refitted on redrawn losses, and for each the noise on ln L, (R,), of one more run of that size."""
     rng = stream(laws.config.seed, "surface replicates")
     n, d, y = _columns(usable(laws.records))
     count, freedom = laws.config.replicates, len(y) - 5
     std = surface.residual_std * np.sqrt(freedom / rng.chisquare(freedom, count))
-    losses = surface.loss(n, d) * np.exp(rng.normal(size=(count, len(y))) * std[:, None])
-    return bootstrap_surface(surface, n, d, losses), rng.normal(size=count) * std
+    fitted, floor = surface.loss(n, d), laws.config.noise_floor
+    losses = fitted * np.exp(rng.normal(size=(count, len(y))) * np.maximum(std[:, None], floor / fitted))
+    return bootstrap_surface(surface, n, d, losses), rng.normal(size=count) * np.maximum(
+        std, floor / surface.loss(parameters, tokens)
+    )
 
 
-def _frontier_replicates(laws: Laws, flops: float) -> np.ndarray | None:
-    """Losses at ``flops`` of frontier laws fitted through the vertices of redrawn sweeps; None without residuals to draw."""
-    rng = stream(laws.config.seed, "frontier replicates")
-    vertices, count = laws.vertices, laws.config.replicates
+@dataclass(frozen=True)
+class _Redrawn:
+    """Vertices of redrawn sweeps, NaN where a redrawn curve has no optimum; R redraws of V curves."""
+
+    log10_tokens: np.ndarray  # (R, V)
+    losses: np.ndarray  # (R, V), nats
+    std: np.ndarray  # (R,) noise of one cell, nats
+
+
+def _redraw(
+    vertices: Sequence[IsoFLOPCurve], records: Sequence[Record], config: LawsConfig, rng: np.random.Generator
+) -> _Redrawn | None:
+    """Redraw the cells of every curve about its parabola and find the vertices again; None without noise to draw."""
+    count = config.replicates
     freedom = sum(len(curve.used) - 3 for curve in vertices)
-    if freedom == 0:
+    if freedom == 0 and config.noise_floor == 0:
         return None
     squares = sum((curve.residual_std or 0.0) ** 2 * (len(curve.used) - 3) for curve in vertices)
-    std = np.sqrt(squares / rng.chisquare(freedom, count))
-    tokens_of = {record.cell: record.tokens for record in laws.records}
-    optimal = np.full((count, len(vertices)), np.nan)
+    std = np.sqrt(squares / rng.chisquare(freedom, count)) if freedom else np.zeros(count)
+    std = np.maximum(std, config.noise_floor)
+    tokens_of = {record.cell: record.tokens for record in records}
+    optimal, positions = np.full((count, len(vertices)), np.nan), np.full((count, len(vertices)), np.nan)
     for i, curve in enumerate(vertices):
         tokens = np.array([tokens_of[cell] for cell in curve.used])
         assert curve.centre is not None
@@ -245,15 +267,36 @@ def _frontier_replicates(laws: Laws, flops: float) -> np.ndarray | None:
             at = -c1 / (2 * c2)
             inside = (c2 > 0) & (at > x.min()) & (at < x.max())  # the same refusals as for the data
             optimal[:, i] = np.where(inside, c0 - c1**2 / (4 * c2), np.nan)
-    weights = np.isfinite(optimal).astype(float)
+            positions[:, i] = np.where(inside, at + curve.centre, np.nan)
+    return _Redrawn(positions, optimal, std)
+
+
+def _vertex_errors(vertices: Sequence[IsoFLOPCurve], records: Sequence[Record], config: LawsConfig) -> list[float] | None:
+    """Standard error of ln D* of every curve: half of the redraws' central interval, in units of the normal's."""
+    drawn = _redraw(vertices, records, config, stream(config.seed, "vertex replicates")) if len(vertices) > 2 else None
+    if drawn is None or not np.isfinite(drawn.log10_tokens).any(axis=0).all():
+        return None
+    tail = (1 - config.confidence) / 2
+    low, high = np.nanquantile(drawn.log10_tokens, [tail, 1 - tail], axis=0)
+    return (math.log(10) * (high - low) / 2 / stats.norm.ppf(1 - tail)).tolist()
+
+
+def _frontier_replicates(laws: Laws, flops: float) -> np.ndarray | None:
+    """Losses at ``flops`` of frontier laws fitted through the vertices of redrawn sweeps; None without noise to draw."""
+    rng = stream(laws.config.seed, "frontier replicates")
+    vertices, count = laws.vertices, laws.config.replicates
+    drawn = _redraw(vertices, laws.records, laws.config, rng)
+    if drawn is None:
+        return None
+    weights = np.isfinite(drawn.losses).astype(float)
     enough = weights.sum(axis=1) >= 3
-    if enough.sum() < count // 2:
+    if enough.sum() < count // 10:  # what is left is conditioned on three optima, as the data are
         return None
     budgets = np.array([curve.budget for curve in vertices])
     # Far from the irreducible loss a sweep cannot tell a power law from a straight line in log C, which E < 0 allows.
     lowest = -min(curve.loss or 0.0 for curve in vertices)
-    E, k, g, reference = solve_loss_laws(budgets, np.nan_to_num(optimal[enough]), weights[enough], lowest)
-    return np.asarray(E + k * (flops / reference) ** -g + rng.normal(size=int(enough.sum())) * std[enough])
+    E, k, g, reference = solve_loss_laws(budgets, np.nan_to_num(drawn.losses[enough]), weights[enough], lowest)
+    return np.asarray(E + k * (flops / reference) ** -g + rng.normal(size=int(enough.sum())) * drawn.std[enough])
 
 
 def _columns(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,10 @@
-"""Power laws by least squares in log-log: y = A x^alpha, with intervals from Student's t.
+"""Power laws by least squares in log-log: y = A x^alpha, with intervals.
 
 Llama 3, section 3.2.1: N*(C) = A C^alpha, where N* counts the compute-optimal training TOKENS.
+
+Every interval is the wider of two. Student's t on the scatter of the points about the line needs no other knowledge, but a
+few points can lie on a line by luck. Where the points' own standard errors are known, they are carried through the same
+least squares (a linear function of ln y) with the normal quantile, and the interval is never narrower than that.
 """
 
 import math
@@ -31,6 +35,9 @@ class PowerLaw:
     mean_log_y: float
     spread: float  # sum of squared deviations of ln x
     largest_x: float  # for extrapolation ratios
+    log_x: tuple[float, ...] = ()  # ln x of the points
+    errors: tuple[float, ...] | None = None  # standard errors of ln y of the points, None when not known
+    widened: bool = False  # True: the exponent's interval comes from the points' own errors, not from their scatter
 
     def predict(self, x: float) -> float:
         """y at ``x``."""
@@ -42,21 +49,37 @@ class PowerLaw:
         if self.residual_std is None:
             return None
         distance = math.log(x) - self.mean_log_x
-        variance = 1 / self.points + distance**2 / self.spread + (kind == "prediction")
-        half = self._t() * self.residual_std * math.sqrt(variance)
+        variance = 1 / self.points + distance**2 / self.spread
+        half = self._t() * self.residual_std * math.sqrt(variance + (kind == "prediction"))
+        weights = 1 / self.points + distance * self._slope_weights()
+        half = max(half, self._own(weights, 1.0 if kind == "prediction" else 0.0))
         centre = math.log(self.predict(x))
         return math.exp(centre - half), math.exp(centre + half)
 
     def _t(self) -> float:
         return float(stats.t.ppf(0.5 + self.confidence / 2, self.points - 2))
 
+    def _slope_weights(self) -> np.ndarray:
+        """Weights (points,) with which ln y enters the exponent."""
+        return (np.array(self.log_x) - self.mean_log_x) / self.spread
 
-def fit_power_law(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> PowerLaw:
+    def _own(self, weights: np.ndarray, more: float = 0.0) -> float:
+        """Half-width from the points' own errors of a sum of ln y with ``weights``, and of ``more`` typical points beside it."""
+        if self.errors is None:
+            return 0.0
+        squares = np.array(self.errors) ** 2
+        return float(stats.norm.ppf(0.5 + self.confidence / 2)) * math.sqrt(float(weights**2 @ squares) + more * squares.mean())
+
+
+def fit_power_law(
+    x: Sequence[float], y: Sequence[float], confidence: float = 0.95, errors: Sequence[float] | None = None
+) -> PowerLaw:
     """Ordinary least squares of ln y on ln x.
 
     Args:
         x, y: pairs, all above 0, at least two different ``x``.
         confidence: of the two-sided intervals.
+        errors: standard errors of ln y, where they are known; the points still weigh alike.
 
     Raises:
         UserError: fewer than two different x, or values that have no logarithm.
@@ -86,17 +109,22 @@ def fit_power_law(x: Sequence[float], y: Sequence[float], confidence: float = 0.
         mean_log_y=mean_y,
         spread=spread,
         largest_x=float(xs.max()),
+        log_x=tuple(log_x.tolist()),
+        errors=tuple(map(float, errors)) if errors is not None else None,
     )
     if len(xs) == 2:
         return law
     residual = log_y - intercept - exponent * log_x
     std = math.sqrt(float(residual @ residual) / (len(xs) - 2))
-    half = law._t() * std / math.sqrt(spread)
+    scatter, own = law._t() * std / math.sqrt(spread), law._own(law._slope_weights())
+    half = max(scatter, own)
     half_intercept = law._t() * std * math.sqrt(1 / len(xs) + mean_x**2 / spread)
+    half_intercept = max(half_intercept, law._own(1 / len(xs) - mean_x * law._slope_weights()))
     values = vars(law) | {
         "status": "ok",
         "exponent_interval": (exponent - half, exponent + half),
         "coefficient_interval": (math.exp(intercept - half_intercept), math.exp(intercept + half_intercept)),
         "residual_std": std,
+        "widened": own > scatter,
     }
     return PowerLaw(**values)
