@@ -53,7 +53,8 @@ def digests(folder: Path) -> dict[str, dict[str, str]]:
     for path in (folder / "runs" / "store").glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
         if manifest["stage"] not in ("report", "scaling-sweep"):
-            outputs = {name: digest for name, digest in manifest["outputs"].items() if name != "metrics.jsonl"}
+            timed = ("metrics.jsonl", "results.json")
+            outputs = {name: digest for name, digest in manifest["outputs"].items() if name not in timed}
             found[f"{manifest['node']} {manifest['address']}"] = outputs
     return found
 
