@@ -111,6 +111,33 @@ def test_win_rate_counts_ties_half(
     assert result.comparisons[0]["win_rate"] == metrics["win_rate,none"]
 
 
+def test_the_grader_gives_its_own_verdict_on_the_same_answers(
+    prompts: Bench, make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge likes long answers; the grader likes the reference ("it does") and halves what was cut off."""
+    texts = {"dpo": ["it does"] * 6 + ["something else entirely here"] * 6, "sft": ["it does"] * 8 + ["it does not"] * 4}
+    monkeypatch.setattr(
+        win_rate,
+        "sample_answers",
+        lambda *args: [[Answer(text, (1, 2), current == "sft" or i > 0, 0.0)] for i, text in enumerate(texts[current])],
+    )
+    monkeypatch.setattr(win_rate, "pair_rewards", by_length)
+    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]]), prompts)
+    for current in ("dpo", "sft"):
+        task.language_model(make_lm(current))
+    task.reward_model("judge", object())  # type: ignore[arg-type]
+    result = task.finish()
+    metrics, [compared] = result.results["dpo"]["win_rate_over_sft"], result.comparisons
+    assert metrics["win_rate,none"] == (6 + 3) / 12
+    assert metrics["grader_win_rate,none"] == compared["grader_win_rate"] == 2.5 / 12  # five ties; the cut answer loses
+    assert metrics["grader_ties"] == compared["grader_ties"] == 5
+    low, high = compared["grader_interval"]
+    assert low < 2.5 / 12 < high
+    grades = np.array([row["grades"] for row in result.samples["win_rate"]])
+    assert grades[0].tolist() == [task.grader.score("what", "it does", "it does", finished=False), grades[1, 1]]
+    assert compared["grades"] == pytest.approx(grades.mean(axis=0).tolist())
+
+
 def test_a_model_against_itself_ties_everywhere(prompts: Bench, make_lm: Callable[..., LanguageModel]) -> None:
     """The real sampler and a real reward model: equal weights answer alike, and alike is a tie, not a win."""
     task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]], prompts=5, max_new_tokens=6), prompts)

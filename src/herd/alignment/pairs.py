@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from herd.alignment.flaws import add_flaws, random_flaws
-from herd.alignment.grader import GraderConfig
+from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.preferences import Preference
 from herd.dialog.rows import Counted, Prompt

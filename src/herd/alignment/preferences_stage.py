@@ -10,10 +10,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from herd.alignment.grader import GraderConfig
 from herd.alignment.pairs import Candidate, flawed_candidates, make_preference
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.grader import GraderConfig
 from herd.dialog.preferences import Grade, Preference
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.generation.chat import Answer, fits, sample_answers

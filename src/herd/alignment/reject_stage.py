@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from herd.alignment.fine_tuning import load_tokenizer
-from herd.alignment.grader import GraderConfig
 from herd.config.errors import UserError
+from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
 from herd.generation.chat import fits, sample_answers

@@ -1,1 +1,1 @@
-"""Messages -> tokens with a segment code per token -> masks; preference rows."""
+"""Messages -> tokens with a segment code per token -> masks; preference rows and the rule that grades them."""

@@ -173,7 +173,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 STAGE = Stage(
     name="evaluate",
-    version=2,
+    version=3,
     config=EvaluateConfig,
     run=run,
     summary="score checkpoints, each with its interval",

@@ -1,9 +1,9 @@
-"""Win rate of one model over another by a reward model, on held-out prompts.
+"""Win rate of one model over another by a reward model, on held-out prompts, and beside it by the grader's known rule.
 
 Both answer each prompt greedily; the answer with the higher score wins. Equal scores (mostly equal answers) count
 half to each side and are reported. The reward model that judges is the one that shaped the data of the judged models,
-so the rate says how well
-they follow it, not how good they are: the usual caution with this number.
+so its rate says how well they follow it, not how good they are: the usual caution with this number. The grader compares
+the same answers with the references, which no model was shown for these prompts.
 """
 
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from herd.config.errors import UserError, nearest
+from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.rows import Prompt, read_prompts
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
@@ -45,11 +46,11 @@ class WinRateConfig:
 
 @TASKS.register(NAME)
 class WinRate(BaseTask):
-    """``win_rate`` of the first model of each pair, ties half, and what both answered."""
+    """``win_rate`` of the first model of each pair by the judge, ``grader_win_rate`` by the known rule, ties half in both."""
 
     def __init__(self, config: WinRateConfig, bench: Bench) -> None:
         super().__init__()
-        self.config, self.bench = config, bench
+        self.config, self.bench, self.grader = config, bench, GraderConfig()
         for model, opponent, _ in config.pairs:
             for label in (model, opponent):
                 if label not in bench.labels:
@@ -90,7 +91,9 @@ class WinRate(BaseTask):
             self.result.notes[f"{first} over {second}"] = "no prompt and answer fit the models' lengths"
             return
         margin = scores[:, 0] - scores[:, 1]
-        points = np.where(margin > 0, 1.0, np.where(margin < 0, 0.0, 0.5))
+        points = _points(margin)
+        grades = np.array([[self._grade(p, self.answers[side][p.id]) for side in (first, second)] for p in both])
+        graded = _points(grades[:, 0] - grades[:, 1])
         wins, losses, n = int((margin > 0).sum()), int((margin < 0).sum()), len(margin)
         task = f"{NAME}_over_{second}"
         finished = {side: float(np.mean([self.answers[side][p.id].finished for p in both])) for side in (first, second)}
@@ -98,6 +101,10 @@ class WinRate(BaseTask):
         # Wilson takes a tie for half a win and half a loss, more spread than it has: the interval is on the wide side.
         metrics = score("win_rate", points.mean(), wilson(float(points.mean()), n))
         metrics |= score("reward_margin", margin.mean(), bootstrap_mean(margin, rng, self.bench.resamples))
+        metrics |= score("grader_win_rate", graded.mean(), wilson(float(graded.mean()), n))
+        for i, name in enumerate(("grade", "opponent_grade")):
+            metrics |= score(name, grades[:, i].mean(), bootstrap_mean(grades[:, i], rng, self.bench.resamples))
+        metrics |= {"grader_ties": int((graded == 0.5).sum())}
         metrics |= {"wins": wins, "losses": losses, "ties": n - wins - losses, "n": n, "judge": judge}
         metrics |= {"finished": finished}
         metrics |= {"sign_test_p": float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0}
@@ -112,6 +119,10 @@ class WinRate(BaseTask):
                 "win_rate": metrics["win_rate,none"],
                 "interval": metrics["win_rate_interval,none"],
                 "ties": metrics["ties"],
+                "grader_win_rate": metrics["grader_win_rate,none"],
+                "grader_interval": metrics["grader_win_rate_interval,none"],
+                "grader_ties": metrics["grader_ties"],
+                "grades": [metrics["grade,none"], metrics["opponent_grade,none"]],
             }
         )
         for i, prompt in enumerate(both):
@@ -125,5 +136,15 @@ class WinRate(BaseTask):
                 "answers": {side: self.answers[side][prompt.id].text for side in (first, second)},
                 "rewards": [float(x) for x in scores[i]],
                 "points": float(points[i]),
+                "grades": [float(x) for x in grades[i]],
             }
             self.result.samples.setdefault(NAME, []).append(row)
+
+    def _grade(self, prompt: Prompt, answer: Answer) -> float:
+        """Score in [0, 1] of an answer by the known rule."""
+        return self.grader.score(prompt.task, prompt.reference, answer.text, answer.finished)
+
+
+def _points(margin: np.ndarray) -> np.ndarray:
+    """1 for a win of the first, 0 for a loss, 0.5 for a tie; any shape."""
+    return np.where(margin > 0, 1.0, np.where(margin < 0, 0.0, 0.5))
