@@ -18,7 +18,8 @@ from herd.alignment import (
 from herd.config.errors import UserError
 from herd.config.loader import compose
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
-from herd.dialog.preferences import read_preferences
+from herd.dialog.messages import Message, Role
+from herd.dialog.preferences import Grade, Preference, read_preferences
 from herd.dialog.rows import read_jsonl, read_prompts
 from herd.model.config import ModelConfig
 from herd.model.io import load_model, load_reward_model, read_weights, save_model
@@ -136,11 +137,35 @@ def test_reward_model_reports_its_accuracy_with_an_interval(made):
     low, high = metrics["accuracy_interval"]
     assert 0 <= low <= metrics["accuracy"] <= high <= 1
     assert 0.5 <= metrics["length_accuracy"] <= 1
+    assert metrics["newest_round"] == "one" and metrics["by_round"]["one"]["accuracy"] == metrics["accuracy"]
     kept = metrics["rows"]["one"]["kept"]
     assert kept == metrics["pairs"] + metrics["triples"] > 0
     dropped = metrics["rows"]["one"]["dropped"]
     assert kept + sum(dropped.values()) == made["preferences"].metrics["pairs"]
     assert load_reward_model(made["reward"] / "model").head.weight.abs().sum() > 0
+
+
+def test_reward_accuracy_is_of_the_newest_round_and_never_pooled(made, monkeypatch):
+    """A model that scores by length: right in one round where the chosen is longer, wrong where it is shorter."""
+    tokenizer = Tokenizer.load(made["tokens"] / "tokenizer")
+    config = config_of("reward", "window=256")
+    monkeypatch.setattr(reward_stage, "score_sequences", lambda model, sequences, *args, **options: [len(s) for s in sequences])
+
+    def pair(i, chosen, rejected):
+        say = [(Message(Role.ASSISTANT, text),) for text in (chosen, rejected)]
+        return Preference(f"p{i}", f"q{i}", (Message(Role.USER, "what?"),), *say, Grade.BETTER)
+
+    long, short, same = "one two three four five six", "one", "two"
+    rounds = {
+        "a": [pair(i, long, short) for i in range(4)],
+        "b": [*(pair(i, short, long) for i in range(3)), pair(3, long, short), pair(4, short, same), pair(5, same, short)],
+        "c": [],
+    }
+    metrics = reward_stage.heldout_accuracy(None, tokenizer, rounds, config)
+    assert metrics["accuracy_by_round"] == {"a": 1.0, "b": 1 / 6}
+    assert (metrics["newest_round"], metrics["accuracy"], metrics["heldout_pairs"]) == ("b", 1 / 6, 6)
+    assert metrics["accuracy_interval"] == metrics["by_round"]["b"]["accuracy_interval"]
+    assert metrics["length_accuracy"] == 4 / 6 and metrics["by_round"]["a"]["length_accuracy"] == 1.0
 
 
 def test_sft_starts_from_the_base_and_lowers_the_loss_of_references(made):

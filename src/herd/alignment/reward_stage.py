@@ -68,42 +68,54 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
 def heldout_accuracy(
     model: RewardModel, tokenizer: Tokenizer, rounds: dict[str, list[Preference]], config: RewardConfig
 ) -> dict[str, Any]:
-    """Share of held-out pairs whose chosen response has the higher score, with Wilson's 95% interval.
+    """Share of held-out pairs whose chosen response has the higher score, with Wilson's 95% interval, round by round.
 
-    `accuracy` is over the grades that are trained on; `accuracy_by_grade` over all pairs of different responses.
-    `length_accuracy` is what choosing the shorter (or, if better, the longer) response would reach.
+    Rounds ask the same held-out prompts, so their pairs are no independent sample and are never pooled into an interval:
+    `accuracy`, `accuracy_interval`, `heldout_pairs` and `length_accuracy` are of the newest round's own pairs, `by_round`
+    has them of every round, over the grades that are trained on. `accuracy_by_grade` is over all pairs of different
+    responses of all rounds. `length_accuracy` is what choosing the shorter (or, if better, the longer) response reaches,
+    a tie counting half.
     """
     every_grade = PreferenceFilter(grades=[grade.value for grade in Grade], max_similarity=1.0)
-    hits: dict[str, dict[str, list[bool]]] = {"grade": {}, "round": {}}
-    shorter: list[bool] = []
+    by_grade: dict[str, list[bool]] = {}
+    by_round: dict[str, dict[str, Any]] = {}
     for label, rows in rounds.items():
+        hits: list[bool] = []
+        shorter: list[float] = []
         for row in every_grade.select(rows, Counted()):
             pair = Preference(row.id, row.prompt_id, row.prompt, row.chosen, row.rejected, row.grade)
             sequences = comparisons([pair], tokenizer, config.window, Counted())
             if not sequences:
                 continue
             chosen, rejected = score_sequences(model, sequences[0], tokenizer.pad_id, batch_size=2)
-            hits["grade"].setdefault(row.grade.value, []).append(chosen > rejected)
+            by_grade.setdefault(row.grade.value, []).append(chosen > rejected)
             if config.filter.reason(row) is None:
-                hits["round"].setdefault(label, []).append(chosen > rejected)
-                shorter.append(len(sequences[0][0]) < len(sequences[0][1]))
-    counted = [hit for values in hits["round"].values() for hit in values]
-    if not counted:
+                hits.append(chosen > rejected)
+                lengths = len(sequences[0][0]), len(sequences[0][1])
+                shorter.append(0.5 if lengths[0] == lengths[1] else float(lengths[0] < lengths[1]))
+        if hits:
+            share = sum(shorter) / len(shorter)
+            by_round[label] = {
+                "accuracy": sum(hits) / len(hits),
+                "accuracy_interval": wilson_interval(sum(hits), len(hits)),
+                "heldout_pairs": len(hits),
+                "length_accuracy": max(share, 1 - share),
+            }
+    if not by_round:
         raise UserError("reward: no held-out pair is left to measure accuracy on; use more held-out prompts")
-    share = sum(shorter) / len(shorter)
+    newest = list(by_round)[-1]
     return {
-        "accuracy": sum(counted) / len(counted),
-        "accuracy_interval": wilson_interval(sum(counted), len(counted)),
-        "heldout_pairs": len(counted),
-        "length_accuracy": max(share, 1 - share),
-        "accuracy_by_round": {label: sum(v) / len(v) for label, v in hits["round"].items()},
-        "accuracy_by_grade": {grade.value: sum(v) / len(v) for grade in Grade if (v := hits["grade"].get(grade.value))},
+        **by_round[newest],
+        "newest_round": newest,
+        "by_round": by_round,
+        "accuracy_by_round": {label: measured["accuracy"] for label, measured in by_round.items()},
+        "accuracy_by_grade": {grade.value: sum(v) / len(v) for grade in Grade if (v := by_grade.get(grade.value))},
     }
 
 
 STAGE = Stage(
     name="reward",
-    version=1,
+    version=2,
     config=RewardConfig,
     run=run,
     summary="train a reward model on preferences",
