@@ -1,5 +1,6 @@
 """Every configuration file composes, and lists every key of its schema."""
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from omegaconf import OmegaConf
 from herd.config.errors import UserError
 from herd.config.loader import compose, conf_root, data_root, load, to_plain
 from herd.recipe.commands import COMMANDS
-from herd.recipe.graph import Node, RecipeConfig, plan_lines
+from herd.recipe.graph import Node, RecipeConfig, job_of, plan_lines
 from herd.recipe.job import make_job
+from herd.scaling.plan import plan_cells
+from herd.training.curriculum import Curriculum
 
 RECIPES = sorted(path.stem for path in (conf_root() / "recipe").glob("*.yaml"))
 
@@ -68,6 +71,42 @@ def test_the_papers_recipe_carries_the_papers_numbers() -> None:
     assert loaded.dry_run
     assert "405,853,388,800" in text
     assert sum(name.endswith("/dpo") for name in loaded.stages) == 6
+
+
+def test_the_papers_sweep_has_rows_of_8192_and_one_batch_a_budget() -> None:
+    plan = make_job("scaling-plan", compose("scaling-plan", ["plan=isoflop_llama3"])).config.plan
+    cells = plan_cells(plan).cells
+    batches: dict[float, set[int]] = {}
+    for cell in cells:
+        batches.setdefault(cell.budget, set()).add(cell.batch_tokens)
+    assert len(batches) == 10 and all(len(found) == 1 for found in batches.values())
+    assert min(batches[6e18]) == pytest.approx(250_000, rel=0.05) and min(batches[1e22]) == pytest.approx(4e6, rel=0.06)
+    for cell in (cells[0], cells[-1]):
+        config = make_job("pretrain", compose("pretrain", cell.overrides)).config
+        curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
+        curriculum.check_lengths(config.model.max_seq_len)
+        assert {(phase.seq_len, phase.batch_tokens) for phase in curriculum.phases} == {(8192, cell.batch_tokens)}
+        assert curriculum.tokens == cell.tokens and config.eval_seq_len == 8192
+        rates = [curriculum.learning_rate(step) for step in (999, 1999, len(curriculum) - 1)]
+        assert rates[0] == pytest.approx(cell.lr / 2, rel=0.01) and rates[1] == pytest.approx(cell.lr, rel=0.01)
+        assert rates[2] == pytest.approx(0.1 * cell.lr, rel=0.01)
+
+
+# ci samples from the prompts of its preferences: its corpus has about 200 in all, and its numbers mean nothing.
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "ci"])
+def test_prompts_of_rejection_sampling_are_none_that_a_reward_model_learns(name: str) -> None:
+    loaded = load(RecipeConfig, compose("recipe", [f"recipe={name}"]))
+    jobs = {node: job_of(loaded, node).config for node in loaded.stages}
+    [available] = [jobs[node].train_prompts for node, stage in loaded.stages.items() if stage.command == "dialogs"]
+    spans = {
+        node: range(jobs[node].first_prompt, jobs[node].first_prompt + jobs[node].prompts)
+        for node, stage in loaded.stages.items()
+        if stage.command in ("preferences", "reject")
+    }
+    assert len(spans) >= 4
+    for one, other in combinations(spans, 2):
+        assert not set(spans[one]) & set(spans[other]), (one, other)
+    assert all(span.stop <= available for span in spans.values())
 
 
 def recipe(stages: dict[str, Node], **changes: Any) -> RecipeConfig:

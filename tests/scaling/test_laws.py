@@ -146,7 +146,7 @@ def test_a_noise_floor_covers_noise_that_residuals_do_not_show(sweep) -> None:  
 
 
 def test_vertices_that_lie_on_a_line_by_luck_do_not_make_alpha_sure() -> None:
-    """Of sweeps with known noise, the third whose scatter is smallest: Student's t alone misses there, the vertices' errors do not."""
+    """Of sweeps with known noise, the third with the smallest scatter: Student's t alone misses the truth there too often."""
     alpha, std = 0.35 / 0.68, 0.04
     found = []
     for seed in range(150):
