@@ -103,14 +103,17 @@ def results() -> dict[str, Any]:
         "ngram_baselines": scores("loss", 4.0, 0.1)
         | scores("margin_over_unigram", 2.5, 0.1)
         | scores("margin_over_bigram", 0.4, 0.1),
-        "ngram_baselines_general": scores("loss", 4.1, 0.1),
+        "ngram_baselines_general": scores("loss", 4.1, 0.1) | scores("margin_over_bigram", 0.5, 0.1),
+        "ngram_baselines_code": scores("loss", 4.1, 0.1) | scores("margin_over_bigram", 0.1, 0.3),
     }
-    gram = {"ngram_baselines": scores("loss", 4.4, 0.1), "ngram_baselines_general": scores("loss", 4.5, 0.1)}
+    gram = {"ngram_baselines": scores("loss", 4.4, 0.1), "ngram_baselines_general": scores("loss", 4.5, 0.1),
+            "ngram_baselines_code": scores("loss", 4.2, 0.1)}  # fmt: skip
     reward = {"reward_accuracy_round-1": scores("acc", 0.8, 0.05) | {"n": 100}}
     win = {"win_rate_over_round-1/sft": scores("win_rate", 0.6, 0.07)}
     comparisons = [
         {"task": "win_rate", "metric": "win_rate", "models": ["round-1/dpo", "round-1/sft"], "judge": "round-1/reward",
-         "win_rate": 0.6, "interval": [0.53, 0.67], "ties": 7},
+         "win_rate": 0.6, "interval": [0.53, 0.67], "ties": 7,
+         "grader_win_rate": 0.45, "grader_interval": [0.38, 0.52], "grader_ties": 9, "grades": [0.41, 0.43]},
         {"task": "documentation_choice", "metric": "acc_norm", "models": ["round-1/sft", "pretrain"], "difference": -0.02,
          "interval": [-0.05, 0.01], "only_first": 3, "only_second": 15, "mcnemar_p": 0.01},
     ]  # fmt: skip
@@ -124,10 +127,19 @@ def results() -> dict[str, Any]:
             "round-1/reward": reward,
             "tokenizer": {"compression": scores("characters_per_token", 2.7, 0.05)},
         },
-        "n-samples": {"documentation_choice": {"original": 600, "effective": 600}},
+        "n-samples": {
+            "documentation_choice": {"original": 600, "effective": 600},
+            "ngram_baselines_general": {"original": 31, "effective": 31},
+        },
         "comparisons": comparisons,
         "notes": {
-            "documentation_choice": {"chance": 0.25, "headline": "acc_norm", "items": 600, "items_by_kind": {"summary": 600}},
+            "documentation_choice": {
+                "chance": 0.25,
+                "headline": "acc_norm",
+                "items": 600,
+                "items_by_kind": {"summary": 600},
+                "lexical_overlap": {"acc": 0.345, "interval": [0.31, 0.38]},
+            },
             "needle": {"chance": 0.125, "trials_per_cell": 4},
         },
         "skipped": {"compression": NASTY},
@@ -150,8 +162,13 @@ def whole(make: Make) -> dict[str, Artifact]:
     pretrain |= {"flops_convention": "6N", "tokens_per_second": 1024.0, "loss_by_stage": {"initial": 4.3, "annealing": 4.2}}
     fit = {"budgets": [1e11, 1e12], "alpha": 0.51, "alpha_interval": [0.44, 0.58], "A": 0.3, "status": "ok"}
     fit |= {"predicted_loss": 4.25, "predicted_loss_interval": [4.1, 4.4], "extrapolation_ratio": 5.0}
-    fit |= {"flagship": {"parameters": 500_000, "tokens": 61440, "flops": 1e12}}
-    reward = {"accuracy": 0.8, "accuracy_interval": [0.72, 0.86], "heldout_pairs": 100}
+    fit |= {"optima": 1, "best_cell_loss": 4.5, "noise_floor": 0.04}
+    fit |= {"flagship": {"parameters": 500_000, "tokens": 61440, "flops": 1e12, "parameters_interval": [2.5e5, 1e6],
+                         "tokens_interval": [30720, 122880]}}  # fmt: skip
+    pretrain |= {"epochs": {"general": 0.6, "code": 9.25}}
+    reward = {"accuracy": 0.8, "accuracy_interval": [0.72, 0.86], "heldout_pairs": 100, "length_accuracy": 0.75}
+    pairs = {"train": {"edited": 12}, "heldout": {"models": {"reference": 50}}}
+    reject = {"reward_best": 3.0, "reward_all": 0.5, "score_best": 0.227, "score_all": 0.24}
     dpo = {"rewards/accuracies": 0.7, "rewards/accuracies_interval": [0.6, 0.8], "rewards/margins": 0.5}
     curated = {"documents_in": 1000, "documents_out": 700, "characters_out": 7_000_000}
     return {
@@ -159,7 +176,9 @@ def whole(make: Make) -> dict[str, Artifact]:
         "tokenize": make("tokenize", "tokenize", tokens),
         "fit": make("scaling-fit", "fit", fit),
         "pretrain": make("pretrain", "pretrain", pretrain, rows=training_rows(), flops=1e12),
+        "round-1/preferences": make("preferences", "round-1/preferences", pairs),
         "round-1/reward": make("reward", "round-1/reward", reward, flops=1e10),
+        "round-1/reject": make("reject", "round-1/reject", reject),
         "round-1/sft": make("sft", "round-1/sft", {"loss": 2.0}),
         "round-1/dpo": make("dpo", "round-1/dpo", dpo, rows=dpo_rows()),
         "round-1/dpo-b": make("dpo", "round-1/dpo-b", dpo, rows=dpo_rows()),

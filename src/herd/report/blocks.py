@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Verdict = Literal["yes", "no", "open"]  # open: the numbers do not decide it
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,20 @@ class Claim:
     """Something that the run is to show."""
 
     text: str
-    holds: bool
+    verdict: Verdict
     detail: str  # the numbers
+
+    @property
+    def mark(self) -> str:
+        """The verdict as the page shows it."""
+        return {"yes": "✓ yes", "no": "✗ no", "open": "~ open"}[self.verdict]
+
+
+def above(bounds: Sequence[float] | None, level: float) -> Verdict:
+    """Whether a score lies above ``level``: ``open`` when its interval holds the level or is not known."""
+    if bounds is None or bounds[0] <= level <= bounds[1]:
+        return "open"
+    return "yes" if bounds[0] > level else "no"
 
 
 @dataclass(frozen=True)

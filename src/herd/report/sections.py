@@ -6,11 +6,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from herd.report import figures_evaluation, figures_training
-from herd.report.blocks import Block, Section
-from herd.report.claims import base_label, claims, facts, headline, win_rates
+from herd.report.blocks import Block, Section, above
+from herd.report.claims import base_label, claims, facts, headline, lexical_overlap, margins_by_domain, win_rates
 from herd.report.formats import duration, interval, number, percent, scientific, share, si, size
 from herd.report.notebook import NotebookFigure
-from herd.report.run_data import RunData
+from herd.report.run_data import Round, RunData
 from herd.report.style import png, short
 
 
@@ -71,9 +71,13 @@ def scaling(run: RunData, figures: list[NotebookFigure]) -> Section:
         section.text(
             f"The sweep has {len(fit.get('budgets') or [])} budgets, from {scientific(min(fit['budgets']))} to "
             f"{scientific(max(fit['budgets']))} FLOPs." if fit.get("budgets") else None,
+            f"{fit['optima']} of {len(fit['budgets'])} budgets have an optimum inside their points."
+            if fit.get("optima") is not None else None,
             f"Compute-optimal tokens grow as C^{law:.3f}, 95% interval {interval(fit.get('alpha_interval')) or 'not known'} "
             "(the paper: 0.53)." if law is not None else "The sweep gives no power law; the flagship's size is then no "
             f"forecast but a choice (method: {fit.get('status')}).",
+            f"No interval assumes that another seed moves a cell's loss by less than {fit['noise_floor']:g} nats "
+            "(standard deviation)." if fit.get("noise_floor") else None,
         )  # fmt: skip
     for figure in figures:
         section.figure(figure.name, figure.image, figure.title, f"{figure.title}. {figure.caption}")
@@ -82,13 +86,24 @@ def scaling(run: RunData, figures: list[NotebookFigure]) -> Section:
         verdict = None
         if measured is not None and bounds:
             where = "inside" if bounds[0] <= measured <= bounds[1] else "outside"
-            verdict = f"Measured: {measured:.3f}, {where} the interval ({measured - fit['predicted_loss']:+.3f})."
+            verdict = (
+                f"Measured: {measured:.3f}, {where} an interval of {bounds[1] - bounds[0]:.2f} nats "
+                f"({measured - fit['predicted_loss']:+.3f} from the forecast)."
+            )
+            if (best := fit.get("best_cell_loss")) is not None:
+                reaches = "reaches" if bounds[1] >= best else "lies below"
+                verdict += f" The best cell of the sweep has {best:.3f}; the interval {reaches} it."
         flagship = fit.get("flagship") or {}
+        sizes, counts = flagship.get("parameters_interval"), flagship.get("tokens_interval")
         section.text(
             f"Before the flagship was trained, its loss was forecast as {fit['predicted_loss']:.3f} nats per token, "
             f"95% interval {interval(bounds) or 'not known'}, for {si(flagship.get('parameters'))} parameters on "
             f"{si(flagship.get('tokens'))} tokens ({scientific(flagship.get('flops'))} FLOPs), "
             f"{number(fit.get('extrapolation_ratio'), 1)} times the largest budget of the sweep.",
+            f"The optimal size lies in [{si(sizes[0])}, {si(sizes[1])}] parameters, the optimal number of tokens in "
+            f"[{si(counts[0])}, {si(counts[1])}]."
+            if sizes and counts
+            else None,
             verdict,
         )
     _draw(section, run, figures_training.forecast, "forecast", "Forecast loss with its interval, and the loss measured.")
@@ -124,6 +139,7 @@ def pretraining(run: RunData) -> Section:
             f"on the same held-out tokens. The model is {margin['margin_over_bigram,none']:.2f} nats per token better than "
             f"the bigram, {interval(margin['margin_over_bigram_interval,none'], 2)}; intervals are bootstraps over documents."
         )
+        section.table(*_margin_table(run, label or ""))
     if label:
         _draw(section, run, lambda r: figures_evaluation.baselines(r, label), "baselines",
               "Nats per token of the model and of n-gram models, by domain.")  # fmt: skip
@@ -136,7 +152,8 @@ def post_training(run: RunData) -> Section:
         return section
     section.text(
         "Each round: preferences, a reward model, rejection sampling, supervised fine-tuning, DPO, averaging. Preferences are "
-        "graded by a known rule in the place of people, so reward accuracy says how well that rule was learned."
+        "graded by a known rule in the place of people, so reward accuracy says how well that rule was learned.",
+        *(_pairs_made(r) for r in run.rounds),
     )
     rows = []
     for r in run.rounds:
@@ -145,18 +162,25 @@ def post_training(run: RunData) -> Section:
             [
                 r.name.replace("-", " "),
                 share(reward.get("accuracy"), reward.get("accuracy_interval")),
+                percent(reward.get("length_accuracy")),
                 f"{number(reject.get('reward_best'), 2)} / {number(reject.get('reward_all'), 2)}",
+                _best_and_all(reject),
                 number(sft.get("loss"), 2),
                 share(dpo.get("rewards/accuracies"), dpo.get("rewards/accuracies_interval")),
                 number(dpo.get("rewards/margins"), 2),
             ]
         )
-    header = ["", "reward accuracy", "reward of best / all samples", "SFT loss", "DPO reward accuracy", "DPO margin"]
-    caption = "Accuracies and margins on held-out pairs; SFT loss in nats per token on held-out references."
+    header = ["", "reward accuracy", "by length alone", "reward of best / all samples", "grade of best / all samples"]
+    header += ["SFT loss", "DPO reward accuracy", "DPO margin"]
+    caption = (
+        "Accuracies and margins on the round's own held-out pairs; SFT loss in nats per token on held-out references. The reward "
+        "of the best sample cannot be below that of all, by which it was chosen; its grade by the known rule can, which ✗ marks."
+    )
     section.table(header, rows, caption)
     _draw(section, run, figures_training.dpo, "dpo",
           "Implicit rewards over the steps of DPO: chosen and rejected, their margin, and the share of pairs ranked right, "
-          "on training pairs (the table has the held-out ones). Dashed: the second variant, of another seed.")  # fmt: skip
+          "on training pairs (the table has the held-out ones). Dashed: the second variant.")  # fmt: skip
+    section.text(*_about_dpo(run))
     return section
 
 
@@ -177,8 +201,11 @@ def evaluation(run: RunData) -> Section:
             f"{notes['items']:,} questions made from held-out documentation ({kinds}), with three wrong answers of similar "
             f"length from {'the same package' if notes.get('rivals') == 'package' else 'any package'}; chance is "
             f"{percent(chance, 0)}. No answer occurs in the training documents "
-            f"({notes.get('left_out', {}).get('text_in_training', 0)} texts that do were left out). The configuration names "
-            f"{metric} as the headline; the table has the other ways to compare likelihoods too."
+            f"({notes.get('left_out', {}).get('text_in_training', 0)} texts that do were left out). The headline is {metric}, "
+            "set after scores of an earlier run had been seen; the table has the other ways to compare likelihoods too.",
+            f"Choosing the answer that shares most words with its question, without any model, has {overlap}."
+            if (overlap := lexical_overlap(run))
+            else None,
         )
     caption = "Accuracy in % by how likelihoods are normalised; NLL of the true answer per character."
     section.table(*_choice_table(run), caption)
@@ -189,11 +216,15 @@ def evaluation(run: RunData) -> Section:
     for c in win_rates(run):
         section.text(
             f"{short(c['models'][0])} beats {short(c['models'][1])} in {share(c['win_rate'], c['interval'])} of held-out "
-            f"prompts, judged by {short(c['judge'])} (ties: {c['ties']}, each counted half)."
-        )
+            f"prompts, judged by {short(c['judge'])} (ties: {c['ties']}, each counted half).",
+            f"By the grader's rule it wins {share(c['grader_win_rate'], c['grader_interval'])} of them "
+            f"(ties: {c['grader_ties']}); mean grades {c['grades'][0]:.2f} and {c['grades'][1]:.2f} of 1."
+            if c.get("grader_win_rate") is not None else None,
+        )  # fmt: skip
     if win_rates(run):
         section.text(
-            "The judges also shaped the data of the models they judge, so a win rate says how well a model follows its judge."
+            "The judges also shaped the data of the models they judge, so their win rates say how well a model follows its "
+            "judge. The grader's rule made the preferences, and compares these answers with the references of held-out prompts."
         )
     needle = run.evaluation.get("notes", {}).get("needle", {})
     _draw(section, run, figures_evaluation.needle, "needle",
@@ -274,6 +305,60 @@ def provenance(run: RunData) -> Section:
 def _draw(section: Section, run: RunData, figure: Callable[[RunData], Figure | None], name: str, caption: str) -> None:
     drawn = figure(run)
     section.figure(name, png(drawn) if drawn is not None else None, caption, caption)
+
+
+# conf/recipe/laptop.yaml: of the rates tried, the one with the best win rates on held-out prompts.
+_TUNED_DPO_RATE = 4e-4
+
+
+def _margin_table(run: RunData, label: str) -> tuple[list[str], list[list[str]], str]:
+    epochs = run.metrics("pretrain").get("epochs") or {}
+    rows = []
+    for domain, (margin, bounds, documents) in margins_by_domain(run, label).items():
+        read = f"{number(epochs[domain], 2)} times" if domain in epochs else "–"
+        proven = {"yes": "✓ better", "no": "✗ worse", "open": "~ unproven"}[above(bounds, 0)]
+        rows.append([domain, f"{margin:+.2f} {interval(bounds, 2)}", f"{documents or '–'}", read, proven])
+    header = ["", "nats per token better than the bigram", "held-out documents", "its tokens were read", ""]
+    caption = "Unproven: the 95% interval holds 0. A bootstrap over few documents gives an interval that is too narrow."
+    return header, rows, caption
+
+
+def _pairs_made(round_: Round) -> str | None:
+    """How the preferences of a round came about."""
+    models = round_.metrics("preferences").get("heldout", {}).get("models")
+    if not models:
+        return None
+    name = round_.name.replace("-", " ")
+    if set(models) == {"reference"}:
+        return f"Pairs of {name}: a reference, at times lightly flawed, against one with more rule-made flaws."
+    return f"Pairs of {name}: one sample each of two models ({', '.join(sorted(models))}), graded by the same rule."
+
+
+def _best_and_all(reject: dict[str, Any]) -> str:
+    best, every = reject.get("score_best"), reject.get("score_all")
+    mark = "" if best is None or every is None else " ✓" if best > every else " ✗"
+    return f"{number(best, 3)} / {number(every, 3)}{mark}"
+
+
+def _about_dpo(run: RunData) -> list[str]:
+    """What to know of DPO before its win rate over SFT is read, as far as the stages tell."""
+    found = []
+    edited = [r.metrics("preferences").get("train", {}).get("edited", 0) for r in run.rounds if "dpo" in r.stages]
+    if any(edited):
+        counts = " and ".join(str(count) for count in edited)
+        found.append(
+            f"DPO also learns from edited answers, the references ({counts} training pairs by round), which SFT did not see as "
+            "answers to those prompts: a win over SFT is in part a win of more data."
+        )
+    variants = [
+        [a.manifest["config"] | {"seed": None} for a in r.stages.values() if a.manifest["stage"] == "dpo"] for r in run.rounds
+    ]
+    if any(len(v) > 1 for v in variants) and all(config == v[0] for v in variants for config in v):
+        found.append("The variants of DPO that are averaged differ by their seed alone.")
+    rates = {config.get("optimizer", {}).get("lr") for v in variants for config in v}
+    if rates == {_TUNED_DPO_RATE}:
+        found.append(f"Its learning rate, {_TUNED_DPO_RATE:g}, was chosen by win rates on held-out prompts in an earlier run.")
+    return found
 
 
 def _reasons(run: RunData, most: int = 10) -> list[list[str]]:

@@ -40,6 +40,9 @@ def scaling(run: RunData) -> dict[str, Any] | None:
     names = (
         "status",
         "budgets",
+        "optima",
+        "noise_floor",
+        "best_cell_loss",
         "alpha",
         "alpha_interval",
         "A",
@@ -82,6 +85,8 @@ def round_summary(round_: Round) -> dict[str, Any]:
             "accuracy": reward.get("accuracy"),
             "interval": reward.get("accuracy_interval"),
             "heldout_pairs": reward.get("heldout_pairs"),
+            "length_accuracy": reward.get("length_accuracy"),
+            "by_round": reward.get("by_round"),
         },
         "reject": _pick(round_.metrics("reject"), "reward_best", "reward_all", "score_best", "score_all", "dialogs"),
         "sft": _pick(round_.metrics("sft"), "loss", "base_loss", "train_loss"),
@@ -114,6 +119,7 @@ def evaluation(run: RunData) -> dict[str, Any] | None:
             for task, notes in report.get("notes", {}).items()
             if isinstance(notes, dict) and "chance" in notes
         },
+        "lexical_overlap": report.get("notes", {}).get("documentation_choice", {}).get("lexical_overlap"),
         "skipped": report.get("skipped", {}),
     }
 

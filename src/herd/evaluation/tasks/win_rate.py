@@ -3,7 +3,7 @@
 Both answer each prompt greedily; the answer with the higher score wins. Equal scores (mostly equal answers) count
 half to each side and are reported. The reward model that judges is the one that shaped the data of the judged models,
 so its rate says how well they follow it, not how good they are: the usual caution with this number. The grader compares
-the same answers with the references, which no model was shown for these prompts.
+the same answers with the references of these held-out prompts, by the rule that also made the preferences.
 """
 
 from dataclasses import dataclass, field
