@@ -1,7 +1,7 @@
 """The finished stages of a run, found by what they are; whatever is missing is simply absent."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,10 +29,11 @@ class RunData:
 
     Args:
         stages: label -> finished stage. Labels ``round-<n>/<stage>`` belong to a round.
+        caveats: what its author knows of the run and no stage can tell, sentences.
     """
 
-    def __init__(self, stages: Mapping[str, Artifact]) -> None:
-        self.stages = dict(stages)
+    def __init__(self, stages: Mapping[str, Artifact], caveats: Sequence[str] = ()) -> None:
+        self.stages, self.caveats = dict(stages), list(caveats)
 
     def find(self, command: str) -> Artifact | None:
         """The last stage that ``herd <command>`` made, rounds left out."""

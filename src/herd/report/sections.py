@@ -180,7 +180,7 @@ def post_training(run: RunData) -> Section:
     _draw(section, run, figures_training.dpo, "dpo",
           "Implicit rewards over the steps of DPO: chosen and rejected, their margin, and the share of pairs ranked right, "
           "on training pairs (the table has the held-out ones). Dashed: the second variant.")  # fmt: skip
-    section.text(*_about_dpo(run))
+    section.text(*_about_dpo(run), *run.caveats)
     return section
 
 
@@ -307,10 +307,6 @@ def _draw(section: Section, run: RunData, figure: Callable[[RunData], Figure | N
     section.figure(name, png(drawn) if drawn is not None else None, caption, caption)
 
 
-# conf/recipe/laptop.yaml: of the rates tried, the one with the best win rates on held-out prompts.
-_TUNED_DPO_RATE = 4e-4
-
-
 def _margin_table(run: RunData, label: str) -> tuple[list[str], list[list[str]], str]:
     epochs = run.metrics("pretrain").get("epochs") or {}
     rows = []
@@ -355,9 +351,6 @@ def _about_dpo(run: RunData) -> list[str]:
     ]
     if any(len(v) > 1 for v in variants) and all(config == v[0] for v in variants for config in v):
         found.append("The variants of DPO that are averaged differ by their seed alone.")
-    rates = {config.get("optimizer", {}).get("lr") for v in variants for config in v}
-    if rates == {_TUNED_DPO_RATE}:
-        found.append(f"Its learning rate, {_TUNED_DPO_RATE:g}, was chosen by win rates on held-out prompts in an earlier run.")
     return found
 
 

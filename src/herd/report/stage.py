@@ -4,7 +4,7 @@ import base64
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -29,6 +29,9 @@ class ReportConfig:
     title: str  # heading of the page
     notebook: Optional[str]  # noqa: UP045 (OmegaConf) notebooks/<name>.py executed for the scaling figures; null: none
     chat_samples: int  # prompts with answers shown; 0: none
+    caveats: list[str] = field(
+        default_factory=list
+    )  # what the run's author knows and no stage can tell; printed with post-training
 
     def __post_init__(self) -> None:
         if self.chat_samples < 0:
@@ -40,7 +43,7 @@ def run(config: ReportConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     stages = inputs.group("stages")
     if not stages:
         raise UserError("`herd report` needs finished stages: give inputs.stages.LABEL=FOLDER, or run a recipe.")
-    data = RunData(stages)
+    data = RunData(stages, config.caveats)
     figures: list[NotebookFigure] = []
     if config.notebook is not None and has_study(data):
         figures = execute_notebook(config.notebook, link_stages(stages, stage_run.scratch / "run"))
