@@ -14,20 +14,21 @@ from herd.config.errors import UserError
 from herd.config.loader import compose, load
 from herd.curation.config import CurateConfig, SourceConfig
 from herd.curation.sources import Collected, Context, load_sources
+from herd.curation.sources import collect as collect_all
 from herd.curation.sources import python as python_source
 
 
 def collect(config: SourceConfig, scratch: Path) -> Collected:
-    return load_sources().get(config.kind).collect(config, Context(0, 1, scratch))
+    return collect_all(config, Context(0, 1, scratch))
 
 
 # --- python ---
 
 
-def introspect(tmp_path: Path, modules: list[str], package: str = "", mode: str = "pages") -> list[dict]:
-    job = {"mode": mode, "package": package, "modules": modules}
-    context = Context(0, 1, tmp_path)
-    return next(iter(python_source._introspect([job], SourceConfig(), context)))
+def introspect(tmp_path: Path, modules: list[str], config: SourceConfig | None = None) -> list[dict]:
+    job = python_source._job("pages", "some", "", modules)
+    python_source._introspect([job], config or SourceConfig(), Context(0, 1, tmp_path))
+    return list(python_source._rows(tmp_path / python_source._file_name(job)))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,7 @@ def test_a_package_that_dies_leaves_the_others(tmp_path, monkeypatch, code, rule
 def test_a_package_that_hangs_is_given_up(tmp_path, monkeypatch):
     (tmp_path / "hanging_module.py").write_text("import time\nprint('noise')\ntime.sleep(60)", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    job = {"mode": "pages", "package": "", "modules": ["hanging_module"]}
-    rows = next(iter(python_source._introspect([job], SourceConfig(timeout_seconds=2), Context(0, 1, tmp_path))))
+    rows = introspect(tmp_path, ["hanging_module"], SourceConfig(timeout_seconds=2))
     assert [r["rule"] for r in rows] == ["introspection_failed"]
     assert "timeout_seconds = 2" in rows[0]["detail"]
 
@@ -227,6 +227,9 @@ def test_limits_count_documents_and_characters_per_domain(tmp_path):
     assert [r.domain for r in found.records] == ["code"] * 2 + ["maths"] * 3
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
 def test_hub_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"herd\[hub\]"):
@@ -236,12 +239,12 @@ def test_hub_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
 def test_hub_rows_are_streamed(tmp_path, monkeypatch):
     import types
 
-    def load_dataset(path, subset, split, streaming):
-        assert (path, subset, split, streaming) == ("a/b", None, "train", True)
+    def load_dataset(path, subset, split, streaming, revision):
+        assert (path, subset, split, streaming, revision) == ("a/b", None, "train", True, COMMIT)
         return ({"text": f"row {i}"} for i in range(10**9))
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    found = collect(SourceConfig(kind="hub", path="a/b", limit_documents={"general": 3}), tmp_path)
+    found = collect(SourceConfig(kind="hub", path="a/b", revision=COMMIT, limit_documents={"general": 3}), tmp_path)
     assert [r.content for r in found.records] == ["row 0", "row 1", "row 2"]
 
 

@@ -20,9 +20,15 @@ class Record:
     group: str  # records of one group never straddle train and held-out; "" = the record stands alone
     media: str  # "html", "text" (prose, whitespace may be normalised) or "code" (kept as it is)
     content: bytes | str  # bytes when the encoding is still to be found out
+    file: str = ""  # provenance: the file it was read from, relative to the source's folder
+    position: int = 0  # which line, row, record or page of that file, from 1; 0 = the file as a whole
 
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over address, date and content: the same record has the same id in every run."""
+        """16 hex digits of SHA-256 over address, date and content: the same record has the same id in every run.
+
+        Where it was read from is left out: files that are cut otherwise or renamed hold the same documents. Equal records share
+        a digest; ``(file, position)`` is a total order among them.
+        """
         content = self.content if isinstance(self.content, bytes) else self.content.encode("utf-8", "surrogatepass")
         head = "\x1f".join((self.source, self.url, self.date, self.language, self.domain)).encode("utf-8", "replace")
         return hashlib.sha256(head + b"\x1f" + content).hexdigest()[:16]

@@ -20,7 +20,7 @@ from herd.curation.ledger import Ledger, LedgerRow, dropped, edited
 from herd.curation.lines import deduplicate_lines, ranges
 from herd.curation.neardup import deduplicate_documents
 from herd.curation.rules import count_rules
-from herd.curation.sources import Context, content_hashes, load_sources
+from herd.curation.sources import Context, collect, content_hashes, load_sources
 from herd.curation.split import choose_heldout, cut_overlap
 from herd.curation.text import tidy, word_stream
 from herd.curation.urls import deduplicate_urls
@@ -34,10 +34,7 @@ def run(config: CurateConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
     """Write documents, entries, ledger and funnel into ``run.folder``; return the stage's metrics."""
     scratch = run.scratch / "source"
     scratch.mkdir(parents=True, exist_ok=True)
-    source = load_sources().get(config.source.kind)
-    found = source.collect(config.source, Context(config.seed, config.workers, scratch))
-    if not found.records:
-        raise UserError(f"source '{config.source.kind}' gives no document.")
+    found = collect(config.source, Context(config.seed, config.workers, scratch))
     ledger = Ledger()
     ids = assign_ids(found.records)
     ledger.step("collected", len(ids), sum(len(r.content) for r in found.records))
