@@ -17,6 +17,7 @@ from herd.corpus.shards import TokenShards
 from herd.corpus.tokenize_stage import STAGE, TokenizeConfig, training_texts
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
+from herd.runs.tables import shard_path
 
 CONFIG = TokenizeConfig(TokenizerConfig(vocab_size=500, special_tokens=16, training_characters=300_000), seed=1)
 Table = dict[str, list[Any]]
@@ -35,7 +36,10 @@ def write_documents(config: Documents, inputs: Inputs, run: StageRun) -> dict[st
     (run.folder / "documents").mkdir()
     for split in ("train", "heldout"):
         columns = {k: pa.array(v, None if v else pa.string()) for k, v in getattr(config, split).items()}
-        pq.write_table(pa.table(columns), run.folder / "documents" / f"{split}.parquet", row_group_size=50)
+        rows = pa.table(columns)
+        half = len(rows) // 2
+        for i, part in enumerate((rows.slice(0, half), rows.slice(half))):
+            pq.write_table(part, shard_path(run.folder / "documents", split, i, 2), row_group_size=50)
     return {}
 
 
@@ -169,12 +173,12 @@ def test_bad_documents_are_refused(documents: Documents, tokenize: Run, change: 
 
 def test_a_file_of_another_kind_is_refused(documents: Documents, tmp_path: Path) -> None:
     curated = execute(CURATE, documents, {}, tmp_path / "runs", "test")
-    path = curated / "documents/train.parquet"
+    path = curated / "documents/train-00001-of-00002.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"train\.parquet' is no parquet file"):
+    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet' is no parquet file"):
         execute(STAGE, CONFIG, {"documents": curated.path}, tmp_path / "runs", "test")
     path.unlink()
-    with pytest.raises(UserError, match=r"has no 'documents/train\.parquet'"):
+    with pytest.raises(UserError, match=r"is no whole table: shard 1 of 2 is missing"):
         execute(STAGE, CONFIG, {"documents": curated.path}, tmp_path / "runs", "test")
 
 

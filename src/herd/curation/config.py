@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 
 from herd.config.errors import UserError
 from herd.curation.documents import DOMAINS
+from herd.curation.dirty_words import DirtyWordsConfig
+from herd.curation.executors import ExecutorConfig
+from herd.curation.kl import KLConfig
+from herd.curation.rules import RulesConfig
 from herd.curation.sources.config import SourceConfig
 
 
@@ -56,46 +60,6 @@ class DedupConfig:
 
 
 @dataclass(frozen=True)
-class RuleLimits:
-    """Limits of the quality rules for one domain; null = the rule does not apply. Definitions: curation/rules.py."""
-
-    min_characters: float | None = None  # characters
-    min_words: float | None = None  # Gopher: 50
-    max_words: float | None = None  # Gopher: 100,000
-    min_mean_word_length: float | None = None  # characters, Gopher: 3
-    max_mean_word_length: float | None = None  # characters, Gopher: 10
-    min_alphabetic_words: float | None = None  # share of words with a letter, Gopher: 0.8
-    max_symbols_per_word: float | None = None  # '#' and ellipses per word, Gopher: 0.1
-    max_bullet_lines: float | None = None  # share of lines, Gopher: 0.9
-    max_ellipsis_lines: float | None = None  # share of lines, Gopher: 0.3
-    min_stop_words: float | None = None  # distinct words of a list of eight (English only), Gopher: 2
-    max_short_lines: float | None = None  # share of lines of at most 30 characters, FineWeb: 0.67
-    max_placeholders: float | None = None  # occurrences of "lorem ipsum", C4: 0
-    max_duplicate_lines: float | None = None  # share of lines that are copies, Gopher: 0.3
-    max_duplicate_line_characters: float | None = None  # share of characters in copies, Gopher: 0.2
-    max_top_2gram: float | None = None  # share of characters in the most frequent n-gram, Gopher: 0.2
-    max_top_3gram: float | None = None  # Gopher: 0.18
-    max_top_4gram: float | None = None  # Gopher: 0.16
-    max_duplicate_5gram: float | None = None  # share of characters covered by repeated n-grams, Gopher: 0.15
-    max_duplicate_6gram: float | None = None  # Gopher: 0.14
-    max_duplicate_7gram: float | None = None  # Gopher: 0.13
-    max_duplicate_8gram: float | None = None  # Gopher: 0.12
-    max_duplicate_9gram: float | None = None  # Gopher: 0.11
-    max_duplicate_10gram: float | None = None  # Gopher: 0.10
-
-
-@dataclass(frozen=True)
-class RulesConfig:
-    """One table of limits per domain; lines first (C4), then documents."""
-
-    drop_lines: bool = True  # C4: lines with a word over 1,000 characters, "javascript" or policy phrases (prose only)
-    general: RuleLimits = field(default_factory=RuleLimits)
-    maths: RuleLimits = field(default_factory=RuleLimits)
-    code: RuleLimits = field(default_factory=RuleLimits)
-    multilingual: RuleLimits = field(default_factory=RuleLimits)
-
-
-@dataclass(frozen=True)
 class ClassifierConfig:
     """Linear model of "would this be reference prose?" (paper: "would Wikipedia cite it?"), English only."""
 
@@ -142,14 +106,21 @@ class CurateConfig:
     """`herd curate`: raw pages -> documents of four domains, split, with a reason for every decision."""
 
     seed: int = 0  # of the split and of the classifier's sample
-    workers: int = 2  # processes; the result does not depend on it
+    workers: int = 2  # processes, or tasks at a time; the result does not depend on it
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)  # where tasks run; the result does not depend on it
+    partitions: int = 8  # ranges of ids that the work is divided into, and files of each table; a task holds one, in pieces
+    rethreshold: bool = False  # decide again from the scores of inputs.documents, a finished `herd curate`; no text is measured
     source: SourceConfig = field(default_factory=SourceConfig)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     rules: RulesConfig = field(default_factory=RulesConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
+    dirty_words: DirtyWordsConfig = field(default_factory=DirtyWordsConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"workers = {self.workers}: must be at least 1.")
+        if not 1 <= self.partitions <= 99_999:
+            raise UserError(f"partitions = {self.partitions}: must be 1 to 99,999.")

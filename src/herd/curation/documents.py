@@ -63,12 +63,6 @@ class RawEntry:
     doc: str  # its docstring, dedented
 
 
-def assign_ids(records: list[Record]) -> list[str]:
-    """An id for each record; identical records are told apart by a counter in input order."""
-    seen: dict[str, int] = {}
-    ids = []
-    for record in records:
-        digest = record.digest()
-        count = seen[digest] = seen.get(digest, 0) + 1
-        ids.append(digest if count == 1 else f"{digest}.{count}")
-    return ids
+def document_id(digest: int, copy: int) -> str:
+    """Id of the ``copy``-th record with this digest: 16 hex digits, and ``.000002`` and so on where equal records came in."""
+    return f"{digest:016x}" if copy == 1 else f"{digest:016x}.{copy:06d}"

@@ -5,13 +5,13 @@ Dialogs and the multiple-choice task are made of these, so the two splits must n
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from herd.curation.documents import Document, RawEntry
-from herd.curation.text import ngram_hashes, paragraph_key, paragraphs, runs_present, word_hashes, words
+from herd.curation.documents import RawEntry
+from herd.curation.text import ngram_hashes, paragraph_key, paragraphs, word_hashes, words
 
 _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bcf)(?<!\bvs)(?<!\bal)[.!?](?=\s|$)")
 _UNDERLINE = re.compile(r"^[=\-~^\"'`*#+]{3,}$")
@@ -100,7 +100,9 @@ def _heading(block: str) -> bool:
 
 
 def build_entries(
-    raw: Iterable[RawEntry], train: Sequence[Document], heldout: Sequence[Document], train_words: np.ndarray
+    raw: Iterable[RawEntry],
+    home: Mapping[str, tuple[str, str]],
+    present: Callable[[int, np.ndarray], np.ndarray],
 ) -> tuple[list[Entry], dict[str, int]]:
     """Entries whose document survived, each summary once, nothing shared between the splits.
 
@@ -109,14 +111,12 @@ def build_entries(
 
     Args:
         raw: what the source found.
-        train: train documents.
-        heldout: held-out documents.
-        train_words: word hashes of the train documents, by :func:`herd.curation.text.word_stream`.
+        home: URL -> (id, split) of the documents that survived.
+        present: (n, runs of n words as hashes, sorted) -> which of them stand in a train document, bool.
 
     Returns:
         Entries sorted by id, and how many were left out for each reason.
     """
-    home = {d.url: (d.id, "train") for d in train} | {d.url: (d.id, "heldout") for d in heldout}
     out: Counter[str] = Counter()
     found: list[Entry] = []
     for item in raw:
@@ -136,7 +136,7 @@ def build_entries(
                 Entry(entry_id, document_id, split, item.package, item.name, item.signature, summary, description, names)
             )
     # Train first: what both splits have stays in train. Then by name, so that the choice among equals is fixed.
-    found.sort(key=lambda e: (e.split != "train", e.name))
+    found.sort(key=lambda e: (e.split != "train", e.name, e.document_id, e.signature, e.summary))
     names_seen: set[str] = set()
     summaries_seen: set[str] = set()
     unique: list[Entry] = []
@@ -148,12 +148,12 @@ def build_entries(
         names_seen.add(entry.name)
         summaries_seen.add(key)
         unique.append(entry)
-    leaked = _quoted([e for e in unique if e.split == "heldout"], train_words)
+    leaked = _quoted([e for e in unique if e.split == "heldout"], present)
     out["summary_in_train"] += len(leaked)
     return sorted((e for e in unique if e.id not in leaked), key=lambda e: e.id), dict(sorted(out.items()))
 
 
-def _quoted(entries: Sequence[Entry], train: np.ndarray) -> set[str]:
+def _quoted(entries: Sequence[Entry], present: Callable[[int, np.ndarray], np.ndarray]) -> set[str]:
     """Ids of entries whose summary stands word for word in train (of a long one its first twelve words)."""
     by_length: dict[int, dict[int, list[str]]] = {}
     for entry in entries:
@@ -163,6 +163,6 @@ def _quoted(entries: Sequence[Entry], train: np.ndarray) -> set[str]:
     leaked: set[str] = set()
     for n, entries_of in sorted(by_length.items()):
         wanted = np.array(sorted(entries_of), np.uint64)
-        for value in wanted[runs_present(train, n, wanted)]:
+        for value in wanted[present(n, wanted)]:
             leaked.update(entries_of[int(value)])
     return leaked

@@ -1,0 +1,118 @@
+"""Phase `decide`: which documents stay, from the stored scores alone. No text is read."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from herd.curation.documents import DOMAINS
+from herd.curation.ledger import LedgerRow, LedgerWriter
+from herd.curation.pipeline.measure import measured_file
+from herd.curation.pipeline.tasks import Result, Work
+from herd.curation.rules import first_broken
+from herd.curation.split import group_hash, order_hash
+from herd.runs.tables import Replacing, TableWriter, open_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BINS = 65_536  # of a classifier's score, which lies in [0, 1]
+_ROWS = 1_024  # documents in memory
+
+
+def kept_schema() -> "pa.Schema":
+    """Columns of the documents that the rules keep."""
+    import pyarrow as pa
+
+    return pa.schema([("id", pa.string()), ("url", pa.string()), ("characters", pa.int64()), ("quality", pa.float64())])
+
+
+def apply_rules(work: Work, partition: int) -> Result:
+    """The rules' table of limits, by domain; and how the classifier's scores of what stays are distributed."""
+    histogram = np.zeros(_BINS, np.int64)
+    counts: Counter[str] = Counter(documents=0, characters=0)
+    with (
+        LedgerWriter(work.part("rules", partition, ".ledger.parquet")) as ledger,
+        TableWriter(work.part("rules", partition, ".parquet"), kept_schema()) as table,
+    ):
+        for batch in open_table(measured_file(work, "scores", partition)).iter_batches(_ROWS):
+            kept = []
+            for row in batch.to_pylist():
+                broken = first_broken(row, row["language"], getattr(work.config.rules, row["domain"]))
+                if broken is not None:
+                    rule, score, threshold = broken
+                    ledger.add(LedgerRow(row["id"], "quality", "dropped", rule, score, threshold, url=row["url"]))
+                    continue
+                size = int(row["characters"])
+                counts.update(documents=1, characters=size)
+                kept.append({"id": row["id"], "url": row["url"], "characters": size, "quality": row["quality"]})
+                if row["quality"] is not None:
+                    histogram[_bin(row["quality"])] += 1
+            table.write_rows(kept)
+        with Replacing(work.part("rules", partition, ".histogram")) as out:
+            out.write(histogram.tobytes())
+        return {**counts, "dropped": ledger.counts()}
+
+
+def _bin(score: float) -> int:
+    return min(max(int(score * _BINS), 0), _BINS - 1)
+
+
+def threshold(work: Work) -> dict[str, float]:
+    """The score below which at most ``drop_share`` of the scored documents lie, to 1/65,536; over all partitions."""
+    total = np.zeros(_BINS, np.int64)
+    for partition in range(work.config.partitions):
+        total += np.fromfile(work.part("rules", partition, ".histogram"), np.int64)
+    scored = int(total.sum())
+    if not scored or not work.config.classifier.enabled:
+        return {}
+    below = np.cumsum(total) - total  # documents under each bin
+    edge = int(np.flatnonzero(below <= work.config.classifier.drop_share * scored)[-1])
+    return {"scored": scored, "threshold": edge / _BINS}
+
+
+def choose(work: Work, partition: int, limit: float | None) -> Result:
+    """Apply the classifier's threshold; write what the split needs to know of the documents that stay."""
+    counts: Counter[str] = Counter(documents=0, characters=0)
+    with (
+        LedgerWriter(work.part("choose", partition, ".ledger.parquet")) as ledger,
+        TableWriter(work.part("choose", partition, ".parquet"), chosen_schema()) as table,
+    ):
+        for rows in _facts(work, partition):
+            kept = []
+            for row in rows:
+                if limit is not None and row["quality"] is not None and row["quality"] < limit:
+                    detail = "little like the reference prose"
+                    ledger.add(LedgerRow(row["id"], "classifier", "dropped", "low_quality", row["quality"], limit, "", detail, (), row["url"]))
+                    continue
+                counts.update(documents=1, characters=row["characters"])
+                row |= {"group": group_hash(row["group"]), "domain": DOMAINS.index(row["domain"])}
+                row["order"] = order_hash(work.config.seed, row["name"])
+                kept.append({name: row[name] for name in table.schema.names})
+            table.write_rows(kept)
+        return {**counts, "dropped": ledger.counts()}
+
+
+def chosen_schema() -> "pa.Schema":
+    """Columns of the documents that stay; ``group`` and ``order`` are hashes."""
+    import pyarrow as pa
+
+    numbers = [("characters", pa.int64()), ("quality", pa.float64()), ("group", pa.uint64()), ("order", pa.uint64())]
+    return pa.schema([("id", pa.string()), ("language", pa.string()), ("domain", pa.int8()), *numbers])
+
+
+def _facts(work: Work, partition: int) -> Iterator[list[dict[str, Any]]]:
+    """Documents that the rules keep, with the facts that measuring stored; both files are sorted by id."""
+    columns = ["id", "url", "group", "language", "domain"]
+    facts = (
+        row
+        for batch in open_table(measured_file(work, "documents", partition)).iter_batches(_ROWS, columns=columns)
+        for row in batch.to_pylist()
+    )
+    for batch in open_table(work.part("rules", partition, ".parquet")).iter_batches(_ROWS):
+        rows = batch.to_pylist()
+        for row in rows:
+            own = next(fact for fact in facts if fact["id"] == row["id"])
+            row |= own | {"name": own["group"] or own["url"] or own["id"]}
+        yield rows

@@ -1,0 +1,155 @@
+"""Phase `write`: documents by split, the ledger of each partition, documented functions, removed lines."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from herd.curation.documents import RawEntry
+from herd.curation.entries import build_entries
+from herd.curation.ledger import LedgerRow, LedgerWriter, merge
+from herd.curation.pipeline.extract import entries_schema
+from herd.curation.pipeline.lines import REPORTED, FrequentLines
+from herd.curation.pipeline.measure import measured_file
+from herd.curation.pipeline.split import chosen_documents, cuts, train_words
+from herd.curation.pipeline.tasks import Result, Work
+from herd.curation.text import runs_present
+from herd.runs.tables import TableWriter, iterate_rows, shard_path, write_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SPLITS = ("train", "heldout")
+_GROUP_CHARACTERS, _GROUP_DOCUMENTS = 16_000_000, 4_096  # of a row group
+
+
+def documents_schema() -> "pa.Schema":
+    """Columns of the documents that leave curation."""
+    import pyarrow as pa
+
+    names = ("id", "url", "date", "language", "domain", "source", "file")
+    texts = [(name, pa.string()) for name in names]
+    return pa.schema([*texts, ("position", pa.int64()), ("text", pa.string()), ("quality", pa.float32())])
+
+
+def write_partition(work: Work, partition: int) -> Result:
+    """Write the partition's documents of both splits and its ledger."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("documents", "characters", "languages")}
+    folder, partitions = work.folder / "documents", work.config.partitions
+    schema = documents_schema()
+    own = work.part("write", partition, ".ledger.parquet")
+    with (
+        LedgerWriter(own) as ledger,
+        TableWriter(shard_path(folder, "train", partition, partitions), schema) as train,
+        TableWriter(shard_path(folder, "heldout", partition, partitions), schema) as heldout,
+    ):
+        waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        tables, size = {"train": train, "heldout": heldout}, dict.fromkeys(SPLITS, 0)
+        for row in _final(work, partition, ledger):
+            split = "heldout" if row["heldout"] else "train"
+            ledger.add(LedgerRow(row["id"], "split", "kept", split, row["quality"], url=row["url"]))
+            counts["documents"][f"{split}/{row['domain']}"] += 1
+            counts["characters"][f"{split}/{row['domain']}"] += len(row["text"])
+            counts["languages"][row["language"]] += 1
+            rows = waiting[split]
+            rows.append({name: row[name] for name in schema.names})
+            size[split] += len(row["text"])
+            if len(rows) >= _GROUP_DOCUMENTS or size[split] >= _GROUP_CHARACTERS:
+                tables[split].write_rows(rows)
+                rows.clear()
+                size[split] = 0
+        for split, rows in waiting.items():
+            tables[split].write_rows(rows)
+        dropped = ledger.counts()
+    parts = [own, measured_file(work, "ledger", partition)]
+    parts += [work.part(phase, partition, ".ledger.parquet") for phase in ("rules", "choose")]
+    with LedgerWriter(shard_path(work.folder / "ledger", "ledger", partition, partitions)) as ledger:
+        for plain in merge(parts):
+            ledger.add(plain)
+    return {**{name: dict(sorted(count.items())) for name, count in counts.items()}, "dropped": dropped}
+
+
+def _final(work: Work, partition: int, ledger: LedgerWriter) -> Iterator[dict[str, Any]]:
+    """Chosen documents as they leave; held-out ones without what train holds too, those that lose too much not at all."""
+    cut = cuts(work, partition)
+    following = next(cut, None)
+    n, most = work.config.split.overlap_words, work.config.split.max_overlap
+    for rows in chosen_documents(work, partition):
+        for row in rows:
+            if following is None or row["id"] != following["id"]:
+                yield row
+                continue
+            share, text, lines = following["share"], following["text"], following["lines"]
+            following = next(cut, None)
+            if share > most or not text:
+                detail = f"runs of {n} words that train holds"
+                ledger.add(LedgerRow(row["id"], "split", "dropped", "overlaps_train", share, most, detail=detail, url=row["url"]))
+                continue
+            detail = f"{lines} lines with runs of {n} words that train holds removed"
+            ledger.add(LedgerRow(row["id"], "split", "edited", "overlap_cut", share, most, detail=detail, url=row["url"]))
+            yield row | {"text": text}
+
+
+def write_problems(work: Work, shards: int) -> Result:
+    """What never became a document, in the order of the shards."""
+    with LedgerWriter(work.measured / "measured" / "problems.parquet") as ledger:
+        for shard in range(shards):
+            for row in iterate_rows(work.part("extract", shard, ".problems.parquet")):
+                ledger.add(row)
+    return {"problems": ledger.counts()}
+
+
+def write_removed_lines(work: Work) -> Result:
+    """``removed_lines.parquet``: the lines with most copies, how often each occurred, and how it reads."""
+    import pyarrow as pa
+
+    copies = FrequentLines(work).most_copies(REPORTED)
+    texts: dict[int, str] = {}
+    for partition in range(work.config.partitions):
+        for row in iterate_rows(work.part("measure", partition, ".lines.parquet")):
+            texts[row["line"]] = min(texts.get(row["line"], row["text"]), row["text"])
+    rows = [{"line": line, "copies": count, "text": texts.get(line, "")[:1000]} for line, count in copies.items()]
+    schema = pa.schema([("line", pa.uint64()), ("copies", pa.int64()), ("text", pa.string())])
+    write_table(work.measured / "measured" / "removed_lines.parquet", pa.Table.from_pylist(rows, schema=schema))
+    return {}
+
+
+def write_raw_entries(work: Work, shards: int) -> Result:
+    """The documented functions of all shards in one file."""
+    found = 0
+    with TableWriter(work.measured / "measured" / "entries.parquet", entries_schema()) as table:
+        for shard in range(shards):
+            rows = list(iterate_rows(work.part("extract", shard, ".entries.parquet")))
+            found += len(rows)
+            table.write_rows(rows)
+    return {"entries": found}
+
+
+def write_entries(work: Work) -> Result:
+    """``entries.parquet``: documented functions whose document survived, sorted by id; `parameters` is a JSON list of names."""
+    import pyarrow as pa
+
+    raw = [RawEntry(**row) for row in iterate_rows(work.measured / "measured" / "entries.parquet")]
+    urls = {entry.url for entry in raw}
+    home: dict[str, tuple[str, str]] = {}
+    for split in SPLITS if raw else ():
+        for partition in range(work.config.partitions):
+            path = shard_path(work.folder / "documents", split, partition, work.config.partitions)
+            for row in iterate_rows(path, ["id", "url"]):
+                if row["url"] in urls:
+                    home[row["url"]] = (row["id"], split)
+
+    def present(n: int, wanted: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(wanted), bool)
+        for partition in range(work.config.partitions):
+            found |= runs_present(train_words(work, partition), n, wanted)
+        return found
+
+    entries, left_out = build_entries(raw, home, present)
+    names = ("id", "document_id", "split", "package", "name", "signature", "summary", "description")
+    columns: dict[str, Any] = {name: pa.array([getattr(e, name) for e in entries], pa.string()) for name in names}
+    columns["parameters"] = pa.array([json.dumps(list(e.parameters)) for e in entries], pa.string())
+    write_table(work.folder / "entries.parquet", pa.table(columns))
+    return {"entries": dict(sorted(Counter(e.split for e in entries).items())), "left_out": left_out}
