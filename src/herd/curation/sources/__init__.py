@@ -61,9 +61,9 @@ SOURCES: Registry[Source] = Registry("source")
 
 def load_sources() -> Registry[Source]:
     """The registry with every source in it (imports them; each keeps heavy libraries for when it runs)."""
-    from herd.curation.sources import files, hub, pages, python
+    from herd.curation.sources import files, hub, pages, python, warc
 
-    assert files and hub and pages and python
+    assert files and hub and pages and python and warc
     return SOURCES
 
 
