@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.curation.config import ExtractionConfig
-from herd.curation.extraction import Refusal, decode, extract_html, nesting
+from herd.curation.extraction import MATHS_AND_CODE, Refusal, cost, decode, extract_html
 
 CONFIG = ExtractionConfig()
 
@@ -93,8 +93,10 @@ def test_encodings():
     assert isinstance(decode("café au lait".encode("latin-1"), 0.01, declared=False), Refusal)
 
 
-def test_nesting_counts_open_elements():
-    assert nesting(b"<div><span>a</span><br><img></div><p>x<p>y<div></div>", 100) == 2
+def test_cost_counts_open_elements():
+    assert cost("<div><span>a</span><br><img></div><p>x<p>y<div></div>", 100, 10**6).depth == 2
+    assert cost("<div></x>" * 50, 100, 10**6).depth == 50  # an end tag that ends nothing does not make a page shallower
+    assert cost("<b><i></b>" * 50, 100, 10**6).depth == 51
 
 
 @given(st.text("<>/pdivabr='\" &;!-\n", max_size=200))

@@ -6,6 +6,7 @@ from herd.config.errors import UserError
 from herd.curation.documents import DOMAINS
 from herd.curation.dirty_words import DirtyWordsConfig
 from herd.curation.executors import ExecutorConfig
+from herd.curation.extraction.config import ExtractionConfig
 from herd.curation.kl import KLConfig
 from herd.curation.rules import RulesConfig
 from herd.curation.sources.config import SourceConfig
@@ -15,22 +16,6 @@ def _check_domains(name: str, values: dict[str, float] | dict[str, int]) -> None
     for domain in values:
         if domain not in DOMAINS:
             raise UserError(f"{name}: '{domain}' is no domain. Choices: {', '.join(DOMAINS)}.")
-
-
-@dataclass(frozen=True)
-class ExtractionConfig:
-    """Raw content -> text."""
-
-    max_bytes: int = 10_000_000  # a longer raw page is dropped unread
-    max_depth: int = 1_000  # nested elements; parsing time grows with the square of the depth
-    max_characters: int = 1_000_000  # of extracted text; longer documents are dropped ("absurdly long")
-    max_replaced: float = 0.01  # share of undecodable characters above which a document is dropped
-    drop_truncated: bool = True  # drop pages that open <html> or <body> and close neither (paper 3.1.1: whole pages only)
-    max_link_density: float = 0.7  # blocks with a larger share of link text and little else are navigation
-
-    def __post_init__(self) -> None:
-        if min(self.max_bytes, self.max_depth, self.max_characters) < 1:
-            raise UserError("extraction: max_bytes, max_depth and max_characters must be at least 1.")
 
 
 @dataclass(frozen=True)
