@@ -44,6 +44,12 @@ def test_tokens_are_the_words_with_their_facts(text, language):
     assert tokens.lines.tolist() == by_line
 
 
+def test_the_last_text_is_tokenised_once():
+    text = "some words"
+    assert tokenise(text) is tokenise(text)
+    assert tokenise(text) is not tokenise(text, "th")
+
+
 def test_the_table_of_words_begins_anew_when_it_is_large(monkeypatch):
     before = word_hashes(["one", "two"])
     monkeypatch.setattr(text_module._WORDS, "characters", 10**9)

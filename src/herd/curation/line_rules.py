@@ -14,13 +14,11 @@ import numpy as np
 
 from herd.config.errors import UserError
 from herd.curation.measures import count_sentences
-from herd.curation.text import UNSPACED, ngram_hashes, tidy, tokenise
+from herd.curation.text import UNSPACED, ngram_hashes, tidy, tokenise, words
 
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _LONG_WORD = 1_000  # characters
-_ENDLESS = r"\S{1001}"
-_SUSPICIOUS = re.compile("|".join((_ENDLESS, "javascript", *_POLICY)), re.IGNORECASE)
-_C4_SUSPICIOUS = re.compile("|".join((_ENDLESS, "javascript", "lorem ipsum", *_POLICY)), re.IGNORECASE)
+_PHRASES = ("javascript", "lorem ipsum", *_POLICY)
 _CITATION = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
 _COUNTER = re.compile(
     r"\W*\d[\d.,]*[kmb]?\s+(?:likes|shares|comments|retweets|reposts|quotes|bookmarks|upvotes|downvotes|downloads|views|followers)\W*"
@@ -44,10 +42,12 @@ def bad_lines(text: str) -> Found:
     C4's rules as far as they name what is no content anywhere: documentation may mention JavaScript, have short lines and
     lines without a full stop.
     """
-    if not _SUSPICIOUS.search(text):
-        return []
+    lines = text.split("\n")
+    suspicious = _suspicious(text)
     found = []
-    for i, line in enumerate(text.split("\n")):
+    for i, line in enumerate(lines):
+        if not suspicious and len(line) <= _LONG_WORD:
+            continue
         lowered = line.lower()
         if _endless(line):
             found.append((i, "endless_word"))
@@ -56,6 +56,12 @@ def bad_lines(text: str) -> Found:
         elif any(phrase in lowered for phrase in _POLICY):
             found.append((i, "policy_phrase"))
     return found
+
+
+def _suspicious(text: str) -> bool:
+    """Whether the text holds a phrase at all: looking once spares most documents the search in each line."""
+    lowered = text.lower()
+    return any(phrase in lowered for phrase in _PHRASES)
 
 
 def _endless(line: str) -> bool:
@@ -76,7 +82,7 @@ class _C4:
     words_with_citations: bool  # counted before "[1]" and the like are cut out
 
     def __call__(self, text: str) -> LineEdit:
-        suspicious = _C4_SUSPICIOUS.search(text) is not None
+        suspicious = _suspicious(text)
         kept: list[str] = []
         removed: Found = []
         braces = placeholders = 0
@@ -84,17 +90,17 @@ class _C4:
             line = raw.strip()
             if not line:
                 continue
-            if suspicious and _endless(line):
+            if _endless(line):
                 removed.append((i, "endless_word"))
                 continue
-            count = len(line.split())
+            counted = line
             if "[" in line:
-                line = _CITATION.sub("", line)
-                line, count = line.rstrip(), count if self.words_with_citations else len(line.split())
+                line = _CITATION.sub("", line).rstrip()
+                counted = counted if self.words_with_citations else line
             if self.ends and (not line.endswith(self.ends) or line.endswith(("...", "\u2026"))):
                 removed.append((i, "no_terminal_mark"))
                 continue
-            if count < self.words:
+            if len(counted.split(None, self.words - 1)) < self.words:
                 removed.append((i, "few_words"))
                 continue
             lowered = line.lower() if suspicious else ""
@@ -110,7 +116,7 @@ class _C4:
                 continue
             kept.append(line)
         scores = {"sentences": float(count_sentences(kept)), "braces": float(braces), "placeholders": float(placeholders)}
-        return LineEdit(tidy("\n".join(kept)), removed, scores)
+        return LineEdit("\n".join([*kept, ""]), removed, scores)
 
 
 def _refinedweb(text: str) -> LineEdit:
@@ -207,8 +213,9 @@ def edit_lines(text: str, language: str, reading: str, coverage: CoverageConfig)
         result = without_lines(result, [i for i, _ in covered])
     scores = dict(edit.scores)
     if removed:
-        before = len(tokenise(text, language))
-        scores["removed_words"] = (before - len(tokenise(result, language))) / before if before else 0.0
+        lines = text.split("\n")
+        gone = len(words("\n".join([lines[i] for i in sorted({i for i, _ in removed})]), language))
+        scores["removed_words"] = gone / (gone + len(tokenise(result, language))) if gone else 0.0
     return LineEdit(result, sorted(removed), scores)
 
 

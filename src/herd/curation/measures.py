@@ -43,7 +43,6 @@ _TERMINALS = (
 _SHORT_LINE = 30  # characters, FineWeb
 _LONG_LINE = 200  # characters, mC4
 _BLANK_LINES = re.compile(r"\n{2,}")
-_LINE_ENDS = re.compile(r"\n+")
 # An end of a sentence inside a line: a mark, then a space and no lower-case letter ("e.g. this" is none).
 _INNER_END = re.compile(
     "[.?!\u2026][\"'\u201d\u2019)\\]]*[ \t]+(?=[^\\Wa-z]|[\"'\u201c\u2018(\\[])|[\u3002\uff01\uff1f\u0964](?=.)"
@@ -64,6 +63,7 @@ STATISTICS: tuple[str, ...] = (
     "long_lines",  # lines of at least 200 characters
     "mean_word_length",  # characters
     "alphabetic_words",  # share of words with a letter
+    "alphabetic_words_datatrove",  # the same among words and punctuation marks together, which spaCy calls tokens
     "symbols_per_word",  # '#' and ellipses together, per word
     "hashes_per_word",
     "ellipses_per_word",
@@ -135,15 +135,16 @@ def _share(part: float, whole: float) -> float:
 def _quality(text: str, tokens: Tokens, scores: dict[str, float]) -> None:
     """Gopher's quality statistics and FineWeb's ratio of line ends, on words."""
     count = len(tokens)
-    lowered = text.lower()
+    marks = max(sum(map(len, text.split())) - tokens.characters, 0)
     hashes, ellipses = text.count("#"), text.count("...") + text.count("\u2026")
     stops = np.bincount(tokens.stops, minlength=len(STOP_WORDS) + 1)[1:]
     scores |= {
         "characters": float(len(text)),
         "words": float(count),
-        "placeholders": float(lowered.count("lorem ipsum")),
+        "placeholders": float(text.lower().count("lorem ipsum")),
         "mean_word_length": _share(tokens.characters, count),
         "alphabetic_words": _share(int(tokens.lettered.sum()), count),
+        "alphabetic_words_datatrove": _share(int(tokens.lettered.sum()), count + marks),
         "symbols_per_word": _share(hashes + ellipses, count),
         "hashes_per_word": _share(hashes, count),
         "ellipses_per_word": _share(ellipses, count),
@@ -173,7 +174,7 @@ def _lines(text: str, scores: dict[str, float]) -> None:
     blocks = list(map(str.strip, paragraphs(text)))
     characters = len(text)
     for unit, items, loose in (
-        ("line", lines, _LINE_ENDS.split(text)),
+        ("line", lines, _split_at_line_ends(raw)),
         ("paragraph", blocks, _BLANK_LINES.split(text.strip())),
     ):
         count, copies, inside = _copies(items)
@@ -190,6 +191,12 @@ def _lines(text: str, scores: dict[str, float]) -> None:
     scores["duplicate_line_characters_dolma"] = _share(inside, sum(map(len, text.split())) if inside else 0)
     _, _, inside = _copies([line for line in raw if line and not line.isspace()])
     scores["duplicate_line_characters_fineweb"] = _share(inside, characters - len(raw) + 1)
+
+
+def _split_at_line_ends(raw: list[str]) -> list[str]:
+    """The text split at runs of line ends: an empty string stays only where the text begins or ends with one."""
+    full = [line for line in raw if line]
+    return full if raw[0] and raw[-1] else [""] * (not raw[0]) + full + [""] * (not raw[-1] and len(raw) > 1)
 
 
 def count_sentences(lines: list[str]) -> int:
@@ -289,15 +296,16 @@ def _duplicate(
     scores[f"duplicate_{n}gram_dolma"] = _share(int(lengths.sum()), all_runs)
     group = np.zeros(len(places), np.int64)
     group[firsts] = 1
-    group = np.cumsum(group)
-    order = np.argsort(places)
-    sorted_places = places[order]
+    packed = places << 32 | np.cumsum(group)
+    packed.sort()
+    sorted_places = packed >> 32
+    lengths = ends[sorted_places + n] - ends[sorted_places]
     until = sorted_places + n
     until[:-1] = np.minimum(until[:-1], sorted_places[1:])  # each word once
     scores[f"duplicate_{n}gram"] = _share(int((ends[until] - ends[sorted_places]).sum()), total)
     seen: set[int] = set()
     free = repeated = 0
-    for place, run, length in zip(sorted_places.tolist(), group[order].tolist(), lengths[order].tolist(), strict=True):
+    for place, run, length in zip(sorted_places.tolist(), (packed & 0xFFFFFFFF).tolist(), lengths.tolist(), strict=True):
         if place < free:
             continue
         if run in seen:

@@ -83,7 +83,11 @@ _NAMED_KEY = re.compile(
     re.IGNORECASE,
 )
 # What a text must hold, in lower case, to be searched for a kind: looking for plain strings is many times cheaper.
-_KEY_HINTS = ("akia", "asia", "_", "glpat-", "xox", "aiza", "sk-", "pypi-", "eyj", "key", "secret", "token", "passw")
+_PREFIXES = ("akia", "asia", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "aiza", "sk-", "k_live_")
+_KEY_HINTS = (*_PREFIXES, "k_test_", "hf_", "npm_", "pypi-", "eyj")
+_NAMES = ("key", "secret", "token", "passw")
+_VALUE = re.compile(r"[:=]\s{0,3}[\"']?[A-Za-z0-9+/_\-=.]{16}")
+_NUMBER = re.compile(r"\d[\d()/. \-]{4,20}\d")
 _PHONE_HINT = re.compile(r"\+\d|[)\d][.\- ]?\d{3}[.\-]\d{4}")
 _PHONE_CUES = ("tel", "phone", "fax", "mobile", "cell", "call", "whatsapp", "t\u00e9l", "\u260e")
 _DOTTED = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d")
@@ -178,15 +182,13 @@ def _phone(text: str, config: PIIConfig, counts: Counter[str]) -> str:
     if _PHONE_HINT.search(text):
         text = _substitute(_PHONE, text, "phone", config, counts, accept)
     lowered = text.lower()
-    if any(cue in lowered for cue in _PHONE_CUES):
+    if any(cue in lowered for cue in _PHONE_CUES) and _NUMBER.search(text):
         text = _substitute(_CUED_PHONE, text, "phone", config, counts, accept_cued, "number")
     return text
 
 
 def _secret(text: str, config: PIIConfig, counts: Counter[str]) -> str:
     lowered = text.lower()
-    if not any(hint in lowered for hint in _KEY_HINTS):
-        return text
 
     def random_enough(match: re.Match[str]) -> bool:
         return entropy(match.group()) >= config.min_entropy
@@ -196,9 +198,13 @@ def _secret(text: str, config: PIIConfig, counts: Counter[str]) -> str:
         mixed = any(map(str.isdigit, key)) and any(map(str.isalpha, key))
         return mixed and entropy(key) >= config.min_entropy
 
-    text = _substitute(_PRIVATE_KEY, text, "secret", config, counts, lambda _: True)
-    text = _substitute(_KEYS, text, "secret", config, counts, random_enough)
-    return _substitute(_NAMED_KEY, text, "secret", config, counts, named, "key")
+    if "private key-----" in lowered:
+        text = _substitute(_PRIVATE_KEY, text, "secret", config, counts, lambda _: True)
+    if any(hint in lowered for hint in _KEY_HINTS):
+        text = _substitute(_KEYS, text, "secret", config, counts, random_enough)
+    if any(name in lowered for name in _NAMES) and _VALUE.search(text):
+        text = _substitute(_NAMED_KEY, text, "secret", config, counts, named, "key")
+    return text
 
 
 def entropy(text: str) -> float:

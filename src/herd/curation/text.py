@@ -199,8 +199,21 @@ class Tokens:
         return int(self.lengths.sum())
 
 
+_last: tuple[str, str, Tokens] | None = None  # what was tokenised last
+
+
 def tokenise(text: str, language: str = "en") -> Tokens:
-    """Words of a text with their facts. The one tokenisation that a document needs."""
+    """Words of a text with their facts. The one tokenisation that a document needs: the last one is remembered.
+
+    So line rules and statistics, called one after the other with the same text, share it. The arrays must not be changed.
+    """
+    global _last
+    if _last is None or _last[0] is not text or _last[1] != language:
+        _last = (text, language, _tokenise(text, language))
+    return _last[2]
+
+
+def _tokenise(text: str, language: str) -> Tokens:
     pattern = _word_pattern(text, language, lines=True)
     items = pattern.findall(text.lower())
     vocabulary = _vocabulary()
