@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from herd.config.errors import UserError
-from herd.curation.classifiers.calibration import auc, class_report, stratified_auc
+from herd.curation.classifiers.calibration import auc, class_report, fit_calibration, softmax, stratified_auc
 from herd.curation.text import ngram_hashes, word_hashes
 from herd.runs.atomic import write_bytes
 from herd.runs.seeds import stream
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _FORMAT = "herd.linear/1"
 _TOKENS = re.compile(r"\w+|[^\w\s]")
-_ENOUGH_TO_CALIBRATE = 20  # documents
 _REGISTER_STRATA = 5
 
 
@@ -97,7 +96,7 @@ class LinearModel:
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
         """(documents, classes) float64, rows sum to 1. Each row depends on its own text alone."""
-        return _softmax(self.scale * self.logits(texts) + (self.shift if len(self.shift) else 0.0))
+        return softmax(self.scale * self.logits(texts) + (self.shift if len(self.shift) else 0.0))
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         """(documents,) float32: probability of the positive of two classes."""
@@ -237,7 +236,7 @@ def train(
     truth = np.array([names.index(e.label) for e in measured])
     heldout = [e.text for e in measured]
     report = class_report(truth, model.probabilities(heldout), names)
-    plain = class_report(truth, _softmax(model.logits(heldout)), names)
+    plain = class_report(truth, softmax(model.logits(heldout)), names)
     report["uncalibrated"] = {name: plain[name] for name in ("brier", "expected_calibration_error")}
     report |= {
         "train_passages": len(texts),
@@ -303,27 +302,9 @@ def _training_passages(
 
 
 def _calibrate(model: LinearModel, examples: Sequence[Example]) -> tuple[float, np.ndarray]:
-    """Scale and shifts that minimise the negative log-likelihood of whole documents (Platt 1999; Guo et al. 2017).
-
-    A mean over passages is more certain than one passage, which the fit on passages cannot know. A weak prior holds the
-    result near (1, 0); with too few documents, or one class alone, it is exactly that (an empty shift). What is stated then
-    holds where classes are as frequent as in the examples; elsewhere the order of documents holds, not the probabilities.
-    """
-    from scipy.optimize import minimize
-
+    """Scale and shift from documents that trained nothing."""
     truth = np.array([model.classes.index(e.label) for e in examples], np.int64)
-    if len(truth) < _ENOUGH_TO_CALIBRATE or len(np.unique(truth)) < len(model.classes):
-        return 1.0, np.zeros(0, np.float32)
-    logits = model.logits([e.text for e in examples])
-
-    def loss(x: np.ndarray) -> float:
-        scaled = np.exp(x[0]) * logits + x[1:]
-        top = scaled.max(axis=1, keepdims=True)
-        logs = scaled - top - np.log(np.exp(scaled - top).sum(axis=1, keepdims=True))
-        return float(-logs[np.arange(len(truth)), truth].sum() + (x**2).sum() / 2)
-
-    found = minimize(loss, np.zeros(1 + len(model.classes)), method="L-BFGS-B").x
-    return float(np.exp(found[0])), (found[1:] - found[1:].mean()).astype(np.float32)
+    return fit_calibration(model.logits([e.text for e in examples]), truth)
 
 
 def register_report(
@@ -370,8 +351,3 @@ def _spread(parts: list[str], most: int) -> list[str]:
     if len(parts) <= most:
         return parts
     return [parts[i] for i in np.linspace(0, len(parts) - 1, most).round().astype(np.int64).tolist()]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf)) if len(logits) else logits
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
