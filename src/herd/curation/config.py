@@ -3,11 +3,16 @@
 from dataclasses import dataclass, field
 
 from herd.config.errors import UserError
-from herd.curation.documents import DOMAINS
+from herd.curation.blocklists import BlockListsConfig
+from herd.curation.classifiers.examples import ClassifierTask
 from herd.curation.dirty_words import DirtyWordsConfig
+from herd.curation.documents import DOMAINS
 from herd.curation.executors import ExecutorConfig
 from herd.curation.extraction.config import ExtractionConfig
 from herd.curation.kl import KLConfig
+from herd.curation.language_id import LanguageConfig
+from herd.curation.mix import DownsamplingConfig, WeightsConfig
+from herd.curation.pii import PIIConfig
 from herd.curation.rules import RulesConfig
 from herd.curation.sources.config import SourceConfig
 
@@ -96,12 +101,20 @@ class CurateConfig:
     partitions: int = 8  # ranges of ids that the work is divided into, and files of each table; a task holds one, in pieces
     rethreshold: bool = False  # decide again from the scores of inputs.documents, a finished `herd curate`; no text is measured
     source: SourceConfig = field(default_factory=SourceConfig)
+    blocklists: BlockListsConfig = field(default_factory=BlockListsConfig)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    pii: PIIConfig = field(default_factory=PIIConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     rules: RulesConfig = field(default_factory=RulesConfig)
     kl: KLConfig = field(default_factory=KLConfig)
     dirty_words: DirtyWordsConfig = field(default_factory=DirtyWordsConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    classifiers: dict[str, ClassifierTask] = field(default_factory=dict)  # further ones by name; those without examples are off
+    # Name of one of them, which is also a domain -> probability from which a general page belongs to that domain.
+    route: dict[str, float] = field(default_factory=dict)
+    downsampling: DownsamplingConfig = field(default_factory=DownsamplingConfig)  # of the classes of `classifiers.knowledge`
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
 
     def __post_init__(self) -> None:
@@ -109,3 +122,20 @@ class CurateConfig:
             raise UserError(f"workers = {self.workers}: must be at least 1.")
         if not 1 <= self.partitions <= 99_999:
             raise UserError(f"partitions = {self.partitions}: must be 1 to 99,999.")
+        _check_domains("route", self.route)
+        for name in self.route:
+            if name not in self.active_classifiers:
+                raise UserError(f"route.{name}: there is no such classifier; give classifiers.{name}.examples.")
+        if (self.downsampling.targets or self.downsampling.caps or self.downsampling.reference) and not self.downsampled:
+            raise UserError("downsampling needs knowledge classes: give classifiers.knowledge.examples, e.g. python:knowledge.")
+
+    @property
+    def active_classifiers(self) -> dict[str, ClassifierTask]:
+        """Classifiers that have examples, by name in order."""
+        return {name: task for name, task in sorted(self.classifiers.items()) if task.examples}
+
+    @property
+    def downsampled(self) -> bool:
+        """Whether knowledge classes are sampled down."""
+        wanted = self.downsampling.targets or self.downsampling.caps or self.downsampling.reference
+        return bool(wanted) and "knowledge" in self.active_classifiers

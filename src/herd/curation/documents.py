@@ -1,9 +1,7 @@
-"""What flows through curation: a raw record from a source, then a document; an entry is one documented function."""
+"""What sources deliver: raw records, and documented functions."""
 
 import hashlib
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 DOMAINS = ("general", "maths", "code", "multilingual")
 
@@ -32,24 +30,6 @@ class Record:
         content = self.content if isinstance(self.content, bytes) else self.content.encode("utf-8", "surrogatepass")
         head = "\x1f".join((self.source, self.url, self.date, self.language, self.domain)).encode("utf-8", "replace")
         return hashlib.sha256(head + b"\x1f" + content).hexdigest()[:16]
-
-
-@dataclass(slots=True)
-class Document:
-    """One document on its way through the filters."""
-
-    id: str
-    url: str
-    date: str
-    language: str
-    domain: str
-    source: str
-    group: str
-    media: str
-    text: str
-    quality: float | None = None  # probability of looking like reference prose; None where the classifier does not apply
-    shingles: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32), repr=False)  # sorted unique hashes
-    signature: np.ndarray | None = field(default=None, repr=False)  # MinHash values, (permutations,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,8 +99,27 @@ def _heading(block: str) -> bool:
     return len(lines) > 1 and bool(_UNDERLINE.match(lines[1].strip()))
 
 
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """What a source's documented function says, before it is known where its document went."""
+
+    url: str
+    package: str
+    name: str
+    signature: str
+    summary: str
+    description: str
+    parameters: tuple[str, ...]
+
+
+def documented(raw: RawEntry) -> Documented:
+    """Summary, description and parameters of a documented function."""
+    summary, description = summary_and_description(raw.doc, raw.name)
+    return Documented(raw.url, raw.package, raw.name, raw.signature, summary, description, parameter_names(raw.signature))
+
+
 def build_entries(
-    raw: Iterable[RawEntry],
+    raw: Iterable[Documented],
     home: Mapping[str, tuple[str, str]],
     present: Callable[[int, np.ndarray], np.ndarray],
 ) -> tuple[list[Entry], dict[str, int]]:
@@ -124,17 +143,13 @@ def build_entries(
             out["document_dropped"] += 1
             continue
         document_id, split = home[item.url]
-        summary, description = summary_and_description(item.doc, item.name)
         if not item.signature:
             out["no_signature"] += 1
-        elif not _MIN_SUMMARY <= len(summary.split()) <= _MAX_SUMMARY:
+        elif not _MIN_SUMMARY <= len(item.summary.split()) <= _MAX_SUMMARY:
             out["no_summary"] += 1
         else:
-            names = parameter_names(item.signature)
-            entry_id = f"{item.package}:{item.name}"
-            found.append(
-                Entry(entry_id, document_id, split, item.package, item.name, item.signature, summary, description, names)
-            )
+            facts = (item.package, item.name, item.signature, item.summary, item.description, item.parameters)
+            found.append(Entry(f"{item.package}:{item.name}", document_id, split, *facts))
     # Train first: what both splits have stays in train. Then by name, so that the choice among equals is fixed.
     found.sort(key=lambda e: (e.split != "train", e.name, e.document_id, e.signature, e.summary))
     names_seen: set[str] = set()

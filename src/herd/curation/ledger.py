@@ -18,8 +18,6 @@ from herd.runs.tables import TableWriter, iterate_rows
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from herd.curation.documents import Document
-
 STAGES = ("collect", "extract", "url", "document", "line", "quality", "classifier", "mix", "split")
 _ROWS = 4_096  # rows a group
 
@@ -104,13 +102,3 @@ def merge(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Rows of several files, each sorted by id, in the order of the ledger; a few rows of each in memory."""
     order = {stage: i for i, stage in enumerate(STAGES)}
     return heapq.merge(*(iterate_rows(path) for path in paths), key=lambda row: (row["id"], order[row["stage"]]))
-
-
-def dropped(document: "Document", stage: str, rule: str, **facts: Any) -> LedgerRow:
-    """Row for a document that goes."""
-    return LedgerRow(document.id, stage, "dropped", rule, url=document.url, **facts)
-
-
-def edited(document: "Document", stage: str, rule: str, **facts: Any) -> LedgerRow:
-    """Row for a document that stays with fewer lines."""
-    return LedgerRow(document.id, stage, "edited", rule, url=document.url, **facts)

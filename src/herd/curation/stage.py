@@ -13,12 +13,14 @@ from typing import Any
 
 from herd.config.errors import UserError
 from herd.config.loader import to_plain
+from herd.curation.blocklists import KINDS
 from herd.curation.config import CurateConfig
 from herd.curation.documents import DOMAINS
 from herd.curation.executors import Executor, make_executor
 from herd.curation.ledger import LedgerRow
+from herd.curation.mix import downsampling_report, keep_rates, mix_report
 from herd.curation.pipeline import decide, extract, gather, index, lines, measure, split, words, write
-from herd.curation.pipeline.tasks import Result, Work, merged, run_phase
+from herd.curation.pipeline.tasks import Phase, Result, Work, merged, run_phase, run_phases
 from herd.curation.sources import Context, content_hashes, list_shards, load_sources, nothing_found
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
@@ -26,7 +28,15 @@ from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 # Keys that decide after measuring: they may differ when stored scores are decided again.
 _DECIDING = {"rethreshold", "workers", "executor", "classifier.drop_share"}
 _DECIDING |= {f"rules.{domain}" for domain in DOMAINS}
-_DECIDING |= {"split.share", "split.min_documents", "split.overlap_words", "split.max_overlap"}
+_DECIDING |= {
+    "route",
+    "downsampling",
+    "weights",
+    "split.share",
+    "split.min_documents",
+    "split.overlap_words",
+    "split.max_overlap",
+}
 
 
 def run(config: CurateConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
@@ -50,7 +60,9 @@ def _measure(executor: Executor, work: Work) -> None:
     """Everything up to the scores; what it found goes into ``measured/summary.json``."""
     config, partitions = work.config, [(p,) for p in range(work.config.partitions)]
     (work.scratch / "source").mkdir(parents=True, exist_ok=True)
-    shards = sorted(list_shards(config.source, Context(config.seed, config.workers, work.scratch / "source")), key=lambda s: s.key)
+    shards = sorted(
+        list_shards(config.source, Context(config.seed, config.workers, work.scratch / "source")), key=lambda s: s.key
+    )
     n = len(shards)
     found = run_phase(executor, work, "extract", extract.extract, list(enumerate(shards)), "extracting text")
     documents_in = sum(result["documents"] for result in found)
@@ -59,13 +71,14 @@ def _measure(executor: Executor, work: Work) -> None:
         raise nothing_found(config.source, first and LedgerRow(first[0], "collect", "dropped", "", detail=first[1]))
     indexed = run_phase(executor, work, "index", index.index, [(n,)], "finding copies")[0]
     run_phase(executor, work, "gather", gather.gather, [(*p, n) for p in partitions], "gathering documents")
+    names = measure.to_fit(config)
+    phases: list[Phase] = [("fit", measure.fit, [(name,) for name in names])]  # the longest first
+    phases += [("lines", lines.count, partitions)] if config.dedup.lines else []
+    phases += [("words", words.count_words, partitions)] if config.kl.enabled else []
+    fitted = dict(zip(names, run_phases(executor, work, phases, "counting lines and words")[0], strict=True))
     removed: list[Result] = []
     if config.dedup.lines:
-        run_phase(executor, work, "lines", lines.count, partitions, "counting lines")
         removed = run_phase(executor, work, "frequent", lines.merge, [(*p, len(partitions)) for p in partitions], "merging lines")
-    if config.kl.enabled:
-        run_phase(executor, work, "words", words.count_words, partitions, "counting words")
-    fitted = run_phase(executor, work, "fit", measure.fit, [()], "training the classifier")[0]
     measured = run_phase(executor, work, "measure", measure.measure_partition, partitions, "measuring")
     problems = write.write_problems(work, n)["problems"]
     write.write_removed_lines(work)
@@ -88,7 +101,8 @@ def _measure(executor: Executor, work: Work) -> None:
         "source_problems": sum(problems.values()),
         "pairs_compared": indexed["pairs_compared"],
         "lines_removed": sum(result["copies"] for result in removed),
-        "classifier": fitted.get("classifier", {}),
+        "classifier": fitted.get("quality", {}).get("report", {}),
+        "classifiers": {name: fitted[name]["report"] for name in names if name != "quality"},
     }
     summary = {"funnel": funnel, "metrics": metrics, "only_bad_lines": bad_lines}
     write_json(work.measured / "measured" / "summary.json", summary)
@@ -103,10 +117,24 @@ def _decide(executor: Executor, work: Work) -> dict[str, Any]:
     dropped = merged([*ruled, {"dropped": summary["only_bad_lines"]}], "dropped")
     funnel.append(_step("quality", _size(ruled), dropped))
     limit = decide.threshold(work)
-    chosen = run_phase(executor, work, "choose", decide.choose, [(*p, limit.get("threshold")) for p in partitions], "applying scores")
+    chosen = run_phase(
+        executor, work, "choose", decide.choose, [(*p, limit.get("threshold")) for p in partitions], "applying scores"
+    )
     if limit:
         metrics["classifier"] |= limit | {"dropped": sum(merged(chosen, "dropped").values())}
         funnel.append(_step("classifier", _size(chosen), merged(chosen, "dropped")))
+    languages: dict[str, dict[str, float]] = {}
+    for source, size in merged(chosen, "languages").items():
+        domain, _, language = source.partition("/")
+        languages.setdefault(domain, {})[language] = size
+    metrics["mix"] = mix_report(languages, work.config.weights)  # characters stand for tokens
+    if work.config.downsampled:
+        unit = work.config.downsampling.unit
+        amounts = merged([result["classes"] for result in chosen], unit)
+        rates = keep_rates(amounts, work.config.downsampling)
+        mixed = run_phase(executor, work, "mix", decide.downsample, [(*p, rates) for p in partitions], "sampling classes down")
+        metrics["downsampling"] = downsampling_report(amounts, rates, work.config.downsampling)
+        funnel.append(_step("mix", _size(mixed), merged(mixed, "dropped")))
     if run_phase(executor, work, "split", split.hold_out, [()], "choosing held-out documents")[0]["train"] == 0:
         raise UserError("No document is left for training: loosen rules.* or give more data (see funnel and ledger).")
     run_phase(executor, work, "separate", split.separate, partitions, "hashing words")
@@ -150,7 +178,9 @@ def _size(results: list[Result]) -> dict[str, int]:
 def _check(config: CurateConfig, earlier: Artifact | None) -> None:
     """Refuse to decide again where the scores would be others."""
     if earlier is None:
-        raise UserError("rethreshold=true needs inputs.documents=FOLDER, a finished `herd curate` whose scores are decided again.")
+        raise UserError(
+            "rethreshold=true needs inputs.documents=FOLDER, a finished `herd curate` whose scores are decided again."
+        )
     if not (earlier.path / "measured" / "summary.json").exists():
         first = (earlier.manifest.get("inputs") or {}).get("documents", "")
         hint = f": it was itself decided from {first}; give that one" if first else ""
@@ -185,10 +215,12 @@ def fingerprint(config: CurateConfig) -> dict[str, Any]:
     if config.rethreshold:
         return {}  # nothing is read but the input
     found: dict[str, Any] = load_sources().get(config.source.kind).fingerprint(config.source)
-    reference = Path(config.classifier.reference)
-    if config.classifier.enabled and config.classifier.reference and reference.exists():
-        found = found | {"reference": content_hashes(reference)}
-    return found
+    lists = config.blocklists
+    files = {"reference": config.classifier.reference if config.classifier.enabled else ""}
+    files |= {f"dirty_words.{language}": name for language, name in config.dirty_words.files.items()}
+    files |= {f"blocklists.{kind}.{i}": name for kind in KINDS for i, name in enumerate(getattr(lists, kind))}
+    files |= {f"classifiers.{name}": task.examples for name, task in config.active_classifiers.items()}
+    return found | {key: content_hashes(Path(name)) for key, name in files.items() if name and Path(name).exists()}
 
 
 STAGE = Stage(

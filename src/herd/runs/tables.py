@@ -66,7 +66,7 @@ class Replacing:
 
     def __enter__(self) -> BinaryIO:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._temporary, "wb")  # noqa: SIM115
+        self._file = open(self._temporary, "wb")
         return self._file
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

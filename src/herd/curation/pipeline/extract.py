@@ -7,17 +7,20 @@ partition: the memory of a task does not grow with its shard.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from herd.curation.blocklists import BlockLists, load_blocklists
 from herd.curation.config import CurateConfig, ExtractionConfig
-from herd.curation.documents import Record
+from herd.curation.documents import RawEntry, Record
+from herd.curation.entries import documented
 from herd.curation.extraction import Refusal, decode, extract_html
 from herd.curation.ledger import LedgerRow, LedgerWriter
 from herd.curation.near_duplicates import band_hashes
 from herd.curation.neardup import minhash
+from herd.curation.pii import redact
 from herd.curation.pipeline.tasks import Result, Work
 from herd.curation.sources import Context, Shard, load_sources, read_shard
 from herd.curation.text import shingles, tidy, tidy_code
@@ -36,30 +39,58 @@ class Prepared:
 
     text: str = ""
     language: str = ""
+    domain: str = ""
     refused: bool = False
-    decisions: list[dict[str, Any]] = field(default_factory=list)  # ledger rows without id and url
+    decisions: list[dict[str, Any]] = field(default_factory=list)  # ledger rows without id, url and lines
 
-    def decide(self, action: str, rule: str, score: float | None = None, threshold: float | None = None, detail: str = "") -> None:
-        """Note a decision; ``dropped`` ends the document."""
-        self.decisions.append({"action": action, "rule": rule, "score": score, "threshold": threshold, "detail": detail})
+    def decide(self, action: str, rule: str, stage: str = "extract", **facts: Any) -> None:
+        """Note a decision (score, threshold, detail); ``dropped`` ends the document."""
+        known: dict[str, Any] = {"score": None, "threshold": None, "detail": ""}
+        self.decisions.append({"stage": stage, "action": action, "rule": rule} | known | facts)
         if action == "dropped":
             self.refused, self.text = True, ""
 
 
-def prepare(record: Record, config: CurateConfig) -> Prepared:
-    """Raw record -> its text, or the reason why there is none."""
-    found = Prepared(language=record.language)
+def prepare(record: Record, config: CurateConfig, blocked: BlockLists) -> Prepared:
+    """Raw record -> its text in its language without personal data, or the reason why there is none."""
+    found = Prepared(language=record.language, domain=record.domain)
+    if (listed := blocked.find(record.url)) is not None:
+        found.decide("dropped", f"blocked_{listed.kind}", "url", detail=f"listed as {listed.entry}")
+        return found
     text = _text(record, config.extraction)
     if isinstance(text, Refusal):
-        found.decide("dropped", text.rule, text.score, text.threshold, text.detail)
-    elif not text.strip():
+        found.decide("dropped", text.rule, score=text.score, threshold=text.threshold, detail=text.detail)
+        return found
+    if not text.strip():
         found.decide("dropped", "no_text", detail="the text is empty")
-    elif len(text) > config.extraction.max_characters:
+        return found
+    if len(text) > config.extraction.max_characters:
         limit = float(config.extraction.max_characters)
-        found.decide("dropped", "text_too_long", float(len(text)), limit, "longer than extraction.max_characters")
-    else:
-        found.text = text
+        found.decide(
+            "dropped", "text_too_long", score=float(len(text)), threshold=limit, detail="longer than extraction.max_characters"
+        )
+        return found
+    found.text = text
+    _identify(found, record, config)
+    found.text, replaced = redact(text, config.pii)
+    if replaced:
+        detail = ", ".join(f"{kind} {count}" for kind, count in replaced.items()) + " replaced"
+        found.decide("edited", "pii", score=float(sum(replaced.values())), detail=detail)
     return found
+
+
+def _identify(found: Prepared, record: Record, config: CurateConfig) -> None:
+    """The language of prose, where it is surely another than the declared one; general pages of other languages are multilingual."""
+    if config.source.kind == "python" or record.media == "code" or record.domain == "code":
+        return  # that source knows its languages, and code is none
+    language, probability = config.language.choose(found.text, record.language)
+    if language == record.language:
+        return
+    limit, detail = config.language.min_probability, f"declared {record.language}, found {language}"
+    found.decide("edited", "language", score=probability, threshold=limit, detail=detail)
+    found.language = language
+    if record.domain in ("general", "multilingual"):
+        found.domain = "general" if language == "en" else "multilingual"
 
 
 def _text(record: Record, config: ExtractionConfig) -> str | Refusal:
@@ -81,12 +112,13 @@ def extract(work: Work, number: int, shard: Shard) -> Result:
     config = work.config
     context = Context(config.seed, config.workers, work.scratch / "source")
     counts: Counter[str] = Counter()
+    blocked = load_blocklists(config.blocklists)
     with LedgerWriter(work.part("extract", number, ".problems.parquet")) as problems, _Chunks(work, number) as chunks:
         for item in read_shard(shard, config.source, context):
             if isinstance(item, LedgerRow):
                 problems.add(item)
                 continue
-            prepared = prepare(item, config)
+            prepared = prepare(item, config, blocked)
             chunks.add(item, prepared)
             counts["documents"] += 1
             counts["raw_characters"] += len(item.content)
@@ -111,16 +143,17 @@ def extract(work: Work, number: int, shard: Shard) -> Result:
 
 
 def entries_schema() -> "pa.Schema":
-    """Columns of the documented functions as a source finds them."""
+    """Columns of the documented functions that a source finds."""
     import pyarrow as pa
 
-    return pa.schema([(name, pa.string()) for name in ("url", "package", "name", "signature", "doc")])
+    names = ("url", "package", "name", "signature", "summary", "description")
+    return pa.schema([*((name, pa.string()) for name in names), ("parameters", pa.list_(pa.string()))])
 
 
-def _batched(items: Iterator[Any], size: int = 2_000) -> Iterator[list[dict[str, str]]]:
-    batch: list[dict[str, str]] = []
+def _batched(items: Iterator[RawEntry], size: int = 2_000) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
     for item in items:
-        batch.append({name: getattr(item, name) for name in ("url", "package", "name", "signature", "doc")})
+        batch.append(asdict(documented(item)))
         if len(batch) >= size:
             yield batch
             batch = []
@@ -133,7 +166,16 @@ def documents_schema() -> "pa.Schema":
     import pyarrow as pa
 
     text = pa.string()
-    decision = pa.struct([("action", text), ("rule", text), ("score", pa.float64()), ("threshold", pa.float64()), ("detail", text)])
+    decision = pa.struct(
+        [
+            ("stage", text),
+            ("action", text),
+            ("rule", text),
+            ("score", pa.float64()),
+            ("threshold", pa.float64()),
+            ("detail", text),
+        ]
+    )
     numbers = [("digest", pa.uint64()), ("ordinal", pa.int64()), ("refused", pa.bool_()), ("characters", pa.int64())]
     numbers += [("raw_characters", pa.int64()), ("url_hash", pa.uint64()), ("position", pa.int64())]
     texts = ("url", "date", "language", "domain", "source", "group", "media", "file", "text")
@@ -176,11 +218,16 @@ class _Chunks:
         self._characters = 0
 
     def add(self, record: Record, prepared: Prepared) -> None:
-        row = {name: getattr(record, name) for name in ("url", "date", "domain", "source", "group", "media", "file", "position")}
+        row = {name: getattr(record, name) for name in ("url", "date", "source", "group", "media", "file", "position")}
         # Lone surrogates cannot be stored.
         row = {name: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for name, v in row.items()}
         row |= {"digest": int(record.digest(), 16), "ordinal": self._ordinal, "refused": prepared.refused, "text": prepared.text}
-        row |= {"language": prepared.language, "url_hash": url_hash(record.url), "characters": len(prepared.text)}
+        row |= {
+            "language": prepared.language,
+            "domain": prepared.domain,
+            "url_hash": url_hash(record.url),
+            "characters": len(prepared.text),
+        }
         row |= {"raw_characters": len(record.content), "decisions": prepared.decisions}
         for decision in prepared.decisions:
             (self.dropped if decision["action"] == "dropped" else self.edited)[decision["rule"]] += 1

@@ -42,8 +42,8 @@ def gather(work: Work, partition: int, shards: int) -> Result:
             kept = []
             for i, row in enumerate(rows):
                 facts = {name: values[i] for name, values in said.items()}
-                for decision in row["decisions"]:
-                    ledger.add({"id": facts["id"], "url": row["url"], "stage": "extract", "duplicate_of": "", "lines": [], **decision})
+                for made in row["decisions"]:
+                    ledger.add({"id": facts["id"], "url": row["url"], "duplicate_of": "", "lines": [], **made})
                 if facts["decision"] == KEPT:
                     kept.append({**row, "id": facts["id"], "bucket": facts["bucket"]})
                 elif facts["decision"] in (DUPLICATE_URL, NEAR_DUPLICATE):

@@ -95,7 +95,9 @@ def index(work: Work, shards: int) -> Result:
 
     bounds = np.searchsorted(columns.digest, _bounds(config.partitions), side="left") if n else np.zeros(config.partitions, int)
     for partition, (low, high) in enumerate(zip(bounds, [*bounds[1:], n], strict=True)):
-        _write(work.part("index", partition, ".parquet"), columns, copy, decision, duplicate_of, similarity, bucket, low, high, name)
+        _write(
+            work.part("index", partition, ".parquet"), columns, copy, decision, duplicate_of, similarity, bucket, low, high, name
+        )
     _write_links(work.file("index", "links.parquet"), [(name(a), name(b)) for a, b in sorted(links)])
     characters = columns.characters.astype(np.int64)
 
@@ -127,7 +129,14 @@ def _load(work: Work, shards: int) -> _Columns:
     codes: dict[str, dict[str, int]] = {"language": {}, "file": {}}
     numbers: dict[str, Any] = {"digest": np.uint64, "ordinal": np.int32, "characters": np.int32}
     numbers |= {"url_hash": np.uint64, "position": np.int64}
-    kinds = numbers | {"shard": np.int32, "row": np.int32, "date": "S20", "domain": np.int8, "language": np.int32, "file": np.int32}
+    kinds = numbers | {
+        "shard": np.int32,
+        "row": np.int32,
+        "date": "S20",
+        "domain": np.int8,
+        "language": np.int32,
+        "file": np.int32,
+    }
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in kinds}
     for shard in range(shards):
         file = pq.ParquetFile(work.part("extract", shard, ".parquet"))
@@ -234,7 +243,9 @@ def decisions_schema() -> "pa.Schema":
     import pyarrow as pa
 
     kinds = (pa.string(), pa.uint64(), pa.int8(), pa.string(), pa.float64(), pa.int32(), pa.int32())
-    return pa.schema(list(zip(("id", "digest", "decision", "duplicate_of", "similarity", "bucket", "characters"), kinds, strict=True)))
+    return pa.schema(
+        list(zip(("id", "digest", "decision", "duplicate_of", "similarity", "bucket", "characters"), kinds, strict=True))
+    )
 
 
 def _write(

@@ -4,49 +4,18 @@ Lines are counted as 64-bit hashes of (language, bucket, normal form): first by 
 are merged by range of the hash. A line that occurs more than k times in a bucket is removed there everywhere, the first copy included.
 """
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from herd.curation.lines import LineHashes
 from herd.curation.pipeline.tasks import Result, Work
-from herd.curation.text import line_key
 from herd.runs.tables import Replacing, open_table
 
 _RUN = 2_000_000  # line occurrences that are sorted at once
 _MERGED = 4_000_000  # entries of runs that are merged at once
-_SPELLINGS = 200_000  # lines whose hash is remembered
 REPORTED = 10_000  # removed lines that removed_lines.parquet shows, those with most copies
-
-
-class LineHashes:
-    """Hash of each line of a document within its language and bucket; 0 = the line is never compared."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int], dict[str, int]] = {}
-        self._size = 0
-
-    def of(self, lines: list[str], language: str, bucket: int) -> list[int]:
-        """One number a line."""
-        known = self._known.setdefault((language, bucket), {})
-        out = []
-        for line in lines:
-            value = known.get(line)
-            if value is None:
-                value = known[line] = _hash(line_key(line), language, bucket)
-                self._size += 1
-            out.append(value)
-        if self._size > _SPELLINGS:
-            self._known, self._size = {}, 0
-        return out
-
-
-def _hash(key: str, language: str, bucket: int) -> int:
-    if not key:
-        return 0
-    raw = f"{language}\x1f{bucket}\x1f{key}".encode("utf-8", "surrogatepass")
-    return max(int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little"), 1)
 
 
 _RECORD = np.dtype([("line", np.uint64), ("count", np.uint32)])
@@ -67,7 +36,9 @@ def count(work: Work, partition: int) -> Result:
             runs.append(len(run))
             waiting.clear()
 
-        for batch in open_table(work.part("gather", partition, ".parquet")).iter_batches(256, columns=["language", "bucket", "text"]):
+        for batch in open_table(work.part("gather", partition, ".parquet")).iter_batches(
+            256, columns=["language", "bucket", "text"]
+        ):
             for row in batch.to_pylist():
                 if row["bucket"] >= 0:
                     waiting += [h for h in hashes.of(row["text"].split("\n"), row["language"], row["bucket"]) if h]
@@ -122,7 +93,9 @@ class FrequentLines:
     """The lines that go, on disk, and which of them the report shows."""
 
     def __init__(self, work: Work) -> None:
-        paths = [work.part("frequent", part, ".lines") for part in range(work.config.partitions)] if work.config.dedup.lines else []
+        paths = (
+            [work.part("frequent", part, ".lines") for part in range(work.config.partitions)] if work.config.dedup.lines else []
+        )
         self._parts = [np.memmap(path, _RECORD, "r") for path in paths if path.stat().st_size]
         self._firsts = np.array([part["line"][0] for part in self._parts], np.uint64)
 

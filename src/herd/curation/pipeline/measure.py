@@ -3,18 +3,22 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from herd.curation.classifier import QualityClassifier, reference_documents
+from herd.curation.classifiers.examples import load_examples
+from herd.curation.classifiers.linear import LinearModel, train
+from herd.curation.classifiers.quality import QualityClassifier, reference_documents
+from herd.curation.config import CurateConfig
 from herd.curation.dirty_words import load_dirty_words
 from herd.curation.kl import Reference
 from herd.curation.ledger import LedgerRow, LedgerWriter, merge
-from herd.curation.lines import ranges
+from herd.curation.lines import LineHashes, ranges
 from herd.curation.measures import STATISTICS, measure
 from herd.curation.pipeline.gather import FACTS
-from herd.curation.pipeline.lines import REPORTED, FrequentLines, LineHashes
+from herd.curation.pipeline.lines import REPORTED, FrequentLines
 from herd.curation.pipeline.tasks import Result, Work
 from herd.curation.pipeline.words import reference_counts
 from herd.curation.rules import count_rules, edit_lines
@@ -28,18 +32,32 @@ _BATCH = 256  # documents in memory
 _SAMPLE = 4_000  # raw documents that the classifier's negatives are taken from
 
 
-def fit(work: Work) -> Result:
-    """Train what needs the corpus as a whole: the quality classifier, on a sample by id, which is a uniform one."""
+def fit(work: Work, name: str) -> Result:
+    """Train a classifier: ``quality`` on a sample of the corpus by id, which is a uniform one; the others on their examples."""
+    model = _model(work, name)
+    if name != "quality":
+        task = work.config.classifiers[name]
+        examples = load_examples(task.examples)
+        trained, report = train(examples, task.model, work.config.seed, task.classes(examples))
+        trained.save(model)
+        return {"report": report}
     settings = work.config.classifier
-    if not settings.enabled:
-        return {}
     raw = _sample(work, settings.score_domains)
     if not raw:
         return {}
     classifier = QualityClassifier(settings)
-    facts: dict[str, Any] = classifier.fit(reference_documents(settings.reference), raw, work.config.seed)
-    classifier.save(work.file("fit", "classifier.npz"))
-    return {"classifier": facts}
+    facts = classifier.fit(reference_documents(settings.reference), raw, work.config.seed)
+    classifier.save(model)
+    return {"report": facts}
+
+
+def to_fit(config: CurateConfig) -> list[str]:
+    """Names of the classifiers that are trained."""
+    return [*(["quality"] if config.classifier.enabled else []), *config.active_classifiers]
+
+
+def _model(work: Work, name: str) -> Path:
+    return work.file("fit", f"{name}.npz")
 
 
 def _sample(work: Work, domains: list[str]) -> list[str]:
@@ -64,15 +82,20 @@ def measured_schema() -> "pa.Schema":
     return pa.schema([*((name, pa.string()) for name in FACTS), ("position", pa.int64()), ("text", pa.string())])
 
 
-def scores_schema() -> "pa.Schema":
-    """Columns of scores: which document, then one number for each statistic; null where a score does not apply."""
+def scores_schema(config: CurateConfig) -> "pa.Schema":
+    """Columns of scores: which document, then one number for each statistic; null where a score does not apply.
+
+    A classifier of two classes gives the probability of the positive one, one of more classes that of the likeliest, which
+    ``<name>_class`` names.
+    """
     import pyarrow as pa
 
-    names = [("id", pa.string()), ("url", pa.string()), ("language", pa.string()), ("domain", pa.string())]
-    return pa.schema([*names, *((name, pa.float64()) for name in (*STATISTICS, "quality"))])
+    texts = ["id", "url", "language", "domain", *(f"{name}_class" for name in config.active_classifiers)]
+    numbers = (*STATISTICS, "quality", *config.active_classifiers)
+    return pa.schema([*((name, pa.string()) for name in texts), *((name, pa.float64()) for name in numbers)])
 
 
-def measured_file(work: Work, name: str, partition: int) -> Any:
+def measured_file(work: Work, name: str, partition: int) -> Path:
     """Path of one shard of what was measured: ``documents``, ``ledger`` or ``scores``."""
     folder = "scores" if name == "scores" else "measured"
     return shard_path(work.measured / folder, name, partition, work.config.partitions)
@@ -85,7 +108,7 @@ def measure_partition(work: Work, partition: int) -> Result:
     with (
         LedgerWriter(own) as ledger,
         TableWriter(measured_file(work, "documents", partition), measured_schema()) as texts,
-        TableWriter(measured_file(work, "scores", partition), scores_schema()) as scores,
+        TableWriter(measured_file(work, "scores", partition), scores_schema(work.config)) as scores,
     ):
         for rows in _groups(work, partition):
             kept = [row for row in rows if judge.remove_lines(row, ledger)]
@@ -128,8 +151,9 @@ class _Judge:
         self.dirty = load_dirty_words(self.config.dirty_words.files)
         self.words = reference_counts(self.work)
         self.references: dict[str, Reference | None] = {}
-        model = self.work.file("fit", "classifier.npz")
+        model = _model(self.work, "quality")
         self.classifier = QualityClassifier.load(self.config.classifier, model) if model.exists() else None
+        self.others = {name: LinearModel.load(_model(self.work, name)) for name in self.config.active_classifiers}
 
     def remove_lines(self, row: dict[str, Any], ledger: LedgerWriter) -> bool:
         """Take repeated and bad lines out of ``row["text"]``; False when nothing is left of it."""
@@ -153,7 +177,9 @@ class _Judge:
             ledger.add(LedgerRow(row["id"], "quality", "edited", "line_rules", float(len(gone)), detail=detail, url=row["url"]))
             return True
         self.dropped["quality"]["only_bad_lines"] += 1
-        ledger.add(LedgerRow(row["id"], "quality", "dropped", "only_bad_lines", float(len(gone)), 0.0, detail=counts, url=row["url"]))
+        ledger.add(
+            LedgerRow(row["id"], "quality", "dropped", "only_bad_lines", float(len(gone)), 0.0, detail=counts, url=row["url"])
+        )
         return False
 
     def _repeated(self, row: dict[str, Any], ledger: LedgerWriter) -> bool:
@@ -195,6 +221,13 @@ class _Judge:
             quality = self.classifier.score([rows[i]["text"] for i in rated])
             for i, value in zip(rated, np.asarray(quality).tolist(), strict=True):
                 found[i]["quality"] = value
+        english = [i for i, row in enumerate(rows) if row["language"] == "en"]
+        for name, model in self.others.items() if english else ():
+            chances = model.probabilities([rows[i]["text"] for i in english])
+            chosen = chances.argmax(axis=1) if len(model.classes) > 2 else np.ones(len(english), np.int64)
+            for i, which, chance in zip(english, chosen.tolist(), chances, strict=True):
+                found[i][name] = float(chance[which])
+                found[i][f"{name}_class"] = model.classes[which] if len(model.classes) > 2 else None
         return found
 
     def _reference(self, language: str) -> Reference | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from herd.curation.documents import DOMAINS
 from herd.curation.executors import Executor
+from herd.curation.pipeline.decide import final_choice
 from herd.curation.pipeline.measure import measured_file
 from herd.curation.pipeline.tasks import Result, Work, run_phase
 from herd.curation.split import Facts, choose_heldout, cut_lines
@@ -32,7 +33,7 @@ def hold_out(work: Work) -> Result:
     languages: set[str] = set()
     for partition in range(work.config.partitions):
         columns: dict[str, list[np.ndarray]] = {name: [] for name in ("characters", "group", "order", "domain", "language")}
-        for batch in open_table(work.part("choose", partition, ".parquet")).iter_batches(columns=list(columns)):
+        for batch in open_table(final_choice(work, partition)).iter_batches(columns=list(columns)):
             for name in columns:
                 column = batch.column(name)
                 columns[name].append(np.array(column.to_pylist(), str) if name == "language" else column.to_numpy())
@@ -43,7 +44,9 @@ def hold_out(work: Work) -> Result:
     strata = [(domain, language) for domain in DOMAINS for language in names]
     stratum = [p["domain"].astype(np.int32) * len(names) + np.searchsorted(names, p["language"]) for p in parts]
     sizes = [len(part["group"]) for part in parts]
-    facts = Facts(np.concatenate(stratum), *(np.concatenate([p[n] for p in parts]) for n in ("characters", "group", "order")), strata)
+    facts = Facts(
+        np.concatenate(stratum), *(np.concatenate([p[n] for p in parts]) for n in ("characters", "group", "order")), strata
+    )
     chosen = choose_heldout(facts, _links(work), work.config.split)
     ends = np.cumsum(sizes)
     for partition, (size, end) in enumerate(zip(sizes, ends, strict=True)):
@@ -59,7 +62,7 @@ def _links(work: Work) -> np.ndarray:
     numbers: dict[str, int] = {}
     at = 0
     for partition in range(work.config.partitions):
-        for batch in open_table(work.part("choose", partition, ".parquet")).iter_batches(columns=["id"]):
+        for batch in open_table(final_choice(work, partition)).iter_batches(columns=["id"]):
             for i, name in enumerate(batch.column("id").to_pylist(), start=at):
                 if name in wanted:
                     numbers[name] = i
@@ -74,7 +77,9 @@ def chosen_documents(work: Work, partition: int) -> Iterator[list[dict[str, Any]
     held = np.fromfile(work.part("split", partition, ".heldout"), np.uint8)
     wanted = (
         row
-        for batch in open_table(work.part("choose", partition, ".parquet")).iter_batches(_BATCH, columns=["id", "quality"])
+        for batch in open_table(final_choice(work, partition)).iter_batches(
+            _BATCH, columns=["id", "domain", "category", "quality"]
+        )
         for row in batch.to_pylist()
     )
     number, following = 0, next(wanted, None)
@@ -82,7 +87,7 @@ def chosen_documents(work: Work, partition: int) -> Iterator[list[dict[str, Any]
         found = []
         for row in batch.to_pylist():
             if following is not None and row["id"] == following["id"]:
-                found.append(row | following | {"heldout": bool(held[number])})
+                found.append(row | following | {"domain": DOMAINS[following["domain"]], "heldout": bool(held[number])})
                 number, following = number + 1, next(wanted, None)
         yield found
     assert following is None, "a chosen document was never measured"

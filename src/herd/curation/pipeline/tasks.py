@@ -61,6 +61,9 @@ def perform(task: Task) -> Result:
     return result
 
 
+Phase = tuple[str, Callable[..., Result], Sequence[tuple[Any, ...]]]  # folder of its files, function, arguments of each task
+
+
 def run_phase(
     executor: Executor, work: Work, phase: str, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], shown: str
 ) -> list[Result]:
@@ -69,18 +72,27 @@ def run_phase(
     Raises:
         UserError: the disk is full. What was finished before stays, and the same command goes on from there.
     """
-    tasks = [Task(function, work, given, work.part(phase, i, ".json")) for i, given in enumerate(arguments)]
-    results: dict[int, Result] = {i: perform(task) for i, task in enumerate(tasks) if task.done.exists()}
-    left = [i for i in range(len(tasks)) if i not in results]
+    return run_phases(executor, work, [(phase, function, arguments)], shown)[0]
+
+
+def run_phases(executor: Executor, work: Work, phases: Sequence[Phase], shown: str) -> list[list[Result]]:
+    """As :func:`run_phase`, for phases that do not need each other; results by phase."""
+    tasks = [
+        Task(function, work, given, work.part(phase, i, ".json"))
+        for phase, function, arguments in phases
+        for i, given in enumerate(arguments)
+    ]
+    results = {task.done: perform(task) for task in tasks if task.done.exists()}
+    left = [task for task in tasks if task.done not in results]
     try:
         with progress(shown, len(tasks), "tasks") as bar:
             bar.advance(len(results))
-            for i, result in zip(left, executor.map(perform, [tasks[i] for i in left]), strict=True):
-                results[i] = result
+            for task, result in zip(left, executor.map(perform, left), strict=True):
+                results[task.done] = result
                 bar.advance(1)
     except OSError as error:
         raise _explained(error, work) from error
-    return [results[i] for i in range(len(tasks))]
+    return [[results[work.part(phase, i, ".json")] for i in range(len(arguments))] for phase, _, arguments in phases]
 
 
 def _explained(error: OSError, work: Work) -> Exception:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from herd.curation.documents import RawEntry
-from herd.curation.entries import build_entries
+from herd.curation.entries import Documented, build_entries
 from herd.curation.ledger import LedgerRow, LedgerWriter, merge
 from herd.curation.pipeline.extract import entries_schema
 from herd.curation.pipeline.lines import REPORTED, FrequentLines
@@ -31,7 +30,9 @@ def documents_schema() -> "pa.Schema":
 
     names = ("id", "url", "date", "language", "domain", "source", "file")
     texts = [(name, pa.string()) for name in names]
-    return pa.schema([*texts, ("position", pa.int64()), ("text", pa.string()), ("quality", pa.float32())])
+    return pa.schema(
+        [*texts, ("position", pa.int64()), ("text", pa.string()), ("quality", pa.float32()), ("category", pa.string())]
+    )
 
 
 def write_partition(work: Work, partition: int) -> Result:
@@ -64,7 +65,8 @@ def write_partition(work: Work, partition: int) -> Result:
             tables[split].write_rows(rows)
         dropped = ledger.counts()
     parts = [own, measured_file(work, "ledger", partition)]
-    parts += [work.part(phase, partition, ".ledger.parquet") for phase in ("rules", "choose")]
+    phases = ("rules", "choose", "mix") if work.config.downsampled else ("rules", "choose")
+    parts += [work.part(phase, partition, ".ledger.parquet") for phase in phases]
     with LedgerWriter(shard_path(work.folder / "ledger", "ledger", partition, partitions)) as ledger:
         for plain in merge(parts):
             ledger.add(plain)
@@ -131,7 +133,7 @@ def write_entries(work: Work) -> Result:
     """``entries.parquet``: documented functions whose document survived, sorted by id; `parameters` is a JSON list of names."""
     import pyarrow as pa
 
-    raw = [RawEntry(**row) for row in iterate_rows(work.measured / "measured" / "entries.parquet")]
+    raw = [Documented(**row) for row in iterate_rows(work.measured / "measured" / "entries.parquet")]
     urls = {entry.url for entry in raw}
     home: dict[str, tuple[str, str]] = {}
     for split in SPLITS if raw else ():
