@@ -1,7 +1,7 @@
 """Token shards in the format that Megatron-LM and its relatives (NeMo, GPT-NeoX, nanotron) map into memory.
 
 ``<name>.bin``  ids, little-endian, documents end to end
-``<name>.idx``  all little-endian: the 9 bytes ``MMIDIDX\\0\\0``, version 1 (uint64), type of the ids (uint8: 8 = uint16, 4 = int32),
+``<name>.idx``  all little-endian: the 9 bytes ``MMIDIDX\\0\\0``, version 1 (uint64), type of the ids (uint8: 8 uint16, 4 int32),
                 number of sequences (uint64), number of document boundaries (uint64); then of each sequence its length in ids
                 (int32), of each its first byte in the .bin (int64), and the boundaries: the number of the first sequence of
                 each document, and the total (int64)
