@@ -110,33 +110,39 @@ def test_lines_that_repeat_ngrams_go():
     assert edit.text == f"{prose}\nShort line\n"
     assert edit.removed == [(i, "ngram_coverage") for i in range(1, 6)]
     assert covered_lines(text, "en", CoverageConfig(copies=6)) == []
+    assert edit_lines(text, "en", "notices", CoverageConfig(copies=4), "maths").removed == []
 
 
 def test_coverage_is_the_share_of_characters():
     line = "aa bb cc dd ee"
     text = f"{line} {'x' * 10}\n{line} {'y' * 40}\n"
-    (found,) = covered_lines(text, "en", CoverageConfig(copies=2, max_coverage=0.4))
+    (found,) = covered_lines(text, "en", CoverageConfig(copies=2, max_coverage=0.4, min_words=5))
     assert found == (0, 0.5)
 
 
 def test_line_numbers_are_those_of_the_text_that_came_in():
-    repeated = [f"{name} one two three four five six" for name in "abcd"]
+    repeated = [f"{name} one two three four five six seven" for name in "abcd"]
     text = "\n".join(["Please enable JavaScript now", "", "Good text stands at the top", *repeated])
     edit = edit_lines(text, "en", "notices", CoverageConfig(copies=4))
     assert edit.removed == [(0, "javascript_notice"), *((i, "ngram_coverage") for i in range(3, 7))]
 
 
-@given(st.lists(st.lists(st.sampled_from("abc"), max_size=7), max_size=7), st.integers(2, 3), st.sampled_from([0.0, 0.5, 0.9]))
-def test_coverage_equals_a_slow_one(lines, copies, limit):
+@given(
+    st.lists(st.lists(st.sampled_from("abc"), max_size=7), max_size=7),
+    st.integers(2, 3),
+    st.sampled_from([0.0, 0.5, 0.9]),
+    st.integers(0, 4),
+)
+def test_coverage_equals_a_slow_one(lines, copies, limit, shortest):
     runs = [[tuple(line[i : i + 2]) for i in range(len(line) - 1)] for line in lines]
     flat = [run for line in runs for run in line]
     expected = []
     for number, line in enumerate(lines):
         covered = {i + j for i, run in enumerate(runs[number]) if flat.count(run) >= copies for j in (0, 1)}
         share = len(covered) / len(line) if line else 0.0
-        if share > limit:
+        if share > limit and len(line) >= shortest:
             expected.append((number, share))
-    config = CoverageConfig(ngram_words=2, copies=copies, max_coverage=limit)
+    config = CoverageConfig(ngram_words=2, copies=copies, max_coverage=limit, min_words=shortest)
     assert covered_lines("\n".join(map(" ".join, lines)), "en", config) == expected
 
 

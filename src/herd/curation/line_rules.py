@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from herd.config.errors import UserError
+from herd.curation.documents import DOMAINS
 from herd.curation.measures import count_sentences
 from herd.curation.text import UNSPACED, ngram_hashes, tidy, tokenise, words
 
@@ -154,11 +155,16 @@ class CoverageConfig:
     enabled: bool = True
     ngram_words: int = 5  # words per n-gram, three times as many characters in unspaced scripts
     copies: int = 4  # an n-gram is duplicated when the document holds it at least as often
-    max_coverage: float = 0.7  # share of a line's characters in duplicated n-grams above which the line goes
+    max_coverage: float = 0.8  # share of a line's characters in duplicated n-grams above which the line goes
+    min_words: int = 8  # shorter lines stay: headings, rows of matrices; the line rule takes the frequent ones
+    domains: list[str] = field(default_factory=lambda: ["general", "multilingual"])  # maths repeats itself with reason
 
     def __post_init__(self) -> None:
         if self.ngram_words < 2 or self.copies < 2:
             raise UserError("rules.coverage: ngram_words and copies must be at least 2.")
+        for domain in self.domains:
+            if domain not in DOMAINS:
+                raise UserError(f"rules.coverage.domains: '{domain}' is no domain. Choices: {', '.join(DOMAINS)}.")
         if not 0 <= self.max_coverage <= 1:
             raise UserError(f"rules.coverage.max_coverage = {self.max_coverage}: must lie in [0, 1].")
 
@@ -170,7 +176,7 @@ def covered_lines(text: str, language: str, config: CoverageConfig) -> list[tupl
     and unique, hence cannot be filtered by line-dedup", by their duplicated n-gram coverage ratio (after Rae et al. 2021), and
     gives no more. Here the coverage of a line is the share of the characters of its words that lie in duplicated n-grams; an
     n-gram is a run of words within one line, with digits as 0 (time stamps and addresses differ), and is duplicated when the
-    document holds it at least ``copies`` times. Each word counts once; a line shorter than an n-gram has coverage 0. The
+    document holds it at least ``copies`` times. Each word counts once; a line shorter than ``min_words`` words stays. The
     first occurrences go as well, as in line de-duplication.
     """
     size = config.ngram_words * 3 if language in UNSPACED else config.ngram_words
@@ -194,18 +200,19 @@ def covered_lines(text: str, language: str, config: CoverageConfig) -> list[tupl
     covered = np.cumsum(change[:-1]) > 0
     whole = np.bincount(tokens.lines, weights=tokens.lengths)
     share = np.bincount(tokens.lines, weights=tokens.lengths * covered) / np.maximum(whole, 1)
-    return [(int(i), float(share[i])) for i in (share > config.max_coverage).nonzero()[0]]
+    found = (share > config.max_coverage) & (np.bincount(tokens.lines) >= config.min_words)
+    return [(int(i), float(share[i])) for i in found.nonzero()[0]]
 
 
-def edit_lines(text: str, language: str, reading: str, coverage: CoverageConfig) -> LineEdit:
-    """Line rules by name, then coverage; what both removed, by line of ``text``, and the share of words that went.
+def edit_lines(text: str, language: str, reading: str, coverage: CoverageConfig, domain: str = "general") -> LineEdit:
+    """Line rules by name, then coverage in its domains; what both removed, by line of ``text``, and the share of words that went.
 
     A text that loses all its lines becomes "".
     """
     edit = LINE_RULES[reading](text)
     removed = list(edit.removed)
     result = edit.text
-    covered = covered_lines(result, language, coverage) if coverage.enabled else []
+    covered = covered_lines(result, language, coverage) if coverage.enabled and domain in coverage.domains else []
     if covered:
         # Line numbers of the ledger are those of the text that came in: the lines left are matched to them in order.
         numbers = _numbers(text, result, {i for i, _ in removed})
