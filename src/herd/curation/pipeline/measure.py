@@ -165,11 +165,10 @@ class _Judge:
         rules = self.config.rules
         if row["media"] == "code" or row["domain"] == "code":
             return True
-        edit = edit_lines(row["text"], row["language"], rules.line_rules, rules.coverage)
-        row["line_scores"] = edit.scores
+        edit = edit_lines(row["text"], row["language"], rules.line_rules, rules.coverage, row["domain"])
+        row["text"], row["line_scores"] = edit.text, edit.scores  # citations may go without a line
         if not edit.removed:
             return True
-        row["text"] = edit.text
         gone = sorted({i for i, _ in edit.removed})
         counts = ", ".join(f"{rule} {n}" for rule, n in count_rules(edit.removed).items())
         if row["text"]:
