@@ -111,9 +111,11 @@ def run(config: DistillConfig, inputs: Inputs, stage_run: StageRun) -> dict[str,
     def logits(texts: Sequence[str]) -> np.ndarray:
         return encoder_logits(encoder, read(texts), tokenizer.pad_id, config.trainer.micro_batch_tokens)
 
+    counts = np.bincount(_truth(labelled), minlength=len(classes))
     scale, shift = 1.0, np.zeros(0, np.float32)
     if calibration:
-        scale, shift = fit_calibration(logits([item.text for item in calibration]), _truth(calibration))
+        found = logits([item.text for item in calibration])
+        scale, shift = fit_calibration(found, _truth(calibration), counts / len(labelled))
     save_encoder(encoder, stage_run.folder / "encoder")
     calibrated = {"scale": scale, "shift": [float(s) for s in shift], "window": config.window}
     write_json(stage_run.folder / "encoder" / "calibration.json", calibrated)
@@ -123,7 +125,6 @@ def run(config: DistillConfig, inputs: Inputs, stage_run: StageRun) -> dict[str,
 
     report = class_report(_truth(heldout), probabilities([item.text for item in heldout]), classes)
     scored = _score(folder, probabilities, classes, stage_run.folder / "scores") if folder is not None else 0
-    counts = np.bincount(_truth(labelled), minlength=len(classes))
     return {
         **report,
         "calibrated": bool(len(shift)),

@@ -21,17 +21,19 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def fit_calibration(logits: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray]:
+def fit_calibration(logits: np.ndarray, truth: np.ndarray, shares: np.ndarray) -> tuple[float, np.ndarray]:
     """Scale and shift so that softmax(scale x logits + shift) is calibrated (Platt 1999; Guo et al. 2017).
 
     They minimise the negative log-likelihood of whole documents: a mean over passages is more certain than one passage, which
     a fit on passages cannot know. A weak prior holds the result near (1, 0); with fewer than 20 documents, or a class
-    without any, it is exactly that. What is stated then holds where classes are as frequent as in these documents; elsewhere
+    without any, it is exactly that. What is stated then holds where classes are as frequent as in the examples; elsewhere
     the order of documents holds, not the probabilities.
 
     Args:
         logits: (documents, classes), of documents that trained nothing.
         truth: (documents,) index of the class.
+        shares: (classes,) share of each class among all examples. Whole groups calibrate, so theirs may differ by chance;
+            documents are weighted to make up for it.
 
     Returns:
         The scale, and the shift (classes,) float32, which is empty where nothing was fitted.
@@ -41,12 +43,13 @@ def fit_calibration(logits: np.ndarray, truth: np.ndarray) -> tuple[float, np.nd
     documents, classes = logits.shape
     if documents < _ENOUGH_TO_CALIBRATE or len(np.unique(truth)) < classes:
         return 1.0, np.zeros(0, np.float32)
+    weight = (shares * documents / np.bincount(truth, minlength=classes))[truth]
 
     def loss(x: np.ndarray) -> float:
         scaled = np.exp(x[0]) * logits + x[1:]
         top = scaled.max(axis=1, keepdims=True)
         logs = scaled - top - np.log(np.exp(scaled - top).sum(axis=1, keepdims=True))
-        return float(-logs[np.arange(documents), truth].sum() + (x**2).sum() / 2)
+        return float(-(weight * logs[np.arange(documents), truth]).sum() + (x**2).sum() / 2)
 
     found = minimize(loss, np.zeros(1 + classes), method="L-BFGS-B").x
     return float(np.exp(found[0])), (found[1:] - found[1:].mean()).astype(np.float32)

@@ -230,7 +230,8 @@ def train(
     if len(names) == 2:  # scikit-learn gives one column: log-odds of the second class
         weights, bias = np.hstack([0 * weights, weights]), np.array([0.0, bias[0]])
     model = LinearModel(config, names, weights.astype(np.float32), bias.astype(np.float32))
-    scale, shift = _calibrate(model, parts["calibrate"])
+    shares = np.array([sum(e.label == name for e in ordered) for name in names]) / len(ordered)
+    scale, shift = _calibrate(model, parts["calibrate"], shares)
     model = LinearModel(config, names, model.weights, model.bias, scale, shift)
     measured = parts["heldout"]
     truth = np.array([names.index(e.label) for e in measured])
@@ -301,10 +302,10 @@ def _training_passages(
     return texts, np.array(labels, np.int64)
 
 
-def _calibrate(model: LinearModel, examples: Sequence[Example]) -> tuple[float, np.ndarray]:
+def _calibrate(model: LinearModel, examples: Sequence[Example], shares: np.ndarray) -> tuple[float, np.ndarray]:
     """Scale and shift from documents that trained nothing."""
     truth = np.array([model.classes.index(e.label) for e in examples], np.int64)
-    return fit_calibration(model.logits([e.text for e in examples]), truth)
+    return fit_calibration(model.logits([e.text for e in examples]), truth, shares)
 
 
 def register_report(
@@ -333,16 +334,17 @@ def surface(text: str) -> list[float]:
     """Nine statistics of layout that say nothing of a document's content."""
     items, lines = text.split(), text.split("\n")
     n, length = max(len(items), 1), max(len(text), 1)
+    marks = len(text) - sum(map(str.isalnum, text)) - sum(map(str.isspace, text))
     return [
         float(np.log1p(len(text))),
         sum(map(len, items)) / n,
         length / len(lines),
-        sum(not c.isalnum() and not c.isspace() for c in text) / length,
-        sum(c.isdigit() for c in text) / length,
-        sum(c.isupper() for c in text) / length,
+        marks / length,
+        sum(map(str.isdigit, text)) / length,
+        sum(map(str.isupper, text)) / length,
         sum(not line.strip() for line in lines) / len(lines),
         sum(line.startswith((" ", "\t")) for line in lines) / len(lines),
-        sum(c in ".!?" for c in text) / n,
+        sum(map(text.count, ".!?")) / n,
     ]
 
 
