@@ -144,6 +144,15 @@ def test_jsonl_with_own_column_names(tmp_path):
     assert (second.url, second.language, second.domain, second.group) == ("", "en", "code", "")
 
 
+def test_gzip_of_several_members_and_padding(tmp_path):
+    rows = [json.dumps({"text": f"row {i} " + "x" * (i % 5000)}).encode() + b"\n" for i in range(700)]
+    content = b"".join(gzip.compress(b"".join(rows[i : i + 100])) for i in range(0, 700, 100)) + bytes(2_000_000)
+    (tmp_path / "x.jsonl.gz").write_bytes(content)
+    found = collect(SourceConfig(kind="jsonl", path=str(tmp_path)), tmp_path)
+    assert [json.dumps({"text": r.content}).encode() + b"\n" for r in found.records] == rows
+    assert found.problems == []
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
 def test_compressed_jsonl_and_folders(tmp_path, suffix):
     raw = b'{"text": "one"}\n{"text": "two"}\n'
@@ -206,7 +215,7 @@ def broken_files(folder: Path) -> None:
 def test_one_truncated_file_by_name_ends_with_one_line(tmp_path):
     broken_files(tmp_path)
     for name in ("x.jsonl.gz", "y.jsonl.zst"):
-        with pytest.raises(UserError, match="truncated or damaged"):
+        with pytest.raises(UserError, match="archive is truncated"):
             collect(SourceConfig(kind="jsonl", path=str(tmp_path / name)), tmp_path)
     with pytest.raises(UserError, match="not a whole Parquet file"):
         collect(SourceConfig(kind="parquet", path=str(tmp_path / "x.parquet")), tmp_path)

@@ -83,10 +83,10 @@ def _hash_file(task: tuple[Path, Path, int]) -> tuple[int, int]:
             waiting.append(ngram_hashes(hashes, n))
             size += len(waiting[-1])
             if size >= _BATCH:
-                distinct.append(np.unique(np.concatenate(waiting)))
+                distinct.append(_distinct(waiting))
                 waiting, size = [], 0
         with Replacing(part) as out:
-            np.save(out, np.unique(np.concatenate([np.empty(0, np.uint64), *distinct, *waiting])))
+            np.save(out, _distinct([*distinct, *waiting]))
         write_json(marker, [documents, total])
     documents, total = json.loads(marker.read_text(encoding="utf-8"))
     return documents, total
@@ -96,16 +96,23 @@ def _merge_bucket(task: tuple[list[Path], Path, int, int]) -> int:
     """Write one file of the index from the slices of all parts that belong to it; returns its number of n-grams."""
     parts, path, bucket, buckets = task
     width = 2**64 // buckets
-    slices = [np.empty(0, np.uint64)]
+    slices = []
     for part in parts:
         hashes = _mapped(part)
         first = int(np.searchsorted(hashes, np.uint64(bucket * width)))
         last = int(np.searchsorted(hashes, np.uint64((bucket + 1) * width))) if bucket + 1 < buckets else len(hashes)
         slices.append(np.asarray(hashes[first:last]))
-    merged = np.unique(np.concatenate(slices))
+    merged = _distinct(slices)
     with Replacing(path) as out:
         np.save(out, merged)
     return len(merged)
+
+
+def _distinct(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """All hashes of the parts, sorted, each once; numpy's `unique` goes through a hash table, tens of times slower."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *parts])
+    hashes.sort()
+    return hashes[np.concatenate([[True], hashes[1:] != hashes[:-1]])] if len(hashes) else hashes
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -45,7 +45,8 @@ def decoded_body(body: bytes, transfer: str, content: str, most: int) -> bytes:
 
 
 def _unchunked(body: bytes) -> bytes:
-    parts, at = [], 0
+    parts: list[bytes] = []
+    at = 0
     while True:
         end = body.find(b"\n", at)
         size = body[at:end].split(b";")[0].strip() if end >= 0 else b""

@@ -1,16 +1,17 @@
 """Files read as a stream, whatever they are packed with, and cut into lines in bounded memory."""
 
-import gzip
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from herd.config.errors import UserError
 from herd.curation.ledger import LedgerRow
 from herd.curation.sources.config import SourceConfig
 
 _BLOCK = 1 << 20  # bytes
+_SMALL_BLOCK = 1 << 16  # bytes; what is lost before the damage of a file that is unpacked by others
 
 
 class Damaged(Exception):
@@ -77,16 +78,14 @@ def blocks(path: Path, start: int = 0, stop: int = -1) -> Iterator[bytes]:
         start, stop: range of bytes of a file that is not packed; -1 = to its end.
 
     Raises:
-        Damaged: unreadable, empty, or a broken archive; everything before the damage has been handed out.
+        Damaged: unreadable, empty, or a broken archive; what stands before the damage has been handed out.
     """
     try:
         if not path.stat().st_size:
             raise Damaged("empty_file", "the file is empty")
         with path.open("rb") as raw:
             if path.name.lower().endswith(".gz"):
-                with gzip.GzipFile(fileobj=raw) as unpacked:
-                    while block := unpacked.read(_BLOCK):
-                        yield block
+                yield from _gzip(raw)
             elif path.name.lower().endswith(".zst"):
                 yield from _zstd(path)
             else:
@@ -95,12 +94,29 @@ def blocks(path: Path, start: int = 0, stop: int = -1) -> Iterator[bytes]:
                 while left > 0 and (block := raw.read(min(_BLOCK, left))):
                     left -= len(block)
                     yield block
-    except EOFError as error:
-        raise Damaged("truncated_file", "the archive is truncated or damaged: it ends in the middle") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except zlib.error as error:
         raise Damaged("damaged_file", f"the archive is truncated or damaged ({error})") from error
     except OSError as error:
         raise Damaged("unreadable_file", f"it cannot be read ({error.strerror or error})") from error
+
+
+def _gzip(raw: BinaryIO) -> Iterator[bytes]:
+    """One member after the other. Not Python's `gzip`, which keeps to itself what it had unpacked when it meets the damage."""
+    unpacker = zlib.decompressobj(31)
+    while packed := raw.read(_BLOCK):
+        while packed:
+            if unpacker.eof:
+                packed = packed.lstrip(b"\0")
+                if not packed:  # padding
+                    break
+                unpacker = zlib.decompressobj(31)
+            if part := unpacker.decompress(packed, _BLOCK):
+                yield part
+            packed = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
+    while part := unpacker.decompress(b"", _BLOCK):
+        yield part
+    if not unpacker.eof:
+        raise Damaged("truncated_file", "the archive is truncated: it ends in the middle")
 
 
 def _zstd(path: Path) -> Iterator[bytes]:
@@ -108,7 +124,7 @@ def _zstd(path: Path) -> Iterator[bytes]:
 
     try:
         with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
-            while block := stream.read(_BLOCK):
+            while block := stream.read(_SMALL_BLOCK):
                 yield block
     except (OSError, pa.ArrowException) as error:
         reason = str(error).split("\n")[0][:160]
