@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,16 +21,27 @@ import pytest
 from herd.config.errors import UserError
 from herd.config.loader import compose, load
 from herd.curation.config import CurateConfig, SourceConfig
+from herd.curation.documents import Record
 from herd.curation.ledger import LedgerRow
-from herd.curation.sources import Collected, Context, list_shards, load_sources, read_shard
-from herd.curation.sources import collect as collect_all
+from herd.curation.sources import Context, list_shards, load_sources, read_shard
 from herd.curation.sources import python as python_source
 from herd.curation.sources.hub import commit_of
 from herd.curation.sources.streams import line_ranges, lines
 
 
+@dataclass
+class Collected:
+    """Everything that a source gives."""
+
+    records: list[Record]
+    problems: list[LedgerRow]
+
+
 def collect(config: SourceConfig, scratch: Path) -> Collected:
-    return collect_all(config, Context(0, 1, scratch))
+    """All shards in order."""
+    context = Context(0, 1, scratch)
+    found = [item for shard in list_shards(config, context) for item in read_shard(shard, config, context)]
+    return Collected([i for i in found if isinstance(i, Record)], [i for i in found if isinstance(i, LedgerRow)])
 
 
 # --- python ---
@@ -330,16 +342,17 @@ def test_one_line_of_200_megabytes_costs_itself_and_no_memory(tmp_path):
         file.write(b'"}\n{"text": "after"}\n')
     code = (
         "import resource, sys\nfrom pathlib import Path\n"
-        "from herd.curation.sources import Context, SourceConfig, collect\n"
+        "from herd.curation.sources import Context, SourceConfig, list_shards, read_shard\n"
         "config = SourceConfig(kind='jsonl', path=sys.argv[1])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "found = collect(config, Context(0, 1, Path('.')))\n"
-        "print([r.content for r in found.records], [(p.id, p.rule, p.score) for p in found.problems])\n"
+        "context = Context(0, 1, Path('.'))\n"
+        "found = [i for shard in list_shards(config, context) for i in read_shard(shard, config, context)]\n"
+        "print([i.content if hasattr(i, 'content') else (i.id, i.rule, i.score) for i in found])\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
     )
     run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120, check=True)
     found, grown = run.stdout.splitlines()
-    assert found == "['before', 'after'] [('x.jsonl:2', 'too_long', 200000012.0)]"
+    assert found == "['before', ('x.jsonl:2', 'too_long', 200000012.0), 'after']"
     assert int(grown) < 120  # MB: the longest line that is kept has 50
 
 

@@ -9,7 +9,7 @@ import pytest
 from herd.config.errors import UserError
 from herd.curation.documents import Record
 from herd.curation.ledger import LedgerRow
-from herd.curation.sources import Collected, Context, collect, list_shards, read_shard
+from herd.curation.sources import Context, list_shards, read_shard
 from herd.curation.sources.config import SourceConfig
 
 PAGE = b"<html><body><p>A page about rivers.</p></body></html>"
@@ -37,8 +37,12 @@ def read(tmp_path: Path, content: bytes, name: str = "x.warc", **settings) -> tu
     for earlier in tmp_path.glob("x.*"):
         earlier.unlink()
     (tmp_path / name).write_bytes(content)
-    config = SourceConfig(kind="warc", path=str(tmp_path), **settings)
-    context = Context(0, 1, tmp_path)
+    return read_path(tmp_path, tmp_path, **settings)
+
+
+def read_path(path: Path, scratch: Path, **settings) -> tuple[list[Record], list[LedgerRow]]:
+    """What a file or folder gives."""
+    config, context = SourceConfig(kind="warc", path=str(path), **settings), Context(0, 1, scratch)
     found = [item for shard in list_shards(config, context) for item in read_shard(shard, config, context)]
     return [i for i in found if isinstance(i, Record)], [i for i in found if isinstance(i, LedgerRow)]
 
@@ -222,13 +226,13 @@ def test_one_file_by_name_that_is_no_archive_is_refused(tmp_path):
     path = tmp_path / "x.warc"
     path.write_bytes(b"<html>no archive</html>")
     with pytest.raises(UserError, match="is it a whole WARC file"):
-        collect(SourceConfig(kind="warc", path=str(path)), Context(0, 1, tmp_path))
+        read_path(path, tmp_path)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="is empty"):
-        collect(SourceConfig(kind="warc", path=str(path)), Context(0, 1, tmp_path))
+        read_path(path, tmp_path)
     path.write_bytes(pages(1)[0] + b"junk")
-    found: Collected = collect(SourceConfig(kind="warc", path=str(path)), Context(0, 1, tmp_path))
-    assert (len(found.records), len(found.problems)) == (1, 1)
+    records, rows = read_path(path, tmp_path)
+    assert (len(records), len(rows)) == (1, 1)
 
 
 def test_any_cut_and_any_flipped_byte_ends_with_pages_and_rows(tmp_path):

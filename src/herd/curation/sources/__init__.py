@@ -9,7 +9,7 @@ Add a source: ``SOURCES.register("name")(Source(shards, read, fingerprint))`` in
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,27 +104,6 @@ def read_shard(shard: Shard, config: SourceConfig, context: Context) -> Iterator
         UserError: the one file that ``source.path`` names is damaged (in a folder, a damaged file is a row).
     """
     return Limits(config, shard.take).cut(load_sources().get(config.kind).read(shard, config, context))
-
-
-@dataclass
-class Collected:
-    """Everything that a source found, in memory."""
-
-    records: list[Record] = field(default_factory=list)
-    entries: list[RawEntry] = field(default_factory=list)
-    problems: list[LedgerRow] = field(default_factory=list)
-
-
-def collect(config: SourceConfig, context: Context) -> Collected:
-    """All shards in order; UserError when they hold no document."""
-    found, entries = Collected(), load_sources().get(config.kind).entries
-    for shard in list_shards(config, context):
-        for item in read_shard(shard, config, context):
-            (found.problems if isinstance(item, LedgerRow) else found.records).append(item)  # type: ignore[arg-type]
-        found.entries.extend(entries(shard, config, context) if entries else ())
-    if not found.records:
-        raise nothing_found(config, found.problems[0] if found.problems else None)
-    return found
 
 
 def nothing_found(config: SourceConfig, problem: LedgerRow | None) -> UserError:
