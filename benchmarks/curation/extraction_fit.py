@@ -1,7 +1,8 @@
 """Fit the weights of the block classifier (src/herd/curation/extraction/weights.json) on the tuning half of the pages.
 
 Blocks are labelled by aligning a page's words with its gold text. Pages weigh the same within a type and types weigh the
-same. Rendered pydoc pages of the standard library join the documentation: all of their text is content. Before the weights are written, the same fit is cross-validated by page and its F1 printed. Run:
+same. Rendered pydoc pages of the standard library join the documentation: all of their text is content. Before the weights
+are written, the same fit is cross-validated by page and its F1 printed. Run:
 ``python benchmarks/curation/extraction_fit.py [--strength C] [--check]`` with HERD_REFERENCE_DATA pointing at the data.
 """
 
@@ -27,10 +28,13 @@ from herd.curation.extraction.blocks import Block, Elements
 from herd.curation.extraction.evidence import NUMBERS, Evidence, collect, page_kind
 from herd.curation.extraction.extract import read_blocks, without_scripts
 from herd.curation.extraction.names import BITS
+from herd.curation.text import word_set
 
-BY_KIND_NAMES = "comment review message list product related user date meta price title describe quote <blockquote>".split()
+BY_KIND_NAMES = sorted(
+    word_set("comment review message list product related user date meta price title describe quote <blockquote>")
+)
 BY_KIND_NUMBERS = ("link share", "in the prose", "words 26-50", "words 51-", "under a heading of the margin", "after the prose")
-PYDOC = "bisect csv decimal difflib fractions functools heapq itertools math random textwrap uuid".split()
+PYDOC = sorted(word_set("bisect csv decimal difflib fractions functools heapq itertools math random textwrap uuid"))
 NOT_FORUM = ("comment", "message", "user", "date")
 
 

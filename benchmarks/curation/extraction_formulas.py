@@ -1,7 +1,8 @@
 """Hand-written pages, one for each way in which the web writes formulas, with the TeX that should survive."""
 
 _PROSE = (
-    "<p>This part of the lesson explains where the relation comes from, which quantities it joins, and when it may be used. The reader "
+    "<p>This part of the lesson explains where the relation comes from, which quantities it joins, and when it may be "
+    "used. The reader "
     "should follow each step with pencil and paper, since the argument is short and every line of it is needed later on.</p>"
 )
 
@@ -9,14 +10,16 @@ _PROSE = (
 def _page(body: str) -> str:
     links = "".join(f"<li><a href='/{i}'>Lesson {i}</a></li>" for i in range(6))
     return (
-        f"<!DOCTYPE html><html><head><title>Lesson</title></head><body><nav><ul>{links}</ul></nav><main><h1>A lesson</h1>{_PROSE}{body}"
-        f"{_PROSE}</main><footer>Printed on paper</footer></body></html>"
+        f"<!DOCTYPE html><html><head><title>Lesson</title></head><body><nav><ul>{links}</ul></nav><main>"
+        f"<h1>A lesson</h1>{_PROSE}{body}{_PROSE}</main><footer>Printed on paper</footer></body></html>"
     )
 
 
 _KATEX = (
-    '<span class="katex"><span class="katex-mathml"><math xmlns="http://www.w3.org/1998/Math/MathML"><semantics><mrow><mi>a</mi></mrow>'
-    '<annotation encoding="application/x-tex">{0}</annotation></semantics></math></span><span class="katex-html" aria-hidden="true">'
+    '<span class="katex"><span class="katex-mathml"><math '
+    'xmlns="http://www.w3.org/1998/Math/MathML"><semantics><mrow><mi>a</mi></mrow>'
+    '<annotation encoding="application/x-tex">{0}</annotation></semantics></math></span><span class="katex-html" '
+    'aria-hidden="true">'
     '<span class="base"><span class="mord mathnormal">a</span></span></span></span>'
 )
 FORMULA_PAGES: dict[str, tuple[str, list[str]]] = {
@@ -50,7 +53,10 @@ FORMULA_PAGES: dict[str, tuple[str, list[str]]] = {
         ["f(x)=\\int_0^xg(t)\\,dt", "\\sum_{k=1}^nk=\\frac{n(n+1)}{2}"],
     ),
     "KaTeX": (
-        _page("<p>So " + _KATEX.format("v = \\frac{ds}{dt}") + " and <span class='katex-display'>" + _KATEX.format("F = m a") + "</span></p>"),
+        _page(
+            "<p>So " + _KATEX.format("v = \\frac{ds}{dt}") + " and <span class='katex-display'>" + _KATEX.format("F = m a")
+            + "</span></p>"
+        ),
         ["v=\\frac{ds}{dt}", "F=ma"],
     ),
     "MathJax 3": (

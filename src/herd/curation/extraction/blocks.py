@@ -10,18 +10,22 @@ from dataclasses import dataclass, field
 from herd.curation.extraction.names import TAG_BITS, read_attributes
 from herd.curation.text import word_set
 
-_TOKEN = re.compile(r'([^<]+)|<(/?)([^\s>/!]+)((?:\s=?[^\s>/=]*="[^"]*")*)>|<!--.*?-->|<[^>]*>', re.DOTALL)
+# The parser writes ">" in an attribute as "&gt;".
+_TOKEN = re.compile(r"([^<]+)|<(/?)([^\s>/!]+)([^>]*)>|<[^>]*>")
 _BLOCKS = word_set(
-    "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption figure footer form h1 "
+    "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption figure "
+    "footer form h1 "
     "h2 h3 h4 h5 h6 header hgroup html legend li listing main menu nav noscript ol optgroup option p pre search section select "
     "summary table tbody td textarea tfoot th thead tr ul"
 )
 _PRE = frozenset(("pre", "listing", "textarea"))
 _EMPHASIS = {"b": "**", "strong": "**", "i": "*", "em": "*", "code": "`", "kbd": "`", "samp": "`"}
 _LINE_NUMBERS = re.compile(
-    r"\b(?:lineno|linenos|linenodiv|line-numbers-rows|linenumbers?|line-numbers?|gutter|rouge-gutter|blob-num|hljs-ln-numbers|lnt)\b"
+    r"\b(?:lineno|linenos|linenodiv|line-numbers-rows|linenumbers?|line-numbers?|gutter|rouge-gutter|blob-num"
+    r"|hljs-ln-numbers|lnt)\b"
 )
-CELL_CHARACTERS, CELL_BLOCKS = 400, 3  # a table's row is one line while its cells are no longer than this
+CELL_CHARACTERS = 400  # a table's row is one line while no cell is longer than this,
+CELL_PARTS = 120  # or than this where it holds several blocks
 
 
 @dataclass(slots=True)
@@ -64,9 +68,7 @@ class Elements:
 def split_blocks(html: str, markdown: bool = False) -> tuple[list[Block], Elements]:
     """Blocks and elements of a page, from HTML as the parser writes it."""
     elements = Elements()
-    tags, parents, characters, linked, counts = (
-        elements.tag, elements.parent, elements.characters, elements.linked, elements.blocks
-    )  # fmt: skip
+    parents, characters, linked, counts = elements.parent, elements.characters, elements.linked, elements.blocks
     current = elements.open("#root", 0, 0, 0)
     out: list[Block] = []
     paths: dict[tuple[int, str, str], int] = {}
@@ -198,7 +200,7 @@ def _join_cells(out: list[Block], start: int, row: int, elements: Elements) -> N
                 return
             cell = elements.parent[cell]
         cells.setdefault(cell, []).append(block)
-    if len(cells) < 2 or any(len(cell) > CELL_BLOCKS for cell in cells.values()):
+    if len(cells) < 2 or any(len(cell) > 1 and sum(len(block.text) for block in cell) > CELL_PARTS for cell in cells.values()):
         return
     text = "\t".join(" ".join(block.text for block in cell) for cell in cells.values())
     element = row

@@ -14,7 +14,7 @@ class ExtractionConfig:
     max_work: int = 30_000_000  # steps on the parser's stack, estimated; instead of a clock, whose verdict differs by machine
     max_characters: int = 1_000_000  # of extracted text; longer documents are dropped ("absurdly long")
     max_replaced: float = 0.01  # share of undecodable characters above which a document is dropped
-    drop_truncated: bool = True  # drop pages that open <html> or <body> and close neither (paper 3.1.1: whole pages only)
+    drop_truncated: bool = True  # drop pages that end inside an element (paper 3.1.1: whole pages only)
     bias: float = 0.0  # added to the log-odds of every block to be content: above 0 keeps more, below 0 less
     keep_structure: bool = False  # maths and code pages: code, formulas, tables and their headings always stay
     markdown: bool = False  # markers for headings, lists, emphasis and code; the paper removes them (section 3.1.1)

@@ -4,21 +4,28 @@ import math
 import re
 from dataclasses import dataclass
 
+import numpy as np
+
 from herd.curation.extraction.blocks import Block, Elements
 from herd.curation.extraction.names import BITS
 from herd.curation.text import word_set
 
 _PROMPTS = word_set(
-    "cookie cookies copyright © subscribe newsletter share follow login signup register read view show load more cart buy shop quick "
-    "sold reply replies report like likes joined posts messages registered comment comments back skip menu advertisement sponsored "
-    "related previous next filter filters sort stock loading print download edit quote tags posted compare wishlist checkout review "
+    "cookie cookies copyright © subscribe newsletter share follow login signup register read view show load more cart "
+    "buy shop quick "
+    "sold reply replies report like likes joined posts messages registered comment comments back skip menu "
+    "advertisement sponsored "
+    "related previous next filter filters sort stock loading print download edit quote tags posted compare wishlist "
+    "checkout review "
     "reviews search account sign log click rights reserved privacy terms email facebook twitter instagram helpful rating"
 )
 _SECTIONS = re.compile(  # headings of what stands beside the content
-    r"\b(?:related|you (?:may|might)|also (?:like|bought|viewed)|recommended|more (?:from|in|like|stories|on)|recent(?:ly)?|popular"
+    r"\b(?:related|you (?:may|might)|also (?:like|bought|viewed)|recommended|more (?:from|in|like|stories|on)"
+    r"|recent(?:ly)?|popular"
     r"|trending|latest|comments?|responses|replies|reviews?|newsletter|subscribe|sign up|follow|share|about the author|sponsored"
     r"|advert\w*|shipping|returns?|delivery|payment|contact|categories|tags|archives?|search|filters?|sort|refine|navigation"
-    r"|quick links|customer (?:service|care)|login|log in|cart|similar|next|previous|bought together|top stories|read (?:next|more)"
+    r"|quick links|customer (?:service|care)|login|log in|cart|similar|next|previous|bought together|top stories"
+    r"|read (?:next|more)"
     r"|cookies?|privacy|warranty|questions|don't miss|featured)\b"
 )
 _SENTENCE = re.compile(r"[.!?:;。！？।](?:\s|$|[\"'”)»])")
@@ -30,7 +37,9 @@ _PRICE = re.compile(r"[$€£¥₹]\s?\d|\d\s?(?:€|usd|eur|kr)\b")
 _TYPES = re.compile(r'"@type"\s{0,9}:\s{0,9}\[?\s{0,9}"(\w{1,40})"')
 _ITEM_TYPES = re.compile(r'itemtype="https?://schema\.org/(\w{1,40})"')
 _OPEN_GRAPH = re.compile(r"""og:type["'][^>]{0,80}content=["']([\w.:]{1,40})""")
-_BOARDS = re.compile(r"xenforo|vbulletin|phpbb|discourse|invision|flarum|mybb|smf\b")
+_BOARDS = ("xenforo", "vbulletin", "phpbb", "discourse", "invision", "flarum", "mybb")
+_DIGIT = re.compile(r"\d")
+_ENDS = frozenset('.!?:。"”)')
 KINDS = ("article", "product", "forum", "list")
 _KIND_TYPES = (
     word_set("article newsarticle blogposting techarticle report reportagenewsarticle"),
@@ -39,6 +48,7 @@ _KIND_TYPES = (
     word_set("itemlist collectionpage offercatalog"),
 )
 _HEADINGS = BITS["<h1>"] | BITS["<h2>"] | BITS["<h3>"] | BITS["<h4>"]
+_HEADING_TAGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 _TITLES = _HEADINGS | BITS["title"]
 NARROW = 0.5  # of the page's text: names of elements that hold more say what the page is, not what its parts are
 LEVELS = (1, 2, 4, 6)  # ancestors that are measured
@@ -61,7 +71,7 @@ class Evidence:
     """Of one page: a row per block."""
 
     kind: int  # bits of KINDS: what the page's metadata say it is
-    numbers: list[tuple[float, ...]]  # as in NUMBERS
+    numbers: np.ndarray  # (blocks, NUMBERS) float64
     near: list[int]  # bits of the block's narrow ancestors
     own: list[int]  # bits of its element and the one around it
 
@@ -75,132 +85,163 @@ def page_kind(html: str) -> int:
     if "faqpage" in types and not types & {"discussionforumposting", "qapage"}:
         kind &= ~4
     kind |= 1 if of_graph == "article" else 2 if "product" in of_graph else 0
-    return kind | (4 if _BOARDS.search(html[:20_000].lower()) else 0)
+    head = html[:20_000].lower()
+    return kind | (4 if any(name in head for name in _BOARDS) else 0)
 
 
 def collect(blocks: list[Block], elements: Elements, kind: int) -> Evidence:
     """Measure every block of a page once."""
-    tag, parent, own, path = elements.tag, elements.parent, elements.own, elements.path
-    characters, linked, counts = elements.characters, elements.linked, elements.blocks
-    size = len(tag)
-    total = max(characters[0], 1)
-    page_links = linked[0] / total
+    if not blocks:
+        return Evidence(kind, np.zeros((0, len(NUMBERS))), [], [])
     lowered = [block.text.strip().lower() for block in blocks]
+    length = np.maximum(np.array([len(text) for text in lowered], np.float64), 1)
+    linked = np.array([block.linked for block in blocks], np.float64)
+    sentences = np.array([len(_SENTENCE.findall(text)) if len(text) > 12 else 0 for text in lowered])
+    prose = np.where((length >= 80) & (linked < 0.4 * length) & (sentences > 0), length - linked, 0.0)
+    tree = _Tree(blocks, elements, lowered, prose)
+    return Evidence(
+        kind,
+        np.column_stack(
+            (*_of_text(lowered, blocks, length, linked, sentences), *_of_place(tree, blocks, lowered, length, linked, prose))
+        ),
+        [tree.near[block.element] for block in blocks],
+        [elements.own[block.element] | elements.own[elements.parent[block.element]] for block in blocks],
+    )
 
-    near = [0] * size
-    for e in range(1, size):
-        near[e] = near[parent[e]] | (own[e] if characters[e] < NARROW * total else 0)
 
-    same_path: dict[int, int] = {}
-    copies: dict[str, int] = {}
-    for block, text in zip(blocks, lowered, strict=True):
-        p = path[block.element]
-        same_path[p] = same_path.get(p, 0) + 1
-        copies[text] = copies.get(text, 0) + 1
-    siblings: dict[tuple[int, int], int] = {}
-    for e in range(1, size):
-        key = (parent[e], path[e])
-        siblings[key] = siblings.get(key, 0) + 1
+class _Tree:
+    """What holds for an element and so for all of its blocks."""
 
-    prose = []
-    mass = [0] * size
-    for block, text in zip(blocks, lowered, strict=True):
-        length = len(block.text)
-        plain = length - block.linked if length >= 80 and block.linked < 0.4 * length and _SENTENCE.search(text) else 0
-        prose.append(plain)
-        mass[block.element] += plain
-    for e in range(size - 1, 0, -1):
-        mass[parent[e]] += mass[e]
-    all_prose = mass[0]
-    root = 0  # the deepest element that holds most of the prose
-    if all_prose > 300:
+    def __init__(self, blocks: list[Block], elements: Elements, lowered: list[str], prose: np.ndarray) -> None:
+        tag, parent, own, path = elements.tag, elements.parent, elements.own, elements.path
+        size = len(tag)
+        self.total = max(elements.characters[0], 1)
+        self.parent = np.array(parent)
+        self.path = np.array(path)
+        self.characters = np.maximum(np.array(elements.characters, np.float64), 1)
+        self.linked = np.array(elements.linked, np.float64)
+        self.counts = np.maximum(np.array(elements.blocks, np.float64), 1)
+        self.heading = np.array([name in _HEADING_TAGS for name in tag])
+        self.first = np.array([name == "h1" for name in tag])
+
+        margin = [False] * size
+        for block, text in zip(blocks, lowered, strict=True):
+            if len(text) < 80 and own[block.element] & _TITLES and _SECTIONS.search(text):
+                section = parent[block.element]
+                for _ in range(3):
+                    if section and elements.characters[section] <= 1.6 * len(text):
+                        section = parent[section]
+                if section and elements.characters[section] < 0.4 * self.total:
+                    margin[section] = True
+        mass = [0.0] * size
+        for block, plain in zip(blocks, prose.tolist(), strict=True):
+            mass[block.element] += plain
+        for e in range(size - 1, 0, -1):
+            mass[parent[e]] += mass[e]
+
+        siblings: dict[tuple[int, int], int] = {}
+        for key in zip(parent, path, strict=True):
+            siblings[key] = siblings.get(key, 0) + 1
+        narrow = NARROW * self.total
+        wanted = 0.7 * mass[0] if mass[0] > 300 else math.inf
+        root = 0  # the deepest element that holds most of the prose
+        near, depth, repeats = [0] * size, [0] * size, [1] * size
         for e in range(1, size):
-            if parent[e] == root and mass[e] >= 0.7 * all_prose:
+            p = parent[e]
+            near[e] = near[p] | own[e] if elements.characters[e] < narrow else near[p]
+            depth[e] = depth[p] + 1
+            same = siblings[p, path[e]]
+            repeats[e] = same if same > repeats[p] else repeats[p]
+            if margin[p]:
+                margin[e] = True
+            if p == root and mass[e] >= wanted:
                 root = e
-    inside = [False] * size  # of the root
-    distance = [0] * size
-    for e in range(root, size):
-        if e == root:
-            inside[e] = True
-        elif e and inside[parent[e]]:
-            inside[e] = True
-            distance[e] = distance[parent[e]] + 1
-    depth = [0] * size
-    repeats = [1] * size  # most equal siblings of an element or its ancestors
-    for e in range(1, size):
-        depth[e] = depth[parent[e]] + 1
-        repeats[e] = max(repeats[parent[e]], siblings[parent[e], path[e]])
-    within = [i for i, block in enumerate(blocks) if inside[block.element]] if root else []
-    first, last = (within[0], within[-1]) if within else (0, len(blocks))
+        inside, distance = [False] * size, [0] * size
+        if root:
+            inside[root] = True
+            for e in range(root + 1, size):
+                if inside[parent[e]]:
+                    inside[e], distance[e] = True, distance[parent[e]] + 1
+        self.near, self.root = near, root
+        self.mass, self.depth, self.repeats = np.array(mass), np.array(depth), np.array(repeats)
+        self.margin, self.inside, self.distance = np.array(margin), np.array(inside), np.array(distance)
 
-    margin = [False] * size
-    for block, text in zip(blocks, lowered, strict=True):
-        e = block.element
-        if own[e] & _TITLES and len(text) < 80 and _SECTIONS.search(text):
-            section = parent[e]
-            for _ in range(3):
-                if section and characters[section] <= 1.6 * len(text):
-                    section = parent[section]
-            if section and characters[section] < 0.4 * total:
-                margin[section] = True
-    for e in range(1, size):
-        margin[e] = margin[e] or margin[parent[e]]
 
-    h1 = next((i for i, block in enumerate(blocks) if tag[block.element] == "h1"), -1)
-    measured: dict[int, tuple[float, ...]] = {}  # of an element's ancestors: the same for all its blocks
-    page_prose, page_length = all_prose / total, math.log1p(total) / 10
-    sides = [
-        (0.0, math.log1p(len(b.text)), min(b.linked / len(b.text), 1.0), path[b.element], float(p > 0))
-        for b, p in zip(blocks, prose, strict=True)
-    ]
-    missing = (1.0, 0.0, 0.0, -1, 0.0)
-    seen: set[str] = set()
-    numbers, nears, owns = [], [], []
-    so_far = 0
-    for i, (block, text) in enumerate(zip(blocks, lowered, strict=True)):
-        e = block.element
-        length = max(len(text), 1)
+def _of_text(
+    lowered: list[str], blocks: list[Block], length: np.ndarray, linked: np.ndarray, sentences: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """The first columns of NUMBERS: what the text itself says."""
+    n_words, prompts, dates, prices, digits = [], [], [], [], []
+    for text in lowered:
         spread = text.split()
-        n = len(spread)
-        link_share = min(block.linked / length, 1.0)
-        prompt = not _PROMPTS.isdisjoint(spread) if n <= 60 else False
-        position = so_far / total
-        so_far += length
-        if e not in measured:
-            levels: list[float] = []
-            a, level = e, 0
-            for wanted in LEVELS:
-                while level < wanted and a:
-                    a, level = parent[a], level + 1
-                c = max(characters[a], 1)
-                levels += (linked[a] / c, math.log1p(c / max(counts[a], 1)), c / total, mass[a] / c)
-            measured[e] = tuple(levels)
-        p, before = path[e], sides[i - 1] if i else missing
-        after = sides[i + 1] if i + 1 < len(sides) else missing
-        numbers.append(
-            (
-                n <= 1, 2 <= n <= 3, 4 <= n <= 6, 7 <= n <= 12, 13 <= n <= 25, 26 <= n <= 50, n > 50,
-                link_share, link_share > 0.9, block.links > 0, link_share < 0.2 and n > 20, math.log1p(block.links),
-                link_share > 0.9 and n > 6,
-                math.log1p(len(_SENTENCE.findall(text))) if n > 2 else 0.0, text[-1:] in '.!?:。"”)', prompt, prompt and n <= 6,
-                n <= 8 and _DATE.search(text) is not None, n <= 12 and _PRICE.search(text) is not None,
-                sum(map(str.isdigit, text)) / length if n <= 12 else 0.0, length > 3 and block.text.isupper(),
-                copies[text] > 1, text in seen, position, max(0.0, 1 - position / 0.05), max(0.0, (position - 0.9) / 0.1),
-                position * position, math.log(same_path[p]),
-                i < h1, h1 < 0, i == h1, 0 <= h1 <= i <= h1 + 5,
-                root > 0 and inside[e], root == 0, root > 0 and i < first, root > 0 and i > last,
-                math.log(repeats[e]), min(distance[e], 8) / 8, depth[e] / 30, margin[e], tag[e] in _HEADING_TAGS, block.pre,
-                block.formula,
-                *measured[e],
-                before[0], before[1], before[2], before[3] == p, before[4],
-                after[0], after[1], after[2], after[3] == p, after[4],
-                page_links, page_prose, page_length, page_prose * (n > 25),
-            )
-        )  # fmt: skip
-        seen.add(text)
-        nears.append(near[e])
-        owns.append(own[e] | own[parent[e]])
-    return Evidence(kind, numbers, nears, owns)
+        many = len(spread)
+        n_words.append(many)
+        prompts.append(many <= 60 and not _PROMPTS.isdisjoint(spread))
+        dates.append(many <= 8 and _DATE.search(text) is not None)
+        prices.append(many <= 12 and _PRICE.search(text) is not None)
+        digits.append(len(_DIGIT.findall(text)) if many <= 12 else 0)
+    n, prompt = np.array(n_words), np.array(prompts)
+    share = np.minimum(linked / length, 1)
+    links = np.array([block.links for block in blocks])
+    return (
+        n <= 1, (n == 2) | (n == 3), (n >= 4) & (n <= 6), (n >= 7) & (n <= 12), (n >= 13) & (n <= 25), (n >= 26) & (n <= 50),
+        n > 50,
+        share, share > 0.9, links > 0, (share < 0.2) & (n > 20), np.log1p(links), (share > 0.9) & (n > 6),
+        np.log1p(sentences), np.array([text[-1:] in _ENDS for text in lowered]), prompt, prompt & (n <= 6),
+        np.array(dates), np.array(prices), np.array(digits) / length,
+        np.array([len(block.text) > 3 and block.text.isupper() for block in blocks]),
+    )  # fmt: skip
 
 
-_HEADING_TAGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
+def _of_place(
+    tree: _Tree, blocks: list[Block], lowered: list[str], length: np.ndarray, linked: np.ndarray, prose: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """The other columns of NUMBERS: where a block stands, what stands around it, and the page."""
+    size = len(blocks)
+    holders = np.array([block.element for block in blocks])
+    place = np.arange(size)
+    copies: dict[str, int] = {}
+    before = []
+    for text in lowered:
+        seen = copies.get(text, 0)
+        before.append(seen > 0)
+        copies[text] = seen + 1
+    repeated = np.array([copies[text] > 1 for text in lowered])
+    position = np.concatenate(([0.0], np.cumsum(length)[:-1])) / tree.total
+    path = tree.path[holders]
+    same = np.bincount(path)[path]
+    first = next((i for i, h1 in enumerate(tree.first[holders]) if h1), -1)
+    inside = tree.inside[holders]
+    within = np.flatnonzero(inside)
+    start, end = (within[0], within[-1]) if len(within) else (0, size)
+    rooted = np.full(size, tree.root > 0)
+    columns = [
+        repeated, np.array(before), position, np.maximum(0, 1 - position / 0.05), np.maximum(0, (position - 0.9) / 0.1),
+        position**2,
+        np.log(same),
+        place < first, np.full(size, first < 0), place == first, (place >= first) & (place <= first + 5) & (first >= 0),
+        inside, ~rooted, rooted & (place < start), rooted & (place > end),
+        np.log(tree.repeats[holders]), np.minimum(tree.distance[holders], 8) / 8, tree.depth[holders] / 30, tree.margin[holders],
+        tree.heading[holders], np.array([block.pre for block in blocks]), np.array([block.formula for block in blocks]),
+    ]  # fmt: skip
+    above, level = holders, 0
+    for wanted in LEVELS:
+        while level < wanted:
+            above, level = tree.parent[above], level + 1
+        inner = tree.characters[above]
+        columns += [
+            tree.linked[above] / inner,
+            np.log1p(inner / tree.counts[above]),
+            inner / tree.total,
+            tree.mass[above] / inner,
+        ]
+    log_length, share, is_prose = np.log1p(length), np.minimum(linked / length, 1), prose > 0
+    for shift in (1, -1):
+        none = place == (0 if shift == 1 else size - 1)
+        there = ~none
+        columns += [none, *(np.roll(values, shift) * there for values in (log_length, share))]
+        columns += [(np.roll(path, shift) == path) & there, np.roll(is_prose, shift) & there]
+    page_prose = tree.mass[0] / tree.total
+    page = (tree.linked[0] / tree.total, page_prose, math.log1p(tree.total) / 10)
+    columns += [*(np.full(size, value) for value in page), page_prose * (np.array([text.count(" ") for text in lowered]) > 24)]
+    return tuple(columns)

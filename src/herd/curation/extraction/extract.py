@@ -22,7 +22,8 @@ _REMOVED = (
 )
 _SILENT = re.compile(r"<(?:!--|(script|style|svg)(?=[\s/>]))", re.IGNORECASE)  # what holds no text, or text of another kind
 _TEX = re.compile(r"<script[^>]{0,200}type\s*=\s*[\"']?math/", re.IGNORECASE)
-_STRUCTURED = 0.95  # probability of formulas and code when structure is kept
+_STRUCTURED = 0.95  # least probability of formulas and code when structure is kept
+_CODE = 0.8  # least probability of a listing otherwise: it looks like no prose
 _CLOSED = re.compile(r"</(?:html|body)", re.IGNORECASE)
 _OPENED = re.compile(r"<(?:html|body)", re.IGNORECASE)
 
@@ -37,17 +38,20 @@ def extract_html(raw: bytes | str, config: ExtractionConfig) -> str | Refusal:
             return text
     else:
         text = raw.encode("utf-8", "replace").decode("utf-8")  # without lone surrogates
-    closed = "</html" in text or "</body" in text or _CLOSED.search(text) is not None
-    if config.drop_truncated and not closed and _OPENED.search(text):
-        return Refusal("truncated_page", "opens <html> or <body> and closes neither")
     text = text.replace("\x00", "")
+    closed = "</html" in text or "</body" in text or _CLOSED.search(text) is not None or not _OPENED.search(text)
+    cut = text.rfind("<") > text.rfind(">")  # inside a tag
     kind = page_kind(text)
     text = without_scripts(text)
     price = cost(text, config.max_depth, config.max_work)
     if price.depth > config.max_depth:
         return Refusal("nested_too_deep", "more nested elements than extraction.max_depth", price.depth, config.max_depth)
     if price.work > config.max_work:
-        return Refusal("too_slow", "costs the parser more steps than extraction.max_work", float(price.work), float(config.max_work))
+        return Refusal(
+            "too_slow", "costs the parser more steps than extraction.max_work", float(price.work), float(config.max_work)
+        )
+    if config.drop_truncated and not closed and (cut or price.unclosed):  # </body> and </html> alone may be left out
+        return Refusal("truncated_page", "opens <html> or <body>, closes neither, and ends inside another element")
     blocks, elements = read_blocks(text, config.markdown)
     kept = choose(blocks, elements, kind, config)
     return tidy(write(kept, elements, config.markdown)) or Refusal("no_text", "nothing is left after boilerplate")
@@ -101,6 +105,8 @@ def choose(blocks: list[Block], elements: Elements, kind: int, config: Extractio
         return []
     odds = log_odds(collect(blocks, elements, kind)) + config.bias
     probability = 1 / (1 + np.exp(-np.clip(odds, -30, 30)))
+    listings = [block.pre for block in blocks]
+    probability[listings] = np.maximum(probability[listings], _CODE)
     if config.keep_structure:
         structured = [block.pre or block.formula or 2 * block.code > len(block.text) for block in blocks]
         probability[structured] = np.maximum(probability[structured], _STRUCTURED)

@@ -23,7 +23,9 @@ _SHAPES = {
     "mroot": ("\\sqrt{", "}[", "]"),
     "mtr": ("", " & ", " \\\\ "),
 }
-_RENDERED = ".MathJax, .MathJax_Preview, .MathJax_Display, .MathJax_SVG, .MathJax_CHTML, .MathJax_SVG_Display, .MJXc-display, .katex-html"
+_RENDERED = (
+    ".MathJax, .MathJax_Preview, .MathJax_Display, .MathJax_SVG, .MathJax_CHTML, .MathJax_SVG_Display, .MJXc-display, .katex-html"
+)
 
 
 def write_formulas(body: Any) -> None:
@@ -120,4 +122,8 @@ def _shape(name: str, parts: list[str]) -> str:
     out = shape[0]
     for i, part in enumerate(written):
         out += part + shape[i + 1]
-    return out.replace("{" + written[0] + "}^", written[0] + "^").replace("{" + written[0] + "}_", written[0] + "_") if name != "mfrac" else out
+    return (
+        out.replace("{" + written[0] + "}^", written[0] + "^").replace("{" + written[0] + "}_", written[0] + "_")
+        if name != "mfrac"
+        else out
+    )

@@ -9,11 +9,16 @@ _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40}
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 # Elements that never stay open (void) or that the next one of their kind closes are left out: they cannot nest by themselves.
 _FLAT = word_set(
-    "area base br col embed hr img input link meta source track wbr p li td th tr dt dd option optgroup thead tbody tfoot colgroup rt rp "
+    "area base br col embed hr img input link meta source track wbr p li td th tr dt dd option optgroup thead tbody "
+    "tfoot colgroup rt rp "
     "html head body"
 )
-_TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)")
-_FORMATTING = word_set("a b big code em font i nobr s small strike strong tt u")  # reopened in every block until they are closed
+_FLAT_TAGS = frozenset(f"<{slash}{name}" for name in _FLAT for slash in ("", "/"))
+# An element that holds only text, as half of them do, or one tag.
+_TAG = re.compile(r"<([a-zA-Z][^\s/>]*)[^<>]*>[^<]*</\1>|(</?[a-zA-Z][^\s/>]*)")
+_FORMATTING = frozenset(
+    f"<{name}" for name in word_set("a b big code em font i nobr s small strike strong tt u")
+)  # reopened in every block until they are closed
 _LONG_TAG = re.compile(r"<[a-zA-Z][^<>]{4000,}")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 
@@ -65,6 +70,7 @@ class Cost:
 
     depth: int  # elements open at a time, upper estimate
     work: int  # steps on the stack of open elements
+    unclosed: int = 0  # elements that need an end tag and still have none at the end of the page
 
 
 def cost(html: str, max_depth: int, max_work: int) -> Cost:
@@ -77,30 +83,41 @@ def cost(html: str, max_depth: int, max_work: int) -> Cost:
     opened: dict[str, int] = {}
     depth = deepest = formatting = 0
     work = 0
-    for found in _LONG_TAG.finditer(html):
-        work += len(_QUOTED.sub("", found.group()).split()) ** 2 // 2
-    if work > max_work:
-        return Cost(0, work)
-    for closing, tag in _TAG.findall(html):
+    if max(map(len, html.split(">"))) > 4000:
+        for found in _LONG_TAG.finditer(html):
+            work += len(_QUOTED.sub("", found.group()).split()) ** 2 // 2
+        if work > max_work:
+            return Cost(0, work)
+    leaves = 0
+    for leaf, tag in _TAG.findall(html):
+        if leaf:
+            leaves += 1
+            continue
+        if tag in _FLAT_TAGS:
+            continue
         if not tag.islower():
             tag = tag.lower()
-        if tag in _FLAT:
-            continue
-        if not closing:
+            if tag in _FLAT_TAGS:
+                continue
+        if tag[1] != "/":
             opened[tag] = opened.get(tag, 0) + 1
             depth += 1
-            formatting += tag in _FORMATTING
+            if tag in _FORMATTING:
+                formatting += 1
             if depth > deepest:
                 deepest = depth
                 if depth > max_depth:
                     break
             work += depth + 8 * formatting
-        elif opened.get(tag):
-            opened[tag] -= 1
-            depth -= 1
-            formatting -= tag in _FORMATTING
         else:
-            work += depth
+            tag = "<" + tag[2:]
+            if opened.get(tag):
+                opened[tag] -= 1
+                depth -= 1
+                if tag in _FORMATTING:
+                    formatting -= 1
+            else:
+                work += depth
         if work > max_work:
             break
-    return Cost(deepest, work)
+    return Cost(deepest, work + leaves * deepest, depth)

@@ -3,16 +3,20 @@
 import functools
 import re
 
+from herd.curation.text import word_set
+
 # Group -> pattern over the names' words in lower case ("relatedPosts-list" reads "related posts list").
 GROUPS = {
-    "navigation": r"\bnav|navbar|\bmenu|menu\b|breadcrumb|crumbs?\b|\bpager\b|paginat|\bpaging|\bskip|toolbar|\btabs?\b|sitemap|jump",
+    "navigation": r"\bnav|navbar|\bmenu|menu\b|breadcrumb|crumbs?\b|\bpager\b|paginat|\bpaging|\bskip|toolbar"
+    r"|\btabs?\b|sitemap|jump",
     "side": r"sidebar|\baside|\brail\b|widget|\bsecondary\b|complementary|\bside\b",
     "foot": r"footer|\bfoot\b|copyright|colophon|\blegal\b|\bbottom\b|disclaimer",
     "head": r"\bheader|\bmasthead|\btopbar|\btop\b|\bsite\b",
     "hero": r"\bhero|\bbanner|jumbotron|\bintro\b|\blead\b|\bsubtitle|\bdek\b|\bstandfirst|\bexcerpt|\bsummary\b",
     "advert": r"\bads?\b|advert|sponsor|\bpromo|outbrain|taboola|\bdfp\b|\bgoogle|affiliate|\bcta\b|\boffer",
     "social": r"\bshar(e|ing)|social|\bfollow|facebook|twitter|whatsapp|pinterest|linkedin|\blikes?\b|\bvotes?\b|reaction",
-    "related": r"related|recommend|similar|\balso\b|\bmore\b|popular|trending|upsell|\bcross|viewed|suggest|\bnext\b|\bprev|latest"
+    "related": r"related|recommend|similar|\balso\b|\bmore\b|popular|trending|upsell|\bcross|viewed|suggest|\bnext\b"
+    r"|\bprev|latest"
     r"|recent|\bother",
     "comment": r"comment|disqus|\brespond\b|repl(y|ies)\b",
     "review": r"review|rating|testimonial|feedback|\bstars?\b|bazaarvoice|yotpo|trustpilot",
@@ -20,7 +24,8 @@ GROUPS = {
     "date": r"\bdate|\btime\b|timestamp|published|posted|updated|modified",
     "meta": r"\bmeta|\btags?\b|\bcategor|\bkeywords?\b|\binfo\b|\blabels?\b|\bbadge|\bstat(s|us)?\b|\bcount",
     "user": r"avatar|\busers?\b|\bmember|signature|\bsig\b|\brank\b|username|\bposter\b|postprofile|karma",
-    "form": r"\bforms?\b|login|log in|sign ?in|sign ?up|subscri|newsletter|register|\binput|opt ?in|\bemail|checkout|\bquantity|\bqty"
+    "form": r"\bforms?\b|login|log in|sign ?in|sign ?up|subscri|newsletter|register|\binput|opt ?in|\bemail|checkout"
+    r"|\bquantity|\bqty"
     r"|\bfield",
     "filter": r"filter|\bsort|facet|refine|\bsearch|swatch|option|variant|selector|\bsize\b|\bcolor",
     "modal": r"modal|popup|pop up|overlay|dialog|consent|cookie|gdpr|ccpa|toast|notif|\balert|lightbox|tooltip|dropdown|flyout"
@@ -37,16 +42,17 @@ GROUPS = {
     "message": r"message|\bmsg|thread|\btopic|\bposts?\b|post ?body|cooked|bbwrapper|\banswer|\bquestion|discussion",
     "quote": r"quote|\bcite|bbcode",
     "code": r"\bcode|highlight|snippet|syntax|\bsource ?code|prism|hljs|pygments",
-    "contents": r"\btoc\b|table of contents|\boutline\b|\bcontents\b|\banchor|permalink|headerlink",
+    "contents": r"\btoc\b|table of|\boutline\b|\bcontents\b|\banchor|permalink|headerlink",
     "faq": r"\bfaqs?\b|accordion|\bpanel|collaps|expand|toggle",
-    "media": r"figure|\bimages?\b|\bimg\b|\bmedia|gallery|video|player|\bslide|carousel|swiper|slick|\bicon|thumb|photo|credit|caption",
+    "media": r"figure|\bimages?\b|\bimg\b|\bmedia|gallery|video|player|\bslide|carousel|swiper|slick|\bicon|thumb"
+    r"|photo|credit|caption",
     "link": r"\blinks?\b|\bbtn|button|\bactions?\b|\bcontrols?",
     "place": r"address|contact|phone|location|\bhours|\bmap\b",
 }
 _TAGS = (
-    "main article header form ul ol table section figure figcaption blockquote details summary noscript dl h1 h2 h3 h4 li p pre tr div "
-    "body"
-).split()
+    *("main", "article", "header", "form", "ul", "ol", "table", "section", "figure", "figcaption", "blockquote", "details"),
+    *("summary", "noscript", "dl", "h1", "h2", "h3", "h4", "li", "p", "pre", "tr", "div", "body"),
+)
 BITS = {name: 1 << i for i, name in enumerate([*GROUPS, *(f"<{tag}>" for tag in _TAGS)])}
 TAG_BITS = {tag: BITS[f"<{tag}>"] for tag in _TAGS}
 _PATTERNS = [(BITS[name], re.compile(pattern)) for name, pattern in GROUPS.items()]
@@ -55,10 +61,23 @@ _ATTRIBUTE = re.compile(r'\s(class|id|role|itemprop|style|hidden|aria-hidden)="(
 _DIGITS = re.compile(r"\d+")
 
 
-@functools.lru_cache(maxsize=50_000)
+# The first words of the patterns' expressions of two words; all others are told word by word, since sites share their words.
+_FIRST_WORDS = word_set("log sign opt sr screen d off pop add post read rich table source no")
+
+
+@functools.lru_cache(maxsize=200_000)
+def _bits_of(expression: str) -> int:
+    return sum(bit for bit, pattern in _PATTERNS if pattern.search(expression))
+
+
 def _bits(names: str) -> int:
-    words = " ".join(_NOT_LETTERS.sub(" ", names[:400]).lower().split())
-    return sum(bit for bit, pattern in _PATTERNS if pattern.search(words)) if words else 0
+    bits, before = 0, ""
+    for word in _NOT_LETTERS.sub(" ", names[:400]).lower().split():
+        bits |= _bits_of(word)
+        if before in _FIRST_WORDS:
+            bits |= _bits_of(f"{before} {word}")
+        before = word
+    return bits
 
 
 @functools.lru_cache(maxsize=50_000)

@@ -13,6 +13,12 @@ import numpy as np
 from herd.curation.extraction.evidence import KINDS, NUMBERS, Evidence
 from herd.curation.extraction.names import BITS
 
+# Two rules that the few labelled pages are too few to teach: lines that are nothing but links lose MARGIN of log-odds where the
+# names around them say margin, and where several stand in a row outside the prose of a page that is mostly prose.
+MARGIN = 3.0
+_MARGIN_NAMES = sum(BITS[name] for name in ("navigation", "side", "foot", "social", "related", "modal"))
+_ALL_LINKS, _IN_PROSE, _PAGE_PROSE = (NUMBERS.index(name) for name in ("all links", "in the prose", "page prose"))
+
 Weights = dict[str, dict[str, float]]  # page kind ("any" for all) -> feature -> weight; "" is the constant
 
 
@@ -49,7 +55,12 @@ def log_odds(evidence: Evidence) -> np.ndarray:
     kind = evidence.kind
     constant, weights = _numbers(kind)
     of_names = [_names(kind, "near", n) + _names(kind, "own", o) for n, o in zip(evidence.near, evidence.own, strict=True)]
-    return np.array(evidence.numbers, np.float64).reshape(-1, len(NUMBERS)) @ weights + constant + np.array(of_names)
+    links = evidence.numbers[:, _ALL_LINKS] > 0
+    margin = np.array([bits & _MARGIN_NAMES > 0 for bits in evidence.near], bool)
+    if len(links) and evidence.numbers[0, _PAGE_PROSE] > 0.5:
+        row = np.concatenate(([False], links, [False]))
+        margin |= (row[:-2] | row[2:]) & (evidence.numbers[:, _IN_PROSE] == 0)
+    return evidence.numbers @ weights + constant + np.array(of_names) - MARGIN * (links & margin)
 
 
 def best_cut(probability: np.ndarray, words: np.ndarray) -> np.ndarray:
