@@ -122,7 +122,8 @@ def read_parquet(shard: Shard, config: SourceConfig, context: Context) -> Iterat
             if not table.metadata.num_rows:
                 raise Damaged("empty_file", "the file has no rows")
             try:
-                for batch in table.iter_batches(batch_size=_ROWS, row_groups=list(groups), columns=columns):
+                # One row group at a time: over several, pyarrow keeps what it has read.
+                for batch in (b for g in groups for b in table.iter_batches(_ROWS, row_groups=[g], columns=columns)):
                     for row in batch.to_pylist():
                         number += 1
                         yield found(row, config, file, number)
