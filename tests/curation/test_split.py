@@ -100,7 +100,9 @@ def overlap(make_work, folder: Path, train: list[str], heldout: dict[str, str], 
     with Replacing(work.part("split", 0, ".words")) as out:
         out.write(word_stream(word_hashes(words(t)) for t in train).tobytes())
     with TableWriter(_cut_file(work, -1, 0), heldout_schema()) as table:
-        rows = [{"id": i, "language": "en", "media": "text", "text": t, "lines": 0, "share": 0.0} for i, t in sorted(heldout.items())]
+        rows = [
+            {"id": i, "language": "en", "media": "text", "text": t, "lines": 0, "share": 0.0} for i, t in sorted(heldout.items())
+        ]
         table.write_rows(rows)
     with ProcessExecutor(1) as executor:
         cut_overlaps(executor, work)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+_GROUP_BYTES = 16_000_000
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.parquet$")
 
 
@@ -83,11 +84,20 @@ class Replacing:
 
 
 class TableWriter:
-    """Context manager: one Parquet file (zstd), written group by group; a crash leaves the old file or the new one."""
+    """Context manager: one Parquet file (zstd), written group by group; a crash leaves the old file or the new one.
 
-    def __init__(self, path: Path, schema: "pa.Schema") -> None:
+    Args:
+        path: the file.
+        schema: its columns.
+        group_rows: rows that a row group should have: what is written waits until there are as many, or 16 MB. Small groups cost
+            memory when the file is read, since each has a description of every column. 0 = each write makes a group.
+    """
+
+    def __init__(self, path: Path, schema: "pa.Schema", group_rows: int = 0) -> None:
         self.schema = schema
         self._replacing = Replacing(path)
+        self._group_rows = group_rows
+        self._waiting: list[pa.Table] = []
 
     def __enter__(self) -> "TableWriter":
         import pyarrow.parquet as pq
@@ -97,6 +107,8 @@ class TableWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
+            if kind is None:
+                self._flush()
             self._writer.close()
         except BaseException as failed:
             self._replacing.__exit__(type(failed), failed, failed.__traceback__)
@@ -104,15 +116,25 @@ class TableWriter:
         self._replacing.__exit__(kind, error, trace)
 
     def write(self, table: "pa.Table") -> None:
-        """Append a table as one row group."""
-        if table.num_rows:
-            self._writer.write_table(table, row_group_size=table.num_rows)
+        """Append a table."""
+        self._waiting.append(table)
+        rows, size = (sum(getattr(t, name) for t in self._waiting) for name in ("num_rows", "nbytes"))
+        if rows >= self._group_rows or size >= _GROUP_BYTES:
+            self._flush()
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows as one row group."""
+        """Append rows."""
         import pyarrow as pa
 
         self.write(pa.Table.from_pylist(rows, schema=self.schema))
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        waiting, self._waiting = [table for table in self._waiting if table.num_rows], []
+        if waiting:
+            table = pa.concat_tables(waiting)
+            self._writer.write_table(table, row_group_size=table.num_rows)
 
 
 def write_table(path: Path, table: "pa.Table") -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _BINS = 65_536  # of a classifier's score, which lies in [0, 1]
 _ROWS = 1_024  # documents in memory
+_GROUP = 8_192  # documents of a row group
 
 
 def kept_schema() -> "pa.Schema":
@@ -37,7 +38,7 @@ def apply_rules(work: Work, partition: int) -> Result:
     counts: Counter[str] = Counter(documents=0, characters=0)
     with (
         LedgerWriter(work.part("rules", partition, ".ledger.parquet")) as ledger,
-        TableWriter(work.part("rules", partition, ".parquet"), kept_schema()) as table,
+        TableWriter(work.part("rules", partition, ".parquet"), kept_schema(), _GROUP) as table,
     ):
         for batch in open_table(measured_file(work, "scores", partition)).iter_batches(_ROWS):
             kept = []
@@ -97,7 +98,7 @@ def choose(work: Work, partition: int, limit: float | None) -> Result:
     languages: Counter[str] = Counter()
     with (
         LedgerWriter(work.part("choose", partition, ".ledger.parquet")) as ledger,
-        TableWriter(work.part("choose", partition, ".parquet"), chosen_schema()) as table,
+        TableWriter(work.part("choose", partition, ".parquet"), chosen_schema(), _GROUP) as table,
     ):
         for rows in _facts(work, partition):
             kept = []
@@ -124,7 +125,7 @@ def downsample(work: Work, partition: int, rates: dict[str, float]) -> Result:
     counts: Counter[str] = Counter(documents=0, characters=0)
     with (
         LedgerWriter(work.part("mix", partition, ".ledger.parquet")) as ledger,
-        TableWriter(work.part("mix", partition, ".parquet"), chosen_schema()) as table,
+        TableWriter(work.part("mix", partition, ".parquet"), chosen_schema(), _GROUP) as table,
     ):
         for batch in open_table(work.part("choose", partition, ".parquet")).iter_batches(_ROWS):
             kept = []

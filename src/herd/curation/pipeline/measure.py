@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH = 256  # documents in memory
+_GROUP = 8_192  # documents of a row group
 _SAMPLE = 4_000  # raw documents that the classifier's negatives are taken from
 
 
@@ -107,8 +108,8 @@ def measure_partition(work: Work, partition: int) -> Result:
     own = work.part("measure", partition, ".ledger.parquet")
     with (
         LedgerWriter(own) as ledger,
-        TableWriter(measured_file(work, "documents", partition), measured_schema()) as texts,
-        TableWriter(measured_file(work, "scores", partition), scores_schema(work.config)) as scores,
+        TableWriter(measured_file(work, "documents", partition), measured_schema(), _GROUP) as texts,
+        TableWriter(measured_file(work, "scores", partition), scores_schema(work.config), _GROUP) as scores,
     ):
         for rows in _groups(work, partition):
             kept = [row for row in rows if judge.remove_lines(row, ledger)]

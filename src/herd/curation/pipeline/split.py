@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH = 256  # documents in memory
+_GROUP = 8_192  # documents of a row group
 
 
 def hold_out(work: Work) -> Result:
@@ -98,7 +99,7 @@ def separate(work: Work, partition: int) -> Result:
     end = np.zeros(1, np.uint64).tobytes()
     with (
         Replacing(work.part("split", partition, ".words")) as out,
-        TableWriter(_cut_file(work, -1, partition), heldout_schema()) as table,
+        TableWriter(_cut_file(work, -1, partition), heldout_schema(), _GROUP) as table,
     ):
         out.write(end)
         for rows in chosen_documents(work, partition):
@@ -177,7 +178,7 @@ def cut_partition(work: Work, partition: int, round_: int) -> Result:
     path = work.file(f"shared-{round_}", "shared.u64")
     shared = np.memmap(path, np.uint64, "r") if path.stat().st_size else np.empty(0, np.uint64)
     n, changed = work.config.split.overlap_words, 0
-    with TableWriter(_cut_file(work, round_, partition), heldout_schema()) as table:
+    with TableWriter(_cut_file(work, round_, partition), heldout_schema(), _GROUP) as table:
         for batch in open_table(_cut_file(work, round_ - 1, partition)).iter_batches(_BATCH):
             rows = []
             for row in batch.to_pylist():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS = ("train", "heldout")
-_GROUP_CHARACTERS, _GROUP_DOCUMENTS = 16_000_000, 4_096  # of a row group
+_GROUP = 8_192  # documents of a row group
 
 
 def documents_schema() -> "pa.Schema":
@@ -43,26 +43,20 @@ def write_partition(work: Work, partition: int) -> Result:
     own = work.part("write", partition, ".ledger.parquet")
     with (
         LedgerWriter(own) as ledger,
-        TableWriter(shard_path(folder, "train", partition, partitions), schema) as train,
-        TableWriter(shard_path(folder, "heldout", partition, partitions), schema) as heldout,
+        TableWriter(shard_path(folder, "train", partition, partitions), schema, _GROUP) as train,
+        TableWriter(shard_path(folder, "heldout", partition, partitions), schema, _GROUP) as heldout,
     ):
-        waiting: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        tables, size = {"train": train, "heldout": heldout}, dict.fromkeys(SPLITS, 0)
-        for row in _final(work, partition, ledger):
-            split = "heldout" if row["heldout"] else "train"
-            ledger.add(LedgerRow(row["id"], "split", "kept", split, row["quality"], url=row["url"]))
-            counts["documents"][f"{split}/{row['domain']}"] += 1
-            counts["characters"][f"{split}/{row['domain']}"] += len(row["text"])
-            counts["languages"][row["language"]] += 1
-            rows = waiting[split]
-            rows.append({name: row[name] for name in schema.names})
-            size[split] += len(row["text"])
-            if len(rows) >= _GROUP_DOCUMENTS or size[split] >= _GROUP_CHARACTERS:
-                tables[split].write_rows(rows)
-                rows.clear()
-                size[split] = 0
-        for split, rows in waiting.items():
-            tables[split].write_rows(rows)
+        tables = {"train": train, "heldout": heldout}
+        for rows in _final(work, partition, ledger):
+            for row in rows:
+                split = "heldout" if row["heldout"] else "train"
+                ledger.add(LedgerRow(row["id"], "split", "kept", split, row["quality"], url=row["url"]))
+                counts["documents"][f"{split}/{row['domain']}"] += 1
+                counts["characters"][f"{split}/{row['domain']}"] += len(row["text"])
+                counts["languages"][row["language"]] += 1
+            for split, table in tables.items():
+                own_rows = [row for row in rows if row["heldout"] == (split == "heldout")]
+                table.write_rows([{name: row[name] for name in schema.names} for row in own_rows])
         dropped = ledger.counts()
     parts = [own, measured_file(work, "ledger", partition)]
     phases = ("rules", "choose", "mix") if work.config.downsampled else ("rules", "choose")
@@ -73,15 +67,16 @@ def write_partition(work: Work, partition: int) -> Result:
     return {**{name: dict(sorted(count.items())) for name, count in counts.items()}, "dropped": dropped}
 
 
-def _final(work: Work, partition: int, ledger: LedgerWriter) -> Iterator[dict[str, Any]]:
+def _final(work: Work, partition: int, ledger: LedgerWriter) -> Iterator[list[dict[str, Any]]]:
     """Chosen documents as they leave; held-out ones without what train holds too, those that lose too much not at all."""
     cut = cuts(work, partition)
     following = next(cut, None)
     n, most = work.config.split.overlap_words, work.config.split.max_overlap
     for rows in chosen_documents(work, partition):
+        final = []
         for row in rows:
             if following is None or row["id"] != following["id"]:
-                yield row
+                final.append(row)
                 continue
             share, text, lines = following["share"], following["text"], following["lines"]
             following = next(cut, None)
@@ -91,7 +86,8 @@ def _final(work: Work, partition: int, ledger: LedgerWriter) -> Iterator[dict[st
                 continue
             detail = f"{lines} lines with runs of {n} words that train holds removed"
             ledger.add(LedgerRow(row["id"], "split", "edited", "overlap_cut", share, most, detail=detail, url=row["url"]))
-            yield row | {"text": text}
+            final.append(row | {"text": text})
+        yield final
 
 
 def write_problems(work: Work, shards: int) -> Result:
