@@ -88,3 +88,7 @@ def test_markdown_is_a_switch():
     assert "\n\nSteps\n\nFirst one\nThen two\n\nx = 1\n\n" in plain
     assert "\n\n## Steps\n\n1. First **one**\n2. Then `two`\n\n```\nx = 1\n```\n\n" in marked
     assert marked.startswith("# A lesson\n")
+
+
+def test_an_attribute_may_hold_any_character():
+    assert extract_html("""<p title="a>b" class='x"y<z'>All of the text.</p>""", CONFIG) == "All of the text.\n"

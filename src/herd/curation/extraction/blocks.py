@@ -7,6 +7,7 @@ regular expression reads it: several times faster than asking the tree for one n
 import re
 from dataclasses import dataclass, field
 
+from herd.curation.extraction.formulas import picture
 from herd.curation.extraction.names import TAG_BITS, read_attributes
 from herd.curation.text import word_set
 
@@ -169,6 +170,10 @@ def split_blocks(html: str, markdown: bool = False) -> tuple[list[Block], Elemen
             parts.append("\n")
         elif tag == "hr":
             flush()
+        elif tag == "img":
+            parts.append(picture(attributes))
+            if not parts[-1]:
+                parts.pop()
         else:
             if tag == "a" or tag == "button":
                 link += 1

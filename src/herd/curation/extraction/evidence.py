@@ -177,9 +177,10 @@ def _of_text(
         many = len(spread)
         n_words.append(many)
         prompts.append(many <= 60 and not _PROMPTS.isdisjoint(spread))
-        dates.append(many <= 8 and _DATE.search(text) is not None)
-        prices.append(many <= 12 and _PRICE.search(text) is not None)
-        digits.append(len(_DIGIT.findall(text)) if many <= 12 else 0)
+        count = len(_DIGIT.findall(text)) if many <= 12 else 0
+        digits.append(count)
+        dates.append(count > 0 and many <= 8 and _DATE.search(text) is not None)
+        prices.append(count > 0 and _PRICE.search(text) is not None)
     n, prompt = np.array(n_words), np.array(prompts)
     share = np.minimum(linked / length, 1)
     links = np.array([block.links for block in blocks])

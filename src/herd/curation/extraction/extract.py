@@ -93,7 +93,7 @@ def read_blocks(html: str, markdown: bool = False) -> tuple[list[Block], Element
     body: Any = LexborHTMLParser(html).body
     if body is None:
         return [], Elements()
-    write_formulas(body)
+    write_formulas(body, html)
     for node in body.css(_REMOVED):
         node.decompose()
     return split_blocks(body.html or "", markdown)

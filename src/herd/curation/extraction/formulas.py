@@ -9,6 +9,7 @@ _ANNOTATION = re.compile(r"<annotation(-xml)?\b.*?</annotation(-xml)?>", re.DOTA
 _STYLED = re.compile(r"^\{\\(?:displaystyle|textstyle)\s*(.*)\}$", re.DOTALL)
 _PIECE = re.compile(r"<(/?)([a-z0-9]+)[^>]*>|([^<]+)", re.IGNORECASE)
 _MARKS = re.compile(r"[\\^_=${}]")
+_ALTERNATIVE, _CLASSES = re.compile(r'\salt="([^"]+)"'), re.compile(r'\sclass="([^"]+)"')
 _CLASS = re.compile(r"\b(?:math|tex|latex|equation|formula|katex|mwe)", re.IGNORECASE)
 # How to write elements whose children are arguments: before, between, after.
 _SHAPES = {
@@ -28,9 +29,14 @@ _RENDERED = (
 )
 
 
-def write_formulas(body: Any) -> None:
-    """Replace each formula of a parsed page with its source as text; a rendering that stands beside its source goes."""
-    scripts = body.css("script")
+def write_formulas(body: Any, source: str) -> None:
+    """Replace each formula of a parsed page with its source as text; a rendering that stands beside its source goes.
+
+    Args:
+        body: of the page.
+        source: the page's HTML, which says what need not be looked for.
+    """
+    scripts = body.css("script") if "math/" in source else []
     if scripts:
         for node in body.css(_RENDERED):
             if node.parent is not None:
@@ -41,10 +47,10 @@ def write_formulas(body: Any) -> None:
                 node.replace_with(_written(node.text(), "mode=display" in kind.replace(" ", "")))
             elif kind.startswith("math/mml"):
                 node.replace_with(_written(html.unescape(mathml(node.text())), False))
-    for node in body.css("math"):
-        source = node.html or ""
+    for node in body.css("math") if "<math" in source or "<MATH" in source else ():
+        written = node.html or ""
         display = (node.attributes.get("display") or "") == "block"
-        text = html.unescape(mathml(source, node.attributes.get("alttext") or ""))
+        text = html.unescape(mathml(written, node.attributes.get("alttext") or ""))
         holder = node.parent
         # KaTeX and MathJax 3 draw the formula beside the MathML that they leave for screen readers.
         while holder is not None and holder.tag in ("span", "mjx-assistive-mml", "mjx-container"):
@@ -58,10 +64,6 @@ def write_formulas(body: Any) -> None:
                 break
         if node.parent is not None:
             node.replace_with(_written(text, display))
-    for node in body.css("img[alt]"):
-        text = _picture(node.attributes)
-        if text:
-            node.replace_with(text)
 
 
 def _written(source: str, display: bool) -> str:
@@ -70,13 +72,18 @@ def _written(source: str, display: bool) -> str:
     return f"{mark}{source}{mark}" if source else ""
 
 
-def _picture(attributes: dict[str, str | None]) -> str:
-    """A picture of a formula keeps its alternative text (paper); other pictures say nothing."""
-    text, classes = (attributes.get("alt") or "").strip(), attributes.get("class") or ""
+def picture(attributes: str) -> str:
+    """Text of an image from its attributes, as the parser writes them: a picture of a formula keeps its alternative text (paper).
+
+    Other pictures say nothing.
+    """
+    found = _ALTERNATIVE.search(attributes)
+    text = found.group(1).replace("&quot;", '"').strip() if found else ""
     if not text or len(text) > 2000:
         return ""
-    styled = _STYLED.match(text)
-    if _CLASS.search(classes) or len(_MARKS.findall(text)) >= 2:
+    classes = _CLASSES.search(attributes)
+    if len(_MARKS.findall(text)) >= 2 or (classes is not None and _CLASS.search(classes.group(1))):
+        styled = _STYLED.match(text)
         return styled.group(1).strip() if styled else text
     return ""
 

@@ -14,12 +14,11 @@ _FLAT = word_set(
     "html head body"
 )
 _FLAT_TAGS = frozenset(f"<{slash}{name}" for name in _FLAT for slash in ("", "/"))
-# An element that holds only text, as half of them do, or one tag.
-_TAG = re.compile(r"<([a-zA-Z][^\s/>]*)[^<>]*>[^<]*</\1>|(</?[a-zA-Z][^\s/>]*)")
+_TAG = re.compile(r"</?[a-zA-Z][^\s/>]*+")
 _FORMATTING = frozenset(
     f"<{name}" for name in word_set("a b big code em font i nobr s small strike strong tt u")
 )  # reopened in every block until they are closed
-_LONG_TAG = re.compile(r"<[a-zA-Z][^<>]{4000,}")
+_LONG_TAG = re.compile(r"<[a-zA-Z][^<>]{4000,}+")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 
 
@@ -88,11 +87,7 @@ def cost(html: str, max_depth: int, max_work: int) -> Cost:
             work += len(_QUOTED.sub("", found.group()).split()) ** 2 // 2
         if work > max_work:
             return Cost(0, work)
-    leaves = 0
-    for leaf, tag in _TAG.findall(html):
-        if leaf:
-            leaves += 1
-            continue
+    for tag in _TAG.findall(html):
         if tag in _FLAT_TAGS:
             continue
         if not tag.islower():
@@ -120,4 +115,4 @@ def cost(html: str, max_depth: int, max_work: int) -> Cost:
                 work += depth
         if work > max_work:
             break
-    return Cost(deepest, work + leaves * deepest, depth)
+    return Cost(deepest, work, depth)
