@@ -140,7 +140,7 @@ def test_a_sample_is_spread_over_the_file_and_long_enough(tmp_path: Path) -> Non
 
     def sample(limit: int, seed: int = 0) -> list[str]:
         config = TokenizeConfig(TokenizerConfig(500, 16, limit), seed)
-        return list(training_texts(pq.ParquetFile(tmp_path / "t.parquet"), config))
+        return list(training_texts([pq.ParquetFile(tmp_path / "t.parquet")], config))
 
     tenth = sample(10_000)
     assert len(tenth) == 100
@@ -158,7 +158,7 @@ def without(columns: Table, name: str) -> Table:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: without(t, "text"), r"train\.parquet' has no column 'text': it has id, domain"),
+        (lambda t: without(t, "text"), r"train-00000-of-00002\.parquet' has no column 'text': it has id, domain"),
         (lambda t: t | {"domain": list(range(len(t["id"])))}, "column 'domain' holds int64, not strings"),
         (lambda t: t | {"text": [None, *t["text"][1:]]}, r"Row 0 of the documents has no .* \(id 't-0000'\)"),
         (lambda t: t | {"domain": ["../../up", *t["domain"][1:]]}, "'../../up' is no name for a split or domain"),

@@ -216,7 +216,7 @@ def test_nothing_left_is_said_in_one_line(configure, tmp_path):
     with pytest.raises(UserError, match=r"Unknown source 'jsonls'.*Did you mean 'jsonl'"):
         run_stage(config, tmp_path / "other")
     path.write_bytes(b"\xff\xfe\xff\n")
-    with pytest.raises(UserError, match="gives no document; first problem at x.jsonl:1"):
+    with pytest.raises(UserError, match=r"gives no document; first problem at x\.jsonl:1"):
         run_stage(configure("source=jsonl", f"source.path={path}", "workers=1"), tmp_path / "third")
 
 
@@ -235,7 +235,7 @@ def test_fingerprint_follows_the_users_files(configure, tmp_path):
 
 def test_safety_language_routing_and_downsampling(configure, tmp_path):
     rows = make_rows()[:120]
-    german = "Der Himmel über der Stadt war grau, und die Leute gingen mit schnellen Schritten nach Hause, weil es bald regnen sollte. "
+    german = "Der Himmel über der Stadt war grau, und die Leute gingen schnell nach Hause, weil es bald regnen sollte. "
     rows.append({"text": german * 3, "url": "https://de.org/1", "date": "", "domain": "general", "lang": "en"})
     rows.append({"text": "x", "url": "https://adult.org/page", "date": "", "domain": "general", "lang": "en"})
     path, blocked, labels = tmp_path / "rows.jsonl", tmp_path / "adult.txt", tmp_path / "labels.jsonl"
@@ -252,7 +252,7 @@ def test_safety_language_routing_and_downsampling(configure, tmp_path):
     ledger = table(tmp_path / "out", "ledger/ledger")
     by_url = {row["url"]: row["rule"] for row in ledger if row["action"] == "dropped"}
     assert by_url["https://adult.org/page"] == "blocked_adult"
-    assert [r["rule"] for r in ledger if r["url"] == "https://de.org/1"][0] == "language"
+    assert next(r["rule"] for r in ledger if r["url"] == "https://de.org/1") == "language"
     scores = {row["url"]: row for row in table(tmp_path / "out", "scores/scores")}
     assert (scores["https://de.org/1"]["language"], scores["https://de.org/1"]["domain"]) == ("de", "multilingual")
     assert {row["knowledge_class"] for row in scores.values()} <= {"art", "science", "sport", None}
@@ -286,9 +286,9 @@ def test_rethreshold_equals_a_whole_run_with_the_new_limits(stored, corpus, conf
         assert table(again.path, name) == table(whole.path, name)
     assert len(out_of(again.path)) < len(out_of(first.path))
     assert not (again.path / "measured").exists()
+    third = configure(*overrides(corpus, "rules.general.min_characters=1", "rethreshold=true"))
     with pytest.raises(UserError, match="it was itself decided from"):
-        config = configure(*overrides(corpus, "rules.general.min_characters=1", "rethreshold=true"))
-        execute(STAGE, config, {"documents": again.path}, root, "third")
+        execute(STAGE, third, {"documents": again.path}, root, "third")
 
 
 def test_rethreshold_refuses_what_the_scores_depend_on(stored, corpus, configure):
@@ -300,7 +300,7 @@ def test_rethreshold_refuses_what_the_scores_depend_on(stored, corpus, configure
     ):
         with pytest.raises(UserError, match=message):
             execute(STAGE, configure(*overrides(corpus, *extra)), {"documents": first.path}, root, "x")
-    with pytest.raises(UserError, match="needs inputs.documents"):
+    with pytest.raises(UserError, match=r"needs inputs\.documents"):
         execute(STAGE, configure(*overrides(corpus, "rethreshold=true")), {}, root, "x")
 
 

@@ -1,7 +1,9 @@
 """`herd why`: one document explained, by id, beginning of an id, or URL."""
 
 import json
+from collections import Counter
 
+import pyarrow.parquet as pq
 import pytest
 
 from herd.cli import main
@@ -60,11 +62,9 @@ def test_a_dropped_document_shows_why(made):
 
 
 def test_unclear_and_unknown_names_are_refused(made):
-    with pytest.raises(UserError, match=r"32 documents have an id that begins with ''|No document"):
-        explain("", made.path)
+    first = Counter(row["id"][0] for row in pq.read_table(made.path / "ledger").to_pylist() if row["action"] != "edited")
     with pytest.raises(UserError, match="documents have an id that begins with"):
-        for digit in "0123456789abcdef":
-            explain(digit, made.path)
+        explain(next(digit for digit, count in sorted(first.items()) if count > 1 and digit in "0123456789abcdef"), made.path)
     with pytest.raises(UserError, match="No document of"):
         explain("https://nowhere.org/", made.path)
 

@@ -146,7 +146,7 @@ def _open(paths: list[Path]) -> list[pq.ParquetFile]:
                 raise UserError(f"'{path}': column '{name}' holds {kind}, not strings.")
         files.append(file)
     if not sum(file.metadata.num_rows for file in files):
-        raise UserError(f"'{paths[0]}' and its other shards hold no documents: give `herd curate` more text, or loosen its filters.")
+        raise UserError(f"'{paths[0].parent}' holds no documents: give `herd curate` more text, or loosen its filters.")
     return files
 
 

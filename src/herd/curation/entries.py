@@ -16,6 +16,7 @@ from herd.curation.text import ngram_hashes, paragraph_key, paragraphs, word_has
 _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bcf)(?<!\bvs)(?<!\bal)[.!?](?=\s|$)")
 _UNDERLINE = re.compile(r"^[=\-~^\"'`*#+]{3,}$")
 _MARKUP_LINE = re.compile(r"^(\.\. |:\w+|>>>|@\w|\* |- |[=\-~]{3,})")
+_CALL = re.compile(r"([\w.]+)\s*\(")
 _MIN_SUMMARY, _MAX_SUMMARY = 3, 60  # words
 _QUOTED_WORDS = 12
 _HEAD = 4_000  # characters of a docstring in which its summary must stand
@@ -69,14 +70,14 @@ def summary_and_description(doc: str, name: str) -> tuple[str, str]:
     """
     last = name.rpartition(".")[2]
     blocks = paragraphs(doc[:_HEAD])
-    if blocks and re.match(rf"(?:[\w.]+\.)?{re.escape(last)}\s*\(", blocks[0]):
+    if blocks and _calls(blocks[0], last):
         # The signature may be a block of its own, or stand on the lines above the prose.
         lines = blocks[0].split("\n")
         depth, index = 0, 0
         for index, line in enumerate(lines):
             depth += sum(line.count(c) for c in "([{") - sum(line.count(c) for c in ")]}")
             following = lines[index + 1].strip() if index + 1 < len(lines) else ""
-            if depth <= 0 and not re.match(rf"(?:[\w.]+\.)?{re.escape(last)}\s*\(", following):
+            if depth <= 0 and not _calls(following, last):
                 break
         rest = "\n".join(lines[index + 1 :])
         blocks = [rest, *blocks[1:]] if rest.strip() else blocks[1:]
@@ -91,6 +92,12 @@ def summary_and_description(doc: str, name: str) -> tuple[str, str]:
     if len(blocks) > 1 and not _heading(blocks[1]) and not _MARKUP_LINE.match(blocks[1].strip()):
         description = " ".join(blocks[1].split())
     return summary.strip(), description
+
+
+def _calls(text: str, name: str) -> bool:
+    """Whether a text begins with `name(` or `module.name(`."""
+    found = _CALL.match(text)
+    return found is not None and found.group(1).rpartition(".")[2] == name
 
 
 def _heading(block: str) -> bool:

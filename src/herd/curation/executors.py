@@ -1,8 +1,8 @@
 """Where tasks run: one interface, ``map(function, tasks)``, over processes of this machine, a Ray cluster or Slurm arrays.
 
-A task is a top-level function and a picklable argument; it writes files and returns a small value. Results come in the order of the
-tasks, and no result depends on the kind of executor or on how many workers it has: `workers` and `executor` are not part of the
-stage's address.
+A task is a top-level function and a picklable argument; it writes files and returns a small value. Results come in the order of
+the tasks, and no result depends on the kind of executor or on how many workers it has: `workers` and `executor` are not part of
+the stage's address.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,8 +1,8 @@
 """The decision ledger: why each document is where it is.
 
-``ledger/ledger-00000-of-000NN.parquet`` holds the rows of documents, sorted by id and, for one document, in the order of the stages;
-a document's shard is told by the leading bits of its id. ``ledger/problems.parquet`` names what never became a document: unreadable
-files, lines that are not JSON, modules that fail to import.
+``ledger/ledger-00000-of-000NN.parquet`` holds the rows of documents, sorted by id and, for one document, in the order of the
+stages; a document's shard is told by the leading bits of its id. ``ledger/problems.parquet`` names what never became a
+document: unreadable files, lines that are not JSON, modules that fail to import.
 """
 
 import heapq

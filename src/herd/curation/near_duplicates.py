@@ -1,8 +1,8 @@
 """Near-duplicate index: candidates by band hashes, decided by exact Jaccard similarity (paper, section 3.1.1: global MinHash).
 
-Works on columns: numbers stand for documents, band hashes are read one band at a time, and shingles, the large part, stay on disk.
-Memory: 20 bytes a document held (order, rank, leader: 4 each; exact hash: 8), at most 32 more while a band is sorted, and 8 bytes for
-each (document, band) whose band hash another document shares; `tests/curation/test_near_duplicates.py` measures it.
+Works on columns: numbers stand for documents, band hashes are read one band at a time, and shingles, the large part, stay on
+disk. Memory: 20 bytes a document held (order, rank, leader: 4 each; exact hash: 8), at most 32 more while a band is sorted, and
+8 bytes for each (document, band) whose band hash another document shares; `tests/curation/test_near_duplicates.py` measures it.
 """
 
 import itertools
@@ -57,10 +57,10 @@ def find_duplicates(
 ) -> Duplicates:
     """Drop each document that is a copy of one that stays.
 
-    Documents are taken in ``order`` and compared with those kept so far that share a band hash with them. So each dropped document
-    has a kept one at least ``threshold`` similar, and no two kept candidates are. Only kept documents are compared with, and documents
-    with equal shingles share one fate: a thousand copies of a page cost a thousand comparisons, not a million. A document that shares no
-    band hash is never compared.
+    Documents are taken in ``order`` and compared with those kept so far that share a band hash with them. So each dropped
+    document has a kept one at least ``threshold`` similar, and no two kept candidates are. Only kept documents are compared
+    with, and documents with equal shingles share one fate: a thousand copies of a page cost a thousand comparisons, not a
+    million. A document that shares no band hash is never compared.
 
     Args:
         order: numbers of all documents, the first preferred (a total order).

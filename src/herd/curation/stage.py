@@ -1,7 +1,7 @@
 """Stage `curate`: raw records -> documents of four domains, split, with a reason for every decision.
 
-The order is the paper's (section 3.1.1): URL, documents, lines, heuristics, model-based quality; then the held-out split. How the work
-is divided: :mod:`herd.curation.pipeline`.
+The order is the paper's (section 3.1.1): URL, documents, lines, heuristics, model-based quality; then the held-out split. How
+the work is divided: :mod:`herd.curation.pipeline`.
 """
 
 import json
@@ -20,7 +20,7 @@ from herd.curation.executors import Executor, make_executor
 from herd.curation.ledger import LedgerRow
 from herd.curation.mix import downsampling_report, keep_rates, mix_report
 from herd.curation.pipeline import decide, extract, gather, index, lines, measure, split, words, write
-from herd.curation.pipeline.tasks import Phase, Result, Work, merged, run_phase, run_phases
+from herd.curation.pipeline.tasks import Phase, Result, Work, explained, merged, run_phase, run_phases
 from herd.curation.sources import Context, content_hashes, list_shards, load_sources, nothing_found
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
@@ -46,14 +46,16 @@ def run(config: CurateConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
         raise UserError("inputs.documents is for rethreshold=true, which decides again from the scores stored there.")
     if config.rethreshold:
         _check(config, earlier)
-    with make_executor(config.executor, config.workers, run.scratch / "slurm") as executor:
-        if earlier is None:
-            work = Work(config, run.scratch, run.folder, run.folder)
-            _measure(executor, work)
-        else:
-            work = Work(config, run.scratch, run.folder, earlier.path)
-            _copy_scores(work)
-        return _decide(executor, work)
+    work = Work(config, run.scratch, run.folder, run.folder if earlier is None else earlier.path)
+    try:
+        with make_executor(config.executor, config.workers, run.scratch / "slurm") as executor:
+            if earlier is None:
+                _measure(executor, work)
+            else:
+                _copy_scores(work)
+            return _decide(executor, work)
+    except OSError as error:
+        raise explained(error, run.folder) from error
 
 
 def _measure(executor: Executor, work: Work) -> None:
@@ -123,11 +125,11 @@ def _decide(executor: Executor, work: Work) -> dict[str, Any]:
     if limit:
         metrics["classifier"] |= limit | {"dropped": sum(merged(chosen, "dropped").values())}
         funnel.append(_step("classifier", _size(chosen), merged(chosen, "dropped")))
-    languages: dict[str, dict[str, float]] = {}
+    mixed_sizes: dict[str, dict[str, float]] = {}
     for source, size in merged(chosen, "languages").items():
         domain, _, language = source.partition("/")
-        languages.setdefault(domain, {})[language] = size
-    metrics["mix"] = mix_report(languages, work.config.weights)  # characters stand for tokens
+        mixed_sizes.setdefault(domain, {})[language] = size
+    metrics["mix"] = mix_report(mixed_sizes, work.config.weights)  # characters stand for tokens
     if work.config.downsampled:
         unit = work.config.downsampling.unit
         amounts = merged([result["classes"] for result in chosen], unit)
@@ -188,7 +190,7 @@ def _check(config: CurateConfig, earlier: Artifact | None) -> None:
     key = _difference(to_plain(config), earlier.manifest["config"], "")
     if key:
         raise UserError(
-            f"rethreshold=true decides again from stored scores, which depend on '{key}': it differs from the one in {earlier.path}. "
+            f"rethreshold=true decides again from stored scores, which depend on '{key}': it is another than in {earlier.path}. "
             "Give the same value, or run without rethreshold."
         )
 

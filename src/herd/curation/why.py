@@ -72,7 +72,7 @@ def _by_url(url: str, ledger: list[Path]) -> list[dict[str, Any]]:
     if exact:
         return exact
     wanted = normalise_url(url)
-    found = []
+    found: list[dict[str, Any]] = []
     for path in ledger:
         for batch in open_table(path).iter_batches():
             urls = batch.column("url").to_pylist()
@@ -142,7 +142,7 @@ def _scores(name: str, rows: list[dict[str, Any]], artifact: Artifact, shards: i
     paths = shard_files(artifact / "scores", "scores")
     if not re.fullmatch(r"[0-9a-f]{16}(\.\d+)?", name):
         return
-    found = [row for row in _matching(paths[partition_of(int(name[:16], 16), shards)], "id", name, whole=True)]
+    found = _matching(paths[partition_of(int(name[:16], 16), shards)], "id", name, whole=True)
     if not found:
         yield "  no scores: it went before it was measured"
         return

@@ -135,9 +135,8 @@ def downsample(work: Work, partition: int, rates: dict[str, float]) -> Result:
                     counts.update(documents=1, characters=row["characters"])
                     kept.append(row)
                     continue
-                facts = {"score": place(row["id"], work.config.seed), "threshold": rate}
-                detail = f"{row['category']} is over-represented"
-                ledger.add(LedgerRow(row["id"], "mix", "dropped", "downsampled", detail=detail, url=row["url"], **facts))
+                where, detail = place(row["id"], work.config.seed), f"{row['category']} is over-represented"
+                ledger.add(LedgerRow(row["id"], "mix", "dropped", "downsampled", where, rate, detail=detail, url=row["url"]))
             table.write_rows(kept)
         return {**counts, "dropped": ledger.counts()}
 

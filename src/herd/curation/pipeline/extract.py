@@ -1,13 +1,13 @@
 """Phase `extract`: one shard of the input -> texts, shingles and band hashes, ordered so that each partition can read its own.
 
-A shard is read as a stream. Whenever about 16 million characters are waiting they are sorted by id and written, a row group for each
-partition: the memory of a task does not grow with its shard.
+A shard is read as a stream. Whenever about 16 million characters are waiting they are sorted by id and written, a row group for
+each partition: the memory of a task does not grow with its shard.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -80,7 +80,7 @@ def prepare(record: Record, config: CurateConfig, blocked: BlockLists) -> Prepar
 
 
 def _identify(found: Prepared, record: Record, config: CurateConfig) -> None:
-    """The language of prose, where it is surely another than the declared one; general pages of other languages are multilingual."""
+    """The language of prose, where it is surely not the declared one; general pages of other languages are multilingual."""
     if config.source.kind == "python" or record.media == "code" or record.domain == "code":
         return  # that source knows its languages, and code is none
     language, probability = config.language.choose(found.text, record.language)
@@ -152,8 +152,10 @@ def entries_schema() -> "pa.Schema":
 
 def _batched(items: Iterator[RawEntry], size: int = 2_000) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
+    names = entries_schema().names
     for item in items:
-        batch.append(asdict(documented(item)))
+        found = documented(item)
+        batch.append({name: getattr(found, name) for name in names})
         if len(batch) >= size:
             yield batch
             batch = []
@@ -209,8 +211,9 @@ class _Chunks:
             kind, error, trace = type(failed), failed, failed.__traceback__
             raise
         finally:
-            for part in (*self._files, self._table):
-                part.__exit__(kind, error, trace)
+            for file in self._files:
+                file.__exit__(kind, error, trace)
+            self._table.__exit__(kind, error, trace)
 
     def _clear(self) -> None:
         self._rows: list[dict[str, Any]] = []

@@ -1,7 +1,7 @@
 """Phase `index`: which documents are copies, from columns alone, in one process.
 
-Numbers every document in the order of its id, keeps the newest of each URL (over all languages: an address is one page) and then the
-first of each group of near-duplicates within a language. The total order behind both: newest, longest, smallest id.
+Numbers every document in the order of its id, keeps the newest of each URL (over all languages: an address is one page) and
+then the first of each group of near-duplicates within a language. The total order behind both: newest, longest, smallest id.
 
 Memory, the one place where it grows with the number of documents: 77 bytes each for the columns, and what
 :mod:`herd.curation.near_duplicates` states. Shingles stay on disk.

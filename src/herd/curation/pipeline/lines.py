@@ -1,7 +1,8 @@
 """Phase `lines`: how often each line occurs in its bucket of documents, and which lines go (paper, section 3.1.1).
 
-Lines are counted as 64-bit hashes of (language, bucket, normal form): first by partition, in sorted runs of bounded size, then the runs
-are merged by range of the hash. A line that occurs more than k times in a bucket is removed there everywhere, the first copy included.
+Lines are counted as 64-bit hashes of (language, bucket, normal form): first by partition, in sorted runs of bounded size, then
+the runs are merged by range of the hash. A line that occurs more than k times in a bucket is removed there everywhere, the
+first copy included.
 """
 
 from collections.abc import Iterator

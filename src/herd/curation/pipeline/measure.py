@@ -1,4 +1,4 @@
-"""Phases `fit` and `measure`: repeated and bad lines out, then every statistic and score of every document, measured once and stored."""
+"""Phases `fit` and `measure`: repeated and bad lines out, then every score of every document, measured once and stored."""
 
 from collections import Counter
 from collections.abc import Iterator

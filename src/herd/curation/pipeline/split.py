@@ -1,8 +1,9 @@
 """Phase `split`: which documents are held out, and no run of words of theirs in train.
 
-The choice needs columns of all documents in one process: 28 bytes each and twice that while it sorts. Overlaps are found in rounds: the
-runs of words of the held-out documents (16 bytes a held-out word in one process) are looked up in each partition's train text, lines
-that hold a shared one are cut, and what was cut is looked at again, since removing a line joins its neighbours.
+The choice needs columns of all documents in one process: 28 bytes each and twice that while it sorts. Overlaps are found in
+rounds: the runs of words of the held-out documents (16 bytes a held-out word in one process) are looked up in each partition's
+train text, lines that hold a shared one are cut, and what was cut is looked at again, since removing a line joins its
+neighbours.
 """
 
 import heapq
@@ -38,16 +39,15 @@ def hold_out(work: Work) -> Result:
             for name in columns:
                 column = batch.column(name)
                 columns[name].append(np.array(column.to_pylist(), str) if name == "language" else column.to_numpy())
-        kinds = {"language": "U1", "domain": np.int8, "characters": np.int64}
+        kinds: dict[str, Any] = {"language": "U1", "domain": np.int8, "characters": np.int64}
         parts.append({n: np.concatenate(v) if v else np.empty(0, kinds.get(n, np.uint64)) for n, v in columns.items()})
         languages.update(parts[-1]["language"].tolist())
     names = sorted(languages)
     strata = [(domain, language) for domain in DOMAINS for language in names]
     stratum = [p["domain"].astype(np.int32) * len(names) + np.searchsorted(names, p["language"]) for p in parts]
     sizes = [len(part["group"]) for part in parts]
-    facts = Facts(
-        np.concatenate(stratum), *(np.concatenate([p[n] for p in parts]) for n in ("characters", "group", "order")), strata
-    )
+    characters, group, order = (np.concatenate([p[n] for p in parts]) for n in ("characters", "group", "order"))
+    facts = Facts(np.concatenate(stratum), characters, group, order, strata)
     chosen = choose_heldout(facts, _links(work), work.config.split)
     ends = np.cumsum(sizes)
     for partition, (size, end) in enumerate(zip(sizes, ends, strict=True)):

@@ -67,11 +67,7 @@ Phase = tuple[str, Callable[..., Result], Sequence[tuple[Any, ...]]]  # folder o
 def run_phase(
     executor: Executor, work: Work, phase: str, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], shown: str
 ) -> list[Result]:
-    """Run ``function(work, *arguments[i])`` for each i, those that are not done yet; results in order.
-
-    Raises:
-        UserError: the disk is full. What was finished before stays, and the same command goes on from there.
-    """
+    """Run ``function(work, *arguments[i])`` for each i, those that are not done yet; results in order."""
     return run_phases(executor, work, [(phase, function, arguments)], shown)[0]
 
 
@@ -84,22 +80,20 @@ def run_phases(executor: Executor, work: Work, phases: Sequence[Phase], shown: s
     ]
     results = {task.done: perform(task) for task in tasks if task.done.exists()}
     left = [task for task in tasks if task.done not in results]
-    try:
-        with progress(shown, len(tasks), "tasks") as bar:
-            bar.advance(len(results))
-            for task, result in zip(left, executor.map(perform, left), strict=True):
-                results[task.done] = result
-                bar.advance(1)
-    except OSError as error:
-        raise _explained(error, work) from error
+    with progress(shown, len(tasks), "tasks") as bar:
+        bar.advance(len(results))
+        for task, result in zip(left, executor.map(perform, left), strict=True):
+            results[task.done] = result
+            bar.advance(1)
     return [[results[work.part(phase, i, ".json")] for i in range(len(arguments))] for phase, _, arguments in phases]
 
 
-def _explained(error: OSError, work: Work) -> Exception:
+def explained(error: OSError, folder: Path) -> Exception:
+    """A full disk in words; other errors as they are."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return error
     return UserError(
-        f"The disk is full ({work.folder}): free some space, then the same command goes on from here; what is finished stays."
+        f"The disk is full ({folder}): free some space, then the same command goes on from here; what is finished stays."
     )
 
 

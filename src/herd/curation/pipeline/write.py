@@ -50,7 +50,6 @@ def write_partition(work: Work, partition: int) -> Result:
         for rows in _final(work, partition, ledger):
             for row in rows:
                 split = "heldout" if row["heldout"] else "train"
-                ledger.add(LedgerRow(row["id"], "split", "kept", split, row["quality"], url=row["url"]))
                 counts["documents"][f"{split}/{row['domain']}"] += 1
                 counts["characters"][f"{split}/{row['domain']}"] += len(row["text"])
                 counts["languages"][row["language"]] += 1
@@ -76,7 +75,7 @@ def _final(work: Work, partition: int, ledger: LedgerWriter) -> Iterator[list[di
         final = []
         for row in rows:
             if following is None or row["id"] != following["id"]:
-                final.append(row)
+                final.append(_kept(row, ledger))
                 continue
             share, text, lines = following["share"], following["text"], following["lines"]
             following = next(cut, None)
@@ -86,8 +85,14 @@ def _final(work: Work, partition: int, ledger: LedgerWriter) -> Iterator[list[di
                 continue
             detail = f"{lines} lines with runs of {n} words that train holds removed"
             ledger.add(LedgerRow(row["id"], "split", "edited", "overlap_cut", share, most, detail=detail, url=row["url"]))
-            final.append(row | {"text": text})
+            final.append(_kept(row | {"text": text}, ledger))
         yield final
+
+
+def _kept(row: dict[str, Any], ledger: LedgerWriter) -> dict[str, Any]:
+    """Note that a document stays; rows of the ledger are sorted by id, so this cannot wait for the end of a batch."""
+    ledger.add(LedgerRow(row["id"], "split", "kept", "heldout" if row["heldout"] else "train", row["quality"], url=row["url"]))
+    return row
 
 
 def write_problems(work: Work, shards: int) -> Result:
