@@ -18,10 +18,11 @@ USAGE = """herd {version}: the Llama 3 recipe, from raw pages to an aligned, mea
   herd <command> -m key=a,b           run a sweep; e.g. herd pretrain -m +sweeps=isoflop_laptop
 
 Commands
-  recipe          the whole graph of stages: herd recipe recipe=laptop (or ci, llama3_405b)
+  recipe             the whole graph of stages: herd recipe recipe=laptop (or ci, llama3_405b)
 {stages}
-  lineage PATH    what made a file: stages, configurations, commits, digests
-  doctor          what this machine has, and what is missing
+  lineage PATH       what made a file: stages, configurations, commits, digests
+  why ID [FOLDER]    what happened to a document (id, its beginning, or URL) in a `herd curate`, with its scores
+  doctor             what this machine has, and what is missing
 """
 
 
@@ -41,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(argv: list[str]) -> None:
     from herd.recipe.commands import COMMANDS
 
-    others: dict[str, Callable[[list[str]], None]] = {"recipe": _recipe, "lineage": _lineage, "doctor": _doctor}
+    others: dict[str, Callable[[list[str]], None]] = {"recipe": _recipe, "lineage": _lineage, "why": _why, "doctor": _doctor}
     if not argv or argv[0] in ("-h", "--help", "help"):
-        stages = "\n".join(f"  {name:<15} {command.summary}" for name, command in COMMANDS.items())
+        stages = "\n".join(f"  {name:<18} {command.summary}" for name, command in COMMANDS.items())
         print(USAGE.format(version=__version__, stages=stages))
         return
     if argv[0] in ("-V", "--version"):
@@ -122,6 +123,25 @@ def _lineage(argv: list[str]) -> None:
     if len(argv) != 1:
         raise UserError("`herd lineage` takes one path, e.g. herd lineage runs/laptop/pretrain/model.")
     for line in lineage(Path(argv[0])):
+        print(line)
+
+
+def _why(argv: list[str]) -> None:
+    from pathlib import Path
+
+    from herd.curation.why import explain
+
+    if not 1 <= len(argv) <= 2:
+        raise UserError("`herd why` takes an id or a URL, and a folder: herd why 3fa94c runs/laptop/curate.")
+    if len(argv) == 2:
+        folder = Path(argv[1])
+    else:
+        found = sorted({path.resolve() for path in Path("runs").glob("*/curate")})
+        if len(found) != 1:
+            reason = "there is none under runs/" if not found else f"there are {len(found)} under runs/"
+            raise UserError(f"`herd why` needs the folder of a `herd curate` ({reason}): herd why {argv[0]} runs/laptop/curate.")
+        folder = found[0]
+    for line in explain(argv[0], folder):
         print(line)
 
 

@@ -17,6 +17,7 @@ from herd.corpus.shards import TokenShards
 from herd.corpus.tokenize_stage import STAGE, TokenizeConfig, training_texts
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
+from herd.runs.tables import shard_path
 
 CONFIG = TokenizeConfig(TokenizerConfig(vocab_size=500, special_tokens=16, training_characters=300_000), seed=1)
 Table = dict[str, list[Any]]
@@ -35,7 +36,10 @@ def write_documents(config: Documents, inputs: Inputs, run: StageRun) -> dict[st
     (run.folder / "documents").mkdir()
     for split in ("train", "heldout"):
         columns = {k: pa.array(v, None if v else pa.string()) for k, v in getattr(config, split).items()}
-        pq.write_table(pa.table(columns), run.folder / "documents" / f"{split}.parquet", row_group_size=50)
+        rows = pa.table(columns)
+        half = len(rows) // 2
+        for i, part in enumerate((rows.slice(0, half), rows.slice(half))):
+            pq.write_table(part, shard_path(run.folder / "documents", split, i, 2), row_group_size=50)
     return {}
 
 
@@ -136,7 +140,7 @@ def test_a_sample_is_spread_over_the_file_and_long_enough(tmp_path: Path) -> Non
 
     def sample(limit: int, seed: int = 0) -> list[str]:
         config = TokenizeConfig(TokenizerConfig(500, 16, limit), seed)
-        return list(training_texts(pq.ParquetFile(tmp_path / "t.parquet"), config))
+        return list(training_texts([pq.ParquetFile(tmp_path / "t.parquet")], config))
 
     tenth = sample(10_000)
     assert len(tenth) == 100
@@ -154,7 +158,7 @@ def without(columns: Table, name: str) -> Table:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: without(t, "text"), r"train\.parquet' has no column 'text': it has id, domain"),
+        (lambda t: without(t, "text"), r"train-00000-of-00002\.parquet' has no column 'text': it has id, domain"),
         (lambda t: t | {"domain": list(range(len(t["id"])))}, "column 'domain' holds int64, not strings"),
         (lambda t: t | {"text": [None, *t["text"][1:]]}, r"Row 0 of the documents has no .* \(id 't-0000'\)"),
         (lambda t: t | {"domain": ["../../up", *t["domain"][1:]]}, "'../../up' is no name for a split or domain"),
@@ -169,12 +173,12 @@ def test_bad_documents_are_refused(documents: Documents, tokenize: Run, change: 
 
 def test_a_file_of_another_kind_is_refused(documents: Documents, tmp_path: Path) -> None:
     curated = execute(CURATE, documents, {}, tmp_path / "runs", "test")
-    path = curated / "documents/train.parquet"
+    path = curated / "documents/train-00001-of-00002.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"train\.parquet' is no parquet file"):
+    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet' is no parquet file"):
         execute(STAGE, CONFIG, {"documents": curated.path}, tmp_path / "runs", "test")
     path.unlink()
-    with pytest.raises(UserError, match=r"has no 'documents/train\.parquet'"):
+    with pytest.raises(UserError, match=r"is no whole table: shard 1 of 2 is missing"):
         execute(STAGE, CONFIG, {"documents": curated.path}, tmp_path / "runs", "test")
 
 

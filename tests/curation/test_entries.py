@@ -3,8 +3,8 @@
 import pytest
 
 from herd.curation.documents import RawEntry
-from herd.curation.entries import build_entries, parameter_names, summary_and_description
-from herd.curation.text import word_hashes, word_stream, words
+from herd.curation.entries import Documented, build_entries, documented, parameter_names, summary_and_description
+from herd.curation.text import runs_present, word_hashes, word_stream, words
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,12 @@ def test_summary_and_description(doc, summary, description):
     assert summary_and_description(doc, "numpy.mean") == (summary, description)
 
 
-def raw(name: str, doc: str, url: str) -> RawEntry:
-    return RawEntry(url, name.split(".")[0], name, f"{name.split('.')[-1]}(x)", doc)
+def raw(name: str, doc: str, url: str) -> Documented:
+    return documented(RawEntry(url, name.split(".")[0], name, f"{name.split('.')[-1]}(x)", doc))
 
 
-def test_splits_share_neither_summary_nor_name_nor_quotation(make_document):
-    train = [make_document("t", "We read that it counts the blue whales in passing.\n", url="u://train")]
-    heldout = [make_document("h", "Some text.\n", url="u://heldout")]
+def test_splits_share_neither_summary_nor_name_nor_quotation():
+    home = {"u://train": ("t", "train"), "u://heldout": ("h", "heldout")}
     items = [
         raw("a.one", "Return the first element of all.", "u://train"),
         raw("b.two", "Return the  FIRST element of all.", "u://heldout"),  # the same summary
@@ -59,10 +58,10 @@ def test_splits_share_neither_summary_nor_name_nor_quotation(make_document):
         raw("b.four", "Counts the green whales.", "u://heldout"),
         raw("b.five", "Lost with its document.", "u://gone"),
         raw("b.six", "Too short.", "u://heldout"),
-        RawEntry("u://heldout", "b", "b.seven", "", "Has no signature at all."),
+        documented(RawEntry("u://heldout", "b", "b.seven", "", "Has no signature at all.")),
     ]
-    stream = word_stream([word_hashes(words(train[0].text))])
-    entries, out = build_entries(items, train, heldout, stream)
+    stream = word_stream([word_hashes(words("We read that it counts the blue whales in passing.\n"))])
+    entries, out = build_entries(items, home, lambda n, wanted: runs_present(stream, n, wanted))
     assert [(e.name, e.split, e.document_id) for e in entries] == [("a.one", "train", "t"), ("b.four", "heldout", "h")]
     assert out == {"document_dropped": 1, "no_signature": 1, "no_summary": 1, "repeated": 2, "summary_in_train": 1}
     assert entries[0].parameters == ("x",)

@@ -1,11 +1,15 @@
 """Words, normal forms, shingles: against hand-computed examples and slow, obvious implementations."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from herd.curation import text as text_module
 from herd.curation.text import (
+    STOP_WORDS,
     jaccard,
     line_key,
     ngram_hashes,
@@ -13,6 +17,7 @@ from herd.curation.text import (
     shingles,
     tidy,
     tidy_code,
+    tokenise,
     word_hashes,
     word_stream,
     words,
@@ -23,6 +28,35 @@ def test_words_keep_combining_marks_and_split_unspaced_scripts():
     assert words("Hello, World-wide: it's 3.5!") == ["hello", "world", "wide", "it", "s", "3", "5"]
     assert words("मैं हिन्दी बोलता हूँ", "hi") == ["मैं", "हिन्दी", "बोलता", "हूँ"]
     assert words("ชื่อ", "th") == ["ชื่", "อ"]
+
+
+@pytest.mark.parametrize(("text", "language"), [("The 3 B2b words,\n\nnot # lettered: 42\n", "en"), ("ชื่อ\nผม", "th"), ("", "en")])
+def test_tokens_are_the_words_with_their_facts(text, language):
+    tokens = tokenise(text, language)
+    items = words(text, language)
+    assert np.array_equal(tokens.hashes, word_hashes(items))
+    assert np.array_equal(tokens.folded, word_hashes([re.sub(r"\d", "0", item) for item in items]))
+    assert tokens.lengths.tolist() == [len(item) for item in items]
+    assert tokens.characters == sum(map(len, items))
+    assert tokens.lettered.tolist() == [any(c.isalpha() for c in item) for item in items]
+    assert [STOP_WORDS[i - 1] for i in tokens.stops if i] == [item for item in items if item in STOP_WORDS]
+    by_line = [word for number, line in enumerate(text.split("\n")) for word in [number] * len(words(line, language))]
+    assert tokens.lines.tolist() == by_line
+
+
+def test_the_last_text_is_tokenised_once():
+    text = "some words"
+    assert tokenise(text) is tokenise(text)
+    assert tokenise(text) is not tokenise(text, "th")
+
+
+def test_the_table_of_words_begins_anew_when_it_is_large(monkeypatch):
+    before = word_hashes(["one", "two"])
+    monkeypatch.setattr(text_module._WORDS, "characters", 10**9)
+    assert np.array_equal(word_hashes(["one", "two"]), before)
+    assert len(text_module._WORDS) == 2
+    many = [f"w{i}" for i in range(10_000)]  # the tables grow
+    assert len(np.unique(word_hashes(many))) == 10_000
 
 
 def test_tidy_normalises_prose_and_leaves_code_alone():

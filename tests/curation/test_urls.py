@@ -1,13 +1,12 @@
 """URL normalisation and the newest-wins rule."""
 
-import itertools
-
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.curation.documents import Record, assign_ids
-from herd.curation.urls import deduplicate_urls, normalise_url
+from herd.curation.documents import document_id
+from herd.curation.urls import newest_of_each, normalise_url, url_hash
 
 
 @pytest.mark.parametrize(
@@ -33,44 +32,21 @@ def test_normalising_twice_changes_nothing(rest, start):
     assert normalise_url(once) == once
 
 
-def page(url: str, date: str, content: str) -> Record:
-    return Record(url, date, "en", "general", "jsonl", "", "text", content)
+def test_hash_follows_the_normal_form_and_is_0_without_address():
+    assert url_hash("https://www.a.b/x/#top") == url_hash("http://a.b/x") != url_hash("http://a.b/y")
+    assert url_hash("") == url_hash("  ") == 0
 
 
-def test_newest_version_wins_and_the_ledger_names_it():
-    records = [page("http://a.b/x/", "2020-01-01", "old"), page("https://www.a.b/x#top", "2024-01-01", "new"), page("", "", "u")]
-    ids = assign_ids(records)
-    kept, rows = deduplicate_urls(records, ids)
-    assert kept == [1, 2]
-    assert [(row.id, row.action, row.rule, row.duplicate_of) for row in rows] == [(ids[0], "dropped", "duplicate_url", ids[1])]
+@given(st.lists(st.integers(0, 3), max_size=12), st.randoms())
+def test_the_preferred_document_stands_for_each_address(urls, random):
+    rank = random.sample(range(len(urls)), len(urls))
+    stands = newest_of_each(np.array(urls, np.uint64), np.array(rank))
+    for i, url in enumerate(urls):
+        same = [j for j, other in enumerate(urls) if other == url] if url else [i]
+        assert stands[i] == min(same, key=lambda j: rank[j])
 
 
-@given(
-    st.lists(
-        st.builds(
-            page,
-            st.sampled_from(["", "http://a.b/x", "https://a.b/x/", "http://a.b/y"]),
-            st.sampled_from(["", "2020-01-01", "2021-01-01"]),
-            st.sampled_from(["one", "two", "three"]),
-        ),
-        max_size=5,
-    )
-)
-def test_result_is_one_newest_record_per_url_whatever_the_order(records):
-    kept, rows = deduplicate_urls(records, assign_ids(records))
-    assert len(kept) + len(rows) == len(records)
-    survivors = sorted((records[i].url, records[i].date, records[i].content) for i in kept)
-    with_url = [normalise_url(records[i].url) for i in kept if records[i].url]
-    assert len(with_url) == len(set(with_url)) == len({normalise_url(r.url) for r in records if r.url})
-    for i in kept:
-        same = [r.date for r in records if records[i].url and normalise_url(r.url) == normalise_url(records[i].url)]
-        assert not same or records[i].date == max(same)
-    for permuted in itertools.islice(itertools.permutations(records), 1, 7):
-        again, _ = deduplicate_urls(permuted, assign_ids(list(permuted)))
-        assert sorted((permuted[i].url, permuted[i].date, permuted[i].content) for i in again) == survivors
-
-
-def test_ids_tell_identical_records_apart():
-    ids = assign_ids([page("", "", "same"), page("", "", "same"), page("", "", "other")])
-    assert len(set(ids)) == 3
-    assert ids[1] == f"{ids[0]}.2"
+def test_ids_tell_identical_records_apart_and_sort():
+    ids = [document_id(0xABC, copy) for copy in (1, 2, 10, 100_000)]
+    assert ids[0] == "0000000000000abc"
+    assert ids == sorted(set(ids))

@@ -20,6 +20,7 @@ from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.runs.seeds import stream
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
+from herd.runs.tables import shard_path
 
 DOMAINS = ("general", "maths", "code", "multilingual")
 MIX = {"general": 0.5, "maths": 0.25, "code": 0.17, "multilingual": 0.08}
@@ -102,7 +103,7 @@ def write_corpus(config: None, inputs: Inputs, run: StageRun) -> dict[str, int]:
                 rows.append({"id": f"{split}-{domain}-{d:04d}", "domain": domain, "text": text})
         rows.sort(key=lambda row: row["id"])
         (run.folder / "documents").mkdir(exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), run.folder / f"documents/{split}.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), shard_path(run.folder / "documents", split, 0, 1))
     pq.write_table(pa.Table.from_pylist(entries), run.folder / "entries.parquet")
     return {"entries": len(entries)}
 

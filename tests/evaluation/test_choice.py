@@ -57,7 +57,7 @@ def test_lexical_overlap_by_hand() -> None:
 
 
 def test_no_answer_occurs_in_training(bench: Bench) -> None:
-    training = pq.read_table(bench.documents / "documents/train.parquet")["text"].to_pylist()
+    training = pq.read_table(bench.documents / "documents/train-00000-of-00001.parquet")["text"].to_pylist()
     task = DocumentationChoice(DocumentationChoiceConfig(items=0), bench)
     assert task.items
     everything = "\n".join(training)
@@ -143,7 +143,7 @@ def test_no_documented_functions_skip_the_task_with_a_reason(
     table = pq.read_table(bench.documents / "entries.parquet")
     (tmp_path / "documents").mkdir()
     pq.write_table(table.slice(0, 0), tmp_path / "entries.parquet")
-    pq.write_table(pa.table({"text": ["nothing"]}), tmp_path / "documents/train.parquet")
+    pq.write_table(pa.table({"text": ["nothing"]}), tmp_path / "documents/train-00000-of-00001.parquet")
     empty = replace(bench.documents, path=tmp_path)
     task = DocumentationChoice(DocumentationChoiceConfig(), replace(bench, documents=empty))
     task.language_model(make_lm())

@@ -72,7 +72,10 @@ def explain(error: BaseException, command: str) -> BaseException:
     if key:
         full = re.search(r"full_key: (\S+)", text)
         name = full.group(1) if full and "." in full.group(1) else key.group(1)
-        return UserError(f"Unknown key '{name}' for `herd {command}`.{nearest(name, known_keys(command))}")
+        keys = known_keys(command)
+        if name in keys:  # a mapping whose keys are the user's: Hydra takes it for a fixed set
+            return UserError(f"'{name}' for `herd {command}` takes names of your own: write ++{name}.NAME=VALUE.")
+        return UserError(f"Unknown key '{name}' for `herd {command}`.{nearest(name, keys)}")
     first, *rest = [line.strip() for line in text.splitlines() if line.strip()]
     if re.match(r"In '[^']+': Could not find", first) or "Could not find" in first:
         options = [line for line in rest if line and not line.startswith(("Config search path", "provider="))]

@@ -21,6 +21,7 @@ from herd.corpus.shard_writer import ShardSetWriter
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from herd.runs.progress import Progress, progress
 from herd.runs.stage import Inputs, Stage, StageRun
+from herd.runs.tables import open_table, shard_files
 
 SPLITS = ("train", "heldout")
 _ROWS = 256  # rows read from parquet at once
@@ -50,7 +51,7 @@ class _Batch:
 
 def run(config: TokenizeConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
     """Write ``tokenizer/`` and ``tokens/`` into the stage's folder; with an input ``tokenizer``, use that one."""
-    files = {split: _open(inputs["documents"] / f"documents/{split}.parquet") for split in SPLITS}
+    files = {split: _open(shard_files(inputs["documents"] / "documents", split)) for split in SPLITS}
     given = inputs.get("tokenizer")
     if given is not None:
         tokenizer = Tokenizer.load(given / "tokenizer")
@@ -58,24 +59,25 @@ def run(config: TokenizeConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]
         tokenizer = train_tokenizer(training_texts(files["train"], config), config.tokenizer)
     tokenizer.save(run.folder / "tokenizer")
     shutil.rmtree(run.folder / "tokens", ignore_errors=True)  # what an interrupted attempt left
-    documents = sum(file.metadata.num_rows for file in files.values())
+    documents = sum(file.metadata.num_rows for part in files.values() for file in part)
     with (
         ShardSetWriter(run.folder / "tokens", tokenizer.token_bytes, tokenizer.pad_id) as writer,
         progress("Encoding", total=documents, unit="documents") as bar,
     ):
-        for split, file in files.items():
-            encode(_batches(file, config.batch_characters), split, tokenizer, writer, bar)
+        for split, part in files.items():
+            encode(_batches(part, config.batch_characters), split, tokenizer, writer, bar)
         index = writer.close()
     metrics = measure(index)
     run.cost(tokens=sum(metrics["tokens_by_domain"].values()))
     return metrics
 
 
-def training_texts(file: pq.ParquetFile, config: TokenizeConfig) -> Iterator[str]:
-    """At least ``training_characters`` of text, or all there is: a random sample of documents, in the file's order."""
+def training_texts(files: list[pq.ParquetFile], config: TokenizeConfig) -> Iterator[str]:
+    """At least ``training_characters`` of text, or all there is: a random sample of documents, in the files' order."""
     lengths = np.concatenate(
         [
             pc.fill_null(pc.utf8_length(batch.column(0)), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+            for file in files
             for batch in file.iter_batches(batch_size=_ROWS, columns=["text"])
         ]
     )
@@ -85,7 +87,7 @@ def training_texts(file: pq.ParquetFile, config: TokenizeConfig) -> Iterator[str
     chosen[order[before < config.tokenizer.training_characters]] = True
     with progress("Learning the tokenizer", total=int(lengths[chosen].sum()), unit="characters") as bar:
         row = 0
-        for batch in _batches(file, config.batch_characters):
+        for batch in _batches(files, config.batch_characters):
             for text in batch.texts:
                 if chosen[row]:
                     yield text
@@ -131,28 +133,28 @@ def measure(index: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _open(path: Path) -> pq.ParquetFile:
-    """Open a file of documents; UserError unless it has rows with id, domain and text, all strings, none missing."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"'{path}' is no parquet file ({str(error).splitlines()[0]}).") from error
-    for name in ("id", "domain", "text"):
-        if name not in file.schema_arrow.names:
-            raise UserError(f"'{path}' has no column '{name}': it has {', '.join(file.schema_arrow.names)}.")
-        if not pa.types.is_string(file.schema_arrow.field(name).type) and not pa.types.is_large_string(
-            file.schema_arrow.field(name).type
-        ):
-            raise UserError(f"'{path}': column '{name}' holds {file.schema_arrow.field(name).type}, not strings.")
-    if not file.metadata.num_rows:
-        raise UserError(f"'{path}' holds no documents: give `herd curate` more text, or loosen its filters.")
-    return file
+def _open(paths: list[Path]) -> list[pq.ParquetFile]:
+    """Open the shards of one split; UserError unless they have rows with id, domain and text, all strings, none missing."""
+    files = []
+    for path in paths:
+        file = open_table(path)
+        for name in ("id", "domain", "text"):
+            if name not in file.schema_arrow.names:
+                raise UserError(f"'{path}' has no column '{name}': it has {', '.join(file.schema_arrow.names)}.")
+            kind = file.schema_arrow.field(name).type
+            if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+                raise UserError(f"'{path}': column '{name}' holds {kind}, not strings.")
+        files.append(file)
+    if not sum(file.metadata.num_rows for file in files):
+        raise UserError(f"'{paths[0].parent}' holds no documents: give `herd curate` more text, or loosen its filters.")
+    return files
 
 
-def _batches(file: pq.ParquetFile, characters: int) -> Iterator[_Batch]:
-    """Documents in the file's order, in groups that end once they hold ``characters`` of text."""
+def _batches(files: list[pq.ParquetFile], characters: int) -> Iterator[_Batch]:
+    """Documents in the files' order, in groups that end once they hold ``characters`` of text."""
     batch, size, row = _Batch([], [], []), 0, 0
-    for record in file.iter_batches(batch_size=_ROWS, columns=["id", "domain", "text"]):
+    records = (r for file in files for r in file.iter_batches(batch_size=_ROWS, columns=["id", "domain", "text"]))
+    for record in records:
         columns = (record.column(name).to_pylist() for name in ("id", "domain", "text"))
         for identity, domain, text in zip(*columns, strict=True):
             if identity is None or domain is None or text is None:

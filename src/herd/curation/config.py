@@ -3,69 +3,24 @@
 from dataclasses import dataclass, field
 
 from herd.config.errors import UserError
+from herd.curation.blocklists import BlockListsConfig
+from herd.curation.classifiers.examples import ClassifierTask
+from herd.curation.dirty_words import DirtyWordsConfig
 from herd.curation.documents import DOMAINS
-
-
-def _no_limits() -> dict[str, int]:
-    return dict.fromkeys(DOMAINS, 0)
+from herd.curation.executors import ExecutorConfig
+from herd.curation.extraction.config import ExtractionConfig
+from herd.curation.kl import KLConfig
+from herd.curation.language_id import LanguageConfig
+from herd.curation.mix import DownsamplingConfig, WeightsConfig
+from herd.curation.pii import PIIConfig
+from herd.curation.rules import RulesConfig
+from herd.curation.sources.config import SourceConfig
 
 
 def _check_domains(name: str, values: dict[str, float] | dict[str, int]) -> None:
     for domain in values:
         if domain not in DOMAINS:
             raise UserError(f"{name}: '{domain}' is no domain. Choices: {', '.join(DOMAINS)}.")
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """Where raw records come from. `kind` decides which of the other fields matter (see conf/source/)."""
-
-    kind: str = "python"  # python, jsonl, parquet, html or hub
-    limit_documents: dict[str, int] = field(default_factory=_no_limits)  # documents per domain, 0 = all
-    limit_characters: dict[str, int] = field(default_factory=_no_limits)  # raw characters per domain, 0 = all
-
-    # python: what this Python installation documents
-    general_packages: list[str] = field(default_factory=list)  # packages whose pydoc pages join those of the library
-    maths_packages: list[str] = field(default_factory=list)  # packages whose docstrings make the maths domain
-    timeout_seconds: int = 300  # a package that needs longer is given up and named in the ledger
-
-    # jsonl, parquet, html: a file or a folder (read recursively); hub: a data set's name
-    path: str = ""
-    subset: str = ""  # hub: configuration name, "" = the default one
-    split: str = "train"  # hub: which split to read
-    media: str = "text"  # jsonl, parquet, hub: what the text column holds: text, html or code
-    text_column: str = "text"
-    url_column: str = "url"  # "" or absent in the data: no URL
-    date_column: str = "date"
-    language_column: str = "language"
-    domain_column: str = ""  # "" = every document belongs to `domain`
-    group_column: str = ""  # documents of one group stay on one side of the held-out split
-    domain: str = "general"  # domain of documents without a value in domain_column
-    language: str = "en"  # language of documents without a value in language_column
-
-    def __post_init__(self) -> None:
-        _check_domains("source.limit_documents", self.limit_documents)
-        _check_domains("source.limit_characters", self.limit_characters)
-        if self.domain not in DOMAINS:
-            raise UserError(f"source.domain: '{self.domain}' is no domain. Choices: {', '.join(DOMAINS)}.")
-        if self.media not in ("text", "html", "code"):
-            raise UserError(f"source.media: '{self.media}' is not one of text, html, code.")
-
-
-@dataclass(frozen=True)
-class ExtractionConfig:
-    """Raw content -> text."""
-
-    max_bytes: int = 10_000_000  # a longer raw page is dropped unread
-    max_depth: int = 1_000  # nested elements; parsing time grows with the square of the depth
-    max_characters: int = 1_000_000  # of extracted text; longer documents are dropped ("absurdly long")
-    max_replaced: float = 0.01  # share of undecodable characters above which a document is dropped
-    drop_truncated: bool = True  # drop pages that open <html> or <body> and close neither (paper 3.1.1: whole pages only)
-    max_link_density: float = 0.7  # blocks with a larger share of link text and little else are navigation
-
-    def __post_init__(self) -> None:
-        if min(self.max_bytes, self.max_depth, self.max_characters) < 1:
-            raise UserError("extraction: max_bytes, max_depth and max_characters must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -92,46 +47,6 @@ class DedupConfig:
         if not 0 < self.threshold <= 1:
             raise UserError(f"dedup.threshold = {self.threshold}: must lie in (0, 1].")
         _check_domains("dedup.line_domains", dict.fromkeys(self.line_domains, 0))
-
-
-@dataclass(frozen=True)
-class RuleLimits:
-    """Limits of the quality rules for one domain; null = the rule does not apply. Definitions: curation/rules.py."""
-
-    min_characters: float | None = None  # characters
-    min_words: float | None = None  # Gopher: 50
-    max_words: float | None = None  # Gopher: 100,000
-    min_mean_word_length: float | None = None  # characters, Gopher: 3
-    max_mean_word_length: float | None = None  # characters, Gopher: 10
-    min_alphabetic_words: float | None = None  # share of words with a letter, Gopher: 0.8
-    max_symbols_per_word: float | None = None  # '#' and ellipses per word, Gopher: 0.1
-    max_bullet_lines: float | None = None  # share of lines, Gopher: 0.9
-    max_ellipsis_lines: float | None = None  # share of lines, Gopher: 0.3
-    min_stop_words: float | None = None  # distinct words of a list of eight (English only), Gopher: 2
-    max_short_lines: float | None = None  # share of lines of at most 30 characters, FineWeb: 0.67
-    max_placeholders: float | None = None  # occurrences of "lorem ipsum", C4: 0
-    max_duplicate_lines: float | None = None  # share of lines that are copies, Gopher: 0.3
-    max_duplicate_line_characters: float | None = None  # share of characters in copies, Gopher: 0.2
-    max_top_2gram: float | None = None  # share of characters in the most frequent n-gram, Gopher: 0.2
-    max_top_3gram: float | None = None  # Gopher: 0.18
-    max_top_4gram: float | None = None  # Gopher: 0.16
-    max_duplicate_5gram: float | None = None  # share of characters covered by repeated n-grams, Gopher: 0.15
-    max_duplicate_6gram: float | None = None  # Gopher: 0.14
-    max_duplicate_7gram: float | None = None  # Gopher: 0.13
-    max_duplicate_8gram: float | None = None  # Gopher: 0.12
-    max_duplicate_9gram: float | None = None  # Gopher: 0.11
-    max_duplicate_10gram: float | None = None  # Gopher: 0.10
-
-
-@dataclass(frozen=True)
-class RulesConfig:
-    """One table of limits per domain; lines first (C4), then documents."""
-
-    drop_lines: bool = True  # C4: lines with a word over 1,000 characters, "javascript" or policy phrases (prose only)
-    general: RuleLimits = field(default_factory=RuleLimits)
-    maths: RuleLimits = field(default_factory=RuleLimits)
-    code: RuleLimits = field(default_factory=RuleLimits)
-    multilingual: RuleLimits = field(default_factory=RuleLimits)
 
 
 @dataclass(frozen=True)
@@ -181,14 +96,46 @@ class CurateConfig:
     """`herd curate`: raw pages -> documents of four domains, split, with a reason for every decision."""
 
     seed: int = 0  # of the split and of the classifier's sample
-    workers: int = 2  # processes; the result does not depend on it
+    workers: int = 2  # processes, or tasks at a time; the result does not depend on it
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)  # where tasks run; the result does not depend on it
+    partitions: int = 8  # ranges of ids that the work is divided into, and files of each table; a task holds one, in pieces
+    rethreshold: bool = False  # decide again from the scores of inputs.documents, a finished `herd curate`; no text is measured
     source: SourceConfig = field(default_factory=SourceConfig)
+    blocklists: BlockListsConfig = field(default_factory=BlockListsConfig)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    pii: PIIConfig = field(default_factory=PIIConfig)
     dedup: DedupConfig = field(default_factory=DedupConfig)
     rules: RulesConfig = field(default_factory=RulesConfig)
+    kl: KLConfig = field(default_factory=KLConfig)
+    dirty_words: DirtyWordsConfig = field(default_factory=DirtyWordsConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    classifiers: dict[str, ClassifierTask] = field(default_factory=dict)  # further ones by name; those without examples are off
+    # Name of one of them, which is also a domain -> probability from which a general page belongs to that domain.
+    route: dict[str, float] = field(default_factory=dict)
+    downsampling: DownsamplingConfig = field(default_factory=DownsamplingConfig)  # of the classes of `classifiers.knowledge`
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UserError(f"workers = {self.workers}: must be at least 1.")
+        if not 1 <= self.partitions <= 99_999:
+            raise UserError(f"partitions = {self.partitions}: must be 1 to 99,999.")
+        _check_domains("route", self.route)
+        for name in self.route:
+            if name not in self.active_classifiers:
+                raise UserError(f"route.{name}: there is no such classifier; give classifiers.{name}.examples.")
+        if (self.downsampling.targets or self.downsampling.caps or self.downsampling.reference) and not self.downsampled:
+            raise UserError("downsampling needs knowledge classes: give classifiers.knowledge.examples, e.g. python:knowledge.")
+
+    @property
+    def active_classifiers(self) -> dict[str, ClassifierTask]:
+        """Classifiers that have examples, by name in order."""
+        return {name: task for name, task in sorted(self.classifiers.items()) if task.examples}
+
+    @property
+    def downsampled(self) -> bool:
+        """Whether knowledge classes are sampled down."""
+        wanted = self.downsampling.targets or self.downsampling.caps or self.downsampling.reference
+        return bool(wanted) and "knowledge" in self.active_classifiers

@@ -1,9 +1,7 @@
-"""What flows through curation: a raw record from a source, then a document; an entry is one documented function."""
+"""What sources deliver: raw records, and documented functions."""
 
 import hashlib
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 DOMAINS = ("general", "maths", "code", "multilingual")
 
@@ -20,30 +18,18 @@ class Record:
     group: str  # records of one group never straddle train and held-out; "" = the record stands alone
     media: str  # "html", "text" (prose, whitespace may be normalised) or "code" (kept as it is)
     content: bytes | str  # bytes when the encoding is still to be found out
+    file: str = ""  # provenance: the file it was read from, relative to the source's folder
+    position: int = 0  # which line, row, record or page of that file, from 1; 0 = the file as a whole
 
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over address, date and content: the same record has the same id in every run."""
+        """16 hex digits of SHA-256 over address, date and content: the same record has the same id in every run.
+
+        Where it was read from is left out: files that are cut otherwise or renamed hold the same documents. Equal records share
+        a digest; ``(file, position)`` is a total order among them.
+        """
         content = self.content if isinstance(self.content, bytes) else self.content.encode("utf-8", "surrogatepass")
         head = "\x1f".join((self.source, self.url, self.date, self.language, self.domain)).encode("utf-8", "replace")
         return hashlib.sha256(head + b"\x1f" + content).hexdigest()[:16]
-
-
-@dataclass(slots=True)
-class Document:
-    """One document on its way through the filters."""
-
-    id: str
-    url: str
-    date: str
-    language: str
-    domain: str
-    source: str
-    group: str
-    media: str
-    text: str
-    quality: float | None = None  # probability of looking like reference prose; None where the classifier does not apply
-    shingles: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32), repr=False)  # sorted unique hashes
-    signature: np.ndarray | None = field(default=None, repr=False)  # MinHash values, (permutations,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +43,6 @@ class RawEntry:
     doc: str  # its docstring, dedented
 
 
-def assign_ids(records: list[Record]) -> list[str]:
-    """An id for each record; identical records are told apart by a counter in input order."""
-    seen: dict[str, int] = {}
-    ids = []
-    for record in records:
-        digest = record.digest()
-        count = seen[digest] = seen.get(digest, 0) + 1
-        ids.append(digest if count == 1 else f"{digest}.{count}")
-    return ids
+def document_id(digest: int, copy: int) -> str:
+    """Id of the ``copy``-th record with this digest: 16 hex digits, and ``.000002`` and so on where equal records came in."""
+    return f"{digest:016x}" if copy == 1 else f"{digest:016x}.{copy:06d}"

@@ -5,17 +5,18 @@ Dialogs and the multiple-choice task are made of these, so the two splits must n
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from herd.curation.documents import Document, RawEntry
-from herd.curation.text import ngram_hashes, paragraph_key, paragraphs, runs_present, word_hashes, words
+from herd.curation.documents import RawEntry
+from herd.curation.text import ngram_hashes, paragraph_key, paragraphs, word_hashes, words
 
 _SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bcf)(?<!\bvs)(?<!\bal)[.!?](?=\s|$)")
 _UNDERLINE = re.compile(r"^[=\-~^\"'`*#+]{3,}$")
 _MARKUP_LINE = re.compile(r"^(\.\. |:\w+|>>>|@\w|\* |- |[=\-~]{3,})")
+_CALL = re.compile(r"([\w.]+)\s*\(")
 _MIN_SUMMARY, _MAX_SUMMARY = 3, 60  # words
 _QUOTED_WORDS = 12
 _HEAD = 4_000  # characters of a docstring in which its summary must stand
@@ -69,14 +70,14 @@ def summary_and_description(doc: str, name: str) -> tuple[str, str]:
     """
     last = name.rpartition(".")[2]
     blocks = paragraphs(doc[:_HEAD])
-    if blocks and re.match(rf"(?:[\w.]+\.)?{re.escape(last)}\s*\(", blocks[0]):
+    if blocks and _calls(blocks[0], last):
         # The signature may be a block of its own, or stand on the lines above the prose.
         lines = blocks[0].split("\n")
         depth, index = 0, 0
         for index, line in enumerate(lines):
             depth += sum(line.count(c) for c in "([{") - sum(line.count(c) for c in ")]}")
             following = lines[index + 1].strip() if index + 1 < len(lines) else ""
-            if depth <= 0 and not re.match(rf"(?:[\w.]+\.)?{re.escape(last)}\s*\(", following):
+            if depth <= 0 and not _calls(following, last):
                 break
         rest = "\n".join(lines[index + 1 :])
         blocks = [rest, *blocks[1:]] if rest.strip() else blocks[1:]
@@ -93,14 +94,41 @@ def summary_and_description(doc: str, name: str) -> tuple[str, str]:
     return summary.strip(), description
 
 
+def _calls(text: str, name: str) -> bool:
+    """Whether a text begins with `name(` or `module.name(`."""
+    found = _CALL.match(text)
+    return found is not None and found.group(1).rpartition(".")[2] == name
+
+
 def _heading(block: str) -> bool:
     """`Parameters` over a row of dashes."""
     lines = block.strip().split("\n")
     return len(lines) > 1 and bool(_UNDERLINE.match(lines[1].strip()))
 
 
+@dataclass(frozen=True, slots=True)
+class Documented:
+    """What a source's documented function says, before it is known where its document went."""
+
+    url: str
+    package: str
+    name: str
+    signature: str
+    summary: str
+    description: str
+    parameters: tuple[str, ...]
+
+
+def documented(raw: RawEntry) -> Documented:
+    """Summary, description and parameters of a documented function."""
+    summary, description = summary_and_description(raw.doc, raw.name)
+    return Documented(raw.url, raw.package, raw.name, raw.signature, summary, description, parameter_names(raw.signature))
+
+
 def build_entries(
-    raw: Iterable[RawEntry], train: Sequence[Document], heldout: Sequence[Document], train_words: np.ndarray
+    raw: Iterable[Documented],
+    home: Mapping[str, tuple[str, str]],
+    present: Callable[[int, np.ndarray], np.ndarray],
 ) -> tuple[list[Entry], dict[str, int]]:
     """Entries whose document survived, each summary once, nothing shared between the splits.
 
@@ -109,14 +137,12 @@ def build_entries(
 
     Args:
         raw: what the source found.
-        train: train documents.
-        heldout: held-out documents.
-        train_words: word hashes of the train documents, by :func:`herd.curation.text.word_stream`.
+        home: URL -> (id, split) of the documents that survived.
+        present: (n, runs of n words as hashes, sorted) -> which of them stand in a train document, bool.
 
     Returns:
         Entries sorted by id, and how many were left out for each reason.
     """
-    home = {d.url: (d.id, "train") for d in train} | {d.url: (d.id, "heldout") for d in heldout}
     out: Counter[str] = Counter()
     found: list[Entry] = []
     for item in raw:
@@ -124,19 +150,15 @@ def build_entries(
             out["document_dropped"] += 1
             continue
         document_id, split = home[item.url]
-        summary, description = summary_and_description(item.doc, item.name)
         if not item.signature:
             out["no_signature"] += 1
-        elif not _MIN_SUMMARY <= len(summary.split()) <= _MAX_SUMMARY:
+        elif not _MIN_SUMMARY <= len(item.summary.split()) <= _MAX_SUMMARY:
             out["no_summary"] += 1
         else:
-            names = parameter_names(item.signature)
-            entry_id = f"{item.package}:{item.name}"
-            found.append(
-                Entry(entry_id, document_id, split, item.package, item.name, item.signature, summary, description, names)
-            )
+            facts = (item.package, item.name, item.signature, item.summary, item.description, item.parameters)
+            found.append(Entry(f"{item.package}:{item.name}", document_id, split, *facts))
     # Train first: what both splits have stays in train. Then by name, so that the choice among equals is fixed.
-    found.sort(key=lambda e: (e.split != "train", e.name))
+    found.sort(key=lambda e: (e.split != "train", e.name, e.document_id, e.signature, e.summary))
     names_seen: set[str] = set()
     summaries_seen: set[str] = set()
     unique: list[Entry] = []
@@ -148,12 +170,12 @@ def build_entries(
         names_seen.add(entry.name)
         summaries_seen.add(key)
         unique.append(entry)
-    leaked = _quoted([e for e in unique if e.split == "heldout"], train_words)
+    leaked = _quoted([e for e in unique if e.split == "heldout"], present)
     out["summary_in_train"] += len(leaked)
     return sorted((e for e in unique if e.id not in leaked), key=lambda e: e.id), dict(sorted(out.items()))
 
 
-def _quoted(entries: Sequence[Entry], train: np.ndarray) -> set[str]:
+def _quoted(entries: Sequence[Entry], present: Callable[[int, np.ndarray], np.ndarray]) -> set[str]:
     """Ids of entries whose summary stands word for word in train (of a long one its first twelve words)."""
     by_length: dict[int, dict[int, list[str]]] = {}
     for entry in entries:
@@ -163,6 +185,6 @@ def _quoted(entries: Sequence[Entry], train: np.ndarray) -> set[str]:
     leaked: set[str] = set()
     for n, entries_of in sorted(by_length.items()):
         wanted = np.array(sorted(entries_of), np.uint64)
-        for value in wanted[runs_present(train, n, wanted)]:
+        for value in wanted[present(n, wanted)]:
             leaked.update(entries_of[int(value)])
     return leaked

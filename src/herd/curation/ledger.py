@@ -1,74 +1,104 @@
-"""The decision ledger: why each document or line is where it is, and the funnel drawn from it."""
+"""The decision ledger: why each document is where it is.
 
+``ledger/ledger-00000-of-000NN.parquet`` holds the rows of documents, sorted by id and, for one document, in the order of the
+stages; a document's shard is told by the leading bits of its id. ``ledger/problems.parquet`` names what never became a
+document: unreadable files, lines that are not JSON, modules that fail to import.
+"""
+
+import heapq
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from herd.curation.documents import Document
+from herd.runs.tables import TableWriter, iterate_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+STAGES = ("collect", "extract", "url", "document", "line", "quality", "classifier", "mix", "split")
+_ROWS = 4_096  # rows a group
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """One decision. ``id`` is a document's id, ``line:<hash>`` for a line removed everywhere, or a file's name."""
+    """One decision about a document, or about a part of the input that became none.
 
-    id: str
-    stage: str  # collect, url, extract, document, line, quality, classifier, split
+    Each document that came in ends in exactly one row with action ``kept`` or ``dropped``; ``edited`` rows come on top.
+    """
+
+    id: str  # a document's id, or the place of what never became one, e.g. a file's name
+    stage: str  # one of STAGES
     action: str  # kept, edited, dropped
     rule: str  # which rule decided
     score: float | None = None  # the measured value
     threshold: float | None = None  # the limit that it was held against
     duplicate_of: str = ""  # id of the document that stays in its place
     detail: str = ""  # a sentence for the reader
+    lines: tuple[int, ...] = ()  # hashes of the lines that were removed, as in removed_lines.parquet
+    url: str = ""  # of the document
 
 
-class Ledger:
-    """Collects rows and, step by step, the funnel.
+def ledger_schema() -> "pa.Schema":
+    """Columns of the ledger's files."""
+    import pyarrow as pa
 
-    Each document that came in ends in exactly one row with action ``kept`` or ``dropped``; ``edited`` rows come on top.
+    text, number = pa.string(), pa.float64()
+    return pa.schema(
+        [
+            ("id", text),
+            ("url", text),
+            ("stage", text),
+            ("action", text),
+            ("rule", text),
+            ("score", number),
+            ("threshold", number),
+            ("duplicate_of", text),
+            ("lines", pa.list_(pa.uint64())),
+            ("detail", text),
+        ]
+    )
+
+
+class LedgerWriter:
+    """Context manager: rows into one file, a few thousand at a time.
+
+    ``dropped`` counts what went, by rule; ``first`` is the first row's (id, detail).
     """
 
-    def __init__(self) -> None:
-        self.rows: list[LedgerRow] = []
-        self.funnel: list[dict[str, Any]] = []
-        self._mark = 0
+    def __init__(self, path: Path) -> None:
+        self._table = TableWriter(path, ledger_schema())
+        self._rows: list[dict[str, Any]] = []
+        self.dropped: Counter[str] = Counter()
+        self.first: tuple[str, str] | None = None
 
-    def add(self, row: LedgerRow) -> None:
+    def __enter__(self) -> "LedgerWriter":
+        self._table.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._table.write_rows(self._rows)
+        self._table.__exit__(kind, error, trace)
+
+    def add(self, row: LedgerRow | dict[str, Any]) -> None:
         """Append one decision."""
-        self.rows.append(row)
+        plain = asdict(row) if isinstance(row, LedgerRow) else row
+        self.first = self.first or (plain["id"], plain["detail"])
+        self.dropped[plain["rule"]] += plain["action"] == "dropped"
+        self._rows.append(plain)
+        if len(self._rows) >= _ROWS:
+            self._table.write_rows(self._rows)
+            self._rows = []
 
-    def extend(self, rows: Sequence[LedgerRow]) -> None:
-        """Append several."""
-        self.rows.extend(rows)
-
-    def step(self, name: str, documents: int, characters: int) -> None:
-        """Close a step of the funnel: what is left after it, and what the rows added since then dropped, by rule."""
-        new = self.rows[self._mark :]
-        self._mark = len(self.rows)
-        dropped = Counter(row.rule for row in new if row.action == "dropped" and not row.id.startswith("line:"))
-        self.funnel.append(
-            {"step": name, "documents": documents, "characters": characters, "dropped": dict(sorted(dropped.items()))}
-        )
-
-    def table(self) -> "pa.Table":
-        """All rows in the order of the decisions."""
-        import pyarrow as pa
-
-        names = [f.name for f in fields(LedgerRow)]
-        types = {"score": pa.float64(), "threshold": pa.float64()}
-        columns = list(zip(*map(astuple, self.rows), strict=True)) if self.rows else [()] * len(names)
-        arrays = [pa.array(c, types.get(n, pa.string())) for n, c in zip(names, columns, strict=True)]
-        return pa.table(dict(zip(names, arrays, strict=True)))
+    def counts(self) -> dict[str, int]:
+        """Rule -> documents that it dropped."""
+        return {rule: count for rule, count in sorted(self.dropped.items()) if count}
 
 
-def dropped(document: Document, stage: str, rule: str, **facts: Any) -> LedgerRow:
-    """Row for a document that goes."""
-    return LedgerRow(document.id, stage, "dropped", rule, **facts)
-
-
-def edited(document: Document, stage: str, rule: str, **facts: Any) -> LedgerRow:
-    """Row for a document that stays with fewer lines."""
-    return LedgerRow(document.id, stage, "edited", rule, **facts)
+def merge(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Rows of several files, each sorted by id, in the order of the ledger; a few rows of each in memory."""
+    order = {stage: i for i, stage in enumerate(STAGES)}
+    return heapq.merge(*(iterate_rows(path) for path in paths), key=lambda row: (row["id"], order[row["stage"]]))

@@ -1,71 +1,50 @@
-"""Line de-duplication: a line that occurs more than k times in a bucket of N documents is removed (paper, section 3.1.1).
+"""Line de-duplication, the parts without files: what makes two lines equal, and how removed ones are named.
 
-Every copy goes, the first included: what is repeated that often is navigation, a notice or an inherited method. A bucket
-holds documents of one language. Lines are compared in CCNet's normal form; lines without a letter or digit are never counted.
+A line that occurs more than k times in a bucket of N documents is removed (paper, section 3.1.1), every copy of it, the first
+included: what is repeated that often is navigation, a notice or an inherited method. A bucket holds documents of one language.
+Lines are compared in CCNet's normal form; lines without a letter or digit are never counted.
 """
 
-from collections import Counter
+import hashlib
 from collections.abc import Sequence
 
-from herd.curation.config import DedupConfig
-from herd.curation.documents import Document
-from herd.curation.ledger import LedgerRow, dropped, edited
-from herd.curation.text import key_hash, line_key, tidy
+from herd.curation.text import line_key
+
+_SPELLINGS = 200_000  # lines whose hash is remembered
 
 
-def deduplicate_lines(documents: Sequence[Document], config: DedupConfig) -> tuple[list[Document], list[LedgerRow]]:
-    """Apply the rule to the domains of ``config.line_domains``; texts are edited in place.
+class LineHashes:
+    """Hash of each line of a document within its language and bucket; 0 = the line is never compared."""
 
-    Returns:
-        The documents that still have text, in input order; a row per removed line (id ``line:<hash>``, score = copies in its
-        bucket), per edited and per emptied document.
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], dict[str, int]] = {}
+        self._size = 0
+
+    def of(self, lines: Sequence[str], language: str, bucket: int) -> list[int]:
+        """One number a line."""
+        known = self._known.setdefault((language, bucket), {})
+        out = []
+        for line in lines:
+            value = known.get(line)
+            if value is None:
+                value = known[line] = line_hash(line, language, bucket)
+                self._size += 1
+            out.append(value)
+        if self._size > _SPELLINGS:
+            self._known, self._size = {}, 0
+        return out
+
+
+def line_hash(line: str, language: str, bucket: int) -> int:
+    """64 bits of a line's normal form within its language and bucket; 0 where that is empty.
+
+    Two of a billion different lines of a bucket share a hash by chance with probability 2.7%.
     """
-    buckets: dict[tuple[str, int], list[Document]] = {}
-    ranks: Counter[str] = Counter()
-    for document in sorted(documents, key=lambda d: d.id):  # ids are hashes: buckets are random samples, whatever the input order
-        if document.domain in config.line_domains:
-            buckets.setdefault((document.language, ranks[document.language] // config.line_bucket), []).append(document)
-            ranks[document.language] += 1
-    rows: list[LedgerRow] = []
-    emptied: set[str] = set()
-    for (language, number), members in sorted(buckets.items()):
-        counts: Counter[str] = Counter()
-        keys: dict[str, str] = {}  # lines repeat: normalise each spelling once
-        for document in members:
-            for line in document.text.split("\n"):
-                if line not in keys:
-                    keys[line] = line_key(line)
-                counts[keys[line]] += 1
-        frequent = {key for key, count in counts.items() if key and count > config.line_copies}
-        where = f"{language}, bucket {number}"
-        for key in sorted(frequent, key=lambda k: (-counts[k], k)):
-            detail = f"{where}: {key[:200]}"
-            rows.append(_line_row(key, counts[key], config, detail))
-        for document in members:
-            row = _remove(document, frequent, keys, config)
-            if row is not None:
-                rows.append(row)
-                if row.action == "dropped":
-                    emptied.add(document.id)
-    return [d for d in documents if d.id not in emptied], rows
-
-
-def _line_row(key: str, count: int, config: DedupConfig, detail: str) -> LedgerRow:
-    name = f"line:{key_hash(key):016x}"
-    return LedgerRow(name, "line", "dropped", "repeated_line", float(count), float(config.line_copies), "", detail)
-
-
-def _remove(document: Document, frequent: set[str], keys: dict[str, str], config: DedupConfig) -> LedgerRow | None:
-    lines = document.text.split("\n")
-    out = [i for i, line in enumerate(lines) if keys[line] in frequent]
-    if not out:
-        return None
-    removed = set(out)
-    document.text = tidy("\n".join(line for i, line in enumerate(lines) if i not in removed))
-    facts = {"score": float(len(out)), "threshold": float(config.line_copies)}
-    if not document.text:
-        return dropped(document, "line", "only_repeated_lines", detail="every line is repeated elsewhere", **facts)
-    return edited(document, "line", "repeated_line", detail=f"lines {ranges(out)} removed", **facts)
+    key = line_key(line)
+    if not key:
+        return 0
+    raw = f"{language}\x1f{bucket}\x1f{key}".encode("utf-8", "surrogatepass")
+    return max(int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little"), 1)
 
 
 def ranges(numbers: Sequence[int]) -> str:

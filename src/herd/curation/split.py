@@ -10,146 +10,134 @@ Groups are taken in the order of a seeded hash, so the choice follows no alphabe
 """
 
 import hashlib
-from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from herd.curation.config import SplitConfig
-from herd.curation.documents import Document
-from herd.curation.ledger import LedgerRow, dropped, edited
-from herd.curation.text import ngram_hashes, runs_present, tidy, word_hashes, words
+from herd.curation.text import tidy, words
 
 
-def choose_heldout(documents: Sequence[Document], links: Sequence[tuple[str, str]], config: SplitConfig, seed: int) -> set[str]:
-    """Ids of the held-out documents.
+@dataclass(frozen=True)
+class Facts:
+    """What the choice needs to know of each document: 28 bytes of columns."""
+
+    stratum: np.ndarray  # int32, index in ``strata``
+    characters: np.ndarray  # int64
+    group: np.ndarray  # uint64 by :func:`group_hash`, 0 = the document stands alone
+    order: np.ndarray  # uint64 by :func:`order_hash`
+    strata: Sequence[tuple[str, str]]  # (domain, language) in order
+
+
+def group_hash(group: str) -> int:
+    """64 bits of a group's key; 0 for none."""
+    return max(_hash(group), 1) if group else 0
+
+
+def order_hash(seed: int, name: str) -> int:
+    """Where a document stands in the seeded order; of a group the first counts.
+
+    Args:
+        seed: of the split.
+        name: its group's key, else its URL, else its id: what does not change when its text does.
+    """
+    return _hash(f"{seed}\x1f{name}")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def choose_heldout(facts: Facts, links: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """Which documents are held out: (documents,) bool.
 
     A group is taken while one of its strata (domain, language) is below its share of characters and none would exceed it
     by more than a tenth; groups too large for that stay in train. Then each stratum is brought up to ``min_documents``
     where it has four times as many.
-    """
-    groups = _components(documents, links)
-    total: Counter[tuple[str, str]] = Counter()
-    count: Counter[tuple[str, str]] = Counter()
-    for document in documents:
-        total[document.domain, document.language] += len(document.text)
-        count[document.domain, document.language] += 1
-
-    def order(members: list[Document]) -> bytes:
-        name = min(d.group or d.url or d.id for d in members)
-        return hashlib.sha256(f"{seed}\x1f{name}".encode("utf-8", "surrogatepass")).digest()
-
-    ranked = sorted(groups, key=order)
-    held: Counter[tuple[str, str]] = Counter()
-    held_count: Counter[tuple[str, str]] = Counter()
-    chosen: set[str] = set()
-
-    def target(stratum: tuple[str, str]) -> float:
-        return config.share.get(stratum[0], 0.0) * total[stratum]
-
-    def take(members: list[Document]) -> None:
-        for document in members:
-            chosen.add(document.id)
-            held[document.domain, document.language] += len(document.text)
-            held_count[document.domain, document.language] += 1
-
-    for members in ranked:
-        size: Counter[tuple[str, str]] = Counter()
-        for document in members:
-            size[document.domain, document.language] += len(document.text)
-        wanted = any(held[s] < target(s) for s in size)
-        if wanted and all(held[s] + size[s] <= 1.1 * target(s) for s in size):
-            take(members)
-    for stratum in sorted(total):
-        for members in ranked:
-            if held_count[stratum] >= config.min_documents or count[stratum] < 4 * config.min_documents:
-                break
-            size = Counter((d.domain, d.language) for d in members)
-            fits = all(config.share.get(s[0], 0.0) > 0 and held_count[s] + n <= count[s] / 2 for s, n in size.items())
-            if stratum in size and fits and members[0].id not in chosen:
-                take(members)
-    return chosen
-
-
-def _components(documents: Sequence[Document], links: Sequence[tuple[str, str]]) -> list[list[Document]]:
-    """Documents joined by a common group key or a link, by union-find."""
-    parent = {document.id: document.id for document in documents}
-
-    def find(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    first: dict[str, str] = {}
-    pairs = [(d.id, first.setdefault(d.group, d.id)) for d in documents if d.group]
-    for a, b in [*pairs, *(link for link in links if link[0] in parent and link[1] in parent)]:
-        low, high = sorted((find(a), find(b)))
-        parent[high] = low
-    members: dict[str, list[Document]] = defaultdict(list)
-    for document in documents:
-        members[find(document.id)].append(document)
-    return list(members.values())
-
-
-def cut_overlap(train: np.ndarray, heldout: Sequence[Document], config: SplitConfig) -> tuple[list[Document], list[LedgerRow]]:
-    """Remove from the held-out documents every line that lies in a run of words which train holds too; edits in place.
-
-    Repeats until nothing is shared, since removing a line joins its neighbours.
 
     Args:
-        train: word hashes of all train documents, by :func:`herd.curation.text.word_stream`.
-        heldout: documents, edited in place.
-        config: length of a run and the share that a document may lose.
+        facts: of all documents.
+        links: (pairs, 2) numbers of documents that must stay on one side.
+        config: shares and the least number of documents.
+    """
+    n, strata = len(facts.stratum), len(facts.strata)
+    chosen = np.zeros(n, bool)
+    if not n:
+        return chosen
+    component = _components(facts.group, links)
+    share = [config.share.get(domain, 0.0) for domain, _ in facts.strata]
+    target = share * np.bincount(facts.stratum, facts.characters, strata)
+    count = np.bincount(facts.stratum, minlength=strata)
+
+    # Sizes of each (component, stratum) that occurs, components in the order of their smallest hash.
+    first = np.full(component.max() + 1, 2**64 - 1, np.uint64)
+    np.minimum.at(first, component, facts.order)
+    place = np.empty(len(first), np.int64)
+    place[np.argsort(first, kind="stable")] = np.arange(len(first))
+    key = place[component] * strata + facts.stratum
+    pairs, inverse = np.unique(key, return_inverse=True)
+    characters = np.bincount(inverse, facts.characters)
+    members = np.bincount(inverse)
+    ranked, stratum_of = np.divmod(pairs, strata)
+    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]])).tolist()
+    groups = [slice(a, b) for a, b in zip(starts, [*starts[1:], len(pairs)], strict=True)]
+
+    held, held_count = np.zeros(strata), np.zeros(strata, np.int64)
+    taken = np.zeros(len(groups), bool)
+
+    def take(i: int) -> None:
+        taken[i] = True
+        held[stratum_of[groups[i]]] += characters[groups[i]]
+        held_count[stratum_of[groups[i]]] += members[groups[i]]
+
+    for i, part in enumerate(groups):
+        own = stratum_of[part]
+        if (held[own] < target[own]).any() and (held[own] + characters[part] <= 1.1 * target[own]).all():
+            take(i)
+            if not (held < target).any():
+                break
+    for stratum in range(strata):
+        if held_count[stratum] >= config.min_documents or count[stratum] < 4 * config.min_documents:
+            continue
+        for i in ranked[stratum_of == stratum].tolist():
+            if held_count[stratum] >= config.min_documents:
+                break
+            own = stratum_of[groups[i]]
+            fits = all(share[s] > 0 for s in own) and (held_count[own] + members[groups[i]] <= count[own] / 2).all()
+            if fits and not taken[i]:
+                take(i)
+    return np.asarray(taken[place[component]])
+
+
+def _components(group: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """(documents,) number of the component of each: documents joined by a common group key or by a link."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(group)
+    grouped = np.flatnonzero(group)
+    by = grouped[np.argsort(group[grouped], kind="stable")]
+    same = group[by[1:]] == group[by[:-1]]
+    a = np.concatenate([by[:-1][same], links[:, 0]])
+    b = np.concatenate([by[1:][same], links[:, 1]])
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(n, n))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def cut_lines(text: str, language: str, media: str, starts: np.ndarray, n: int) -> tuple[str, int, float]:
+    """Remove the lines touched by runs of ``n`` words that begin at the words ``starts``.
 
     Returns:
-        The held-out documents that stay, and a row per edited or dropped one.
+        The text that is left, the number of lines removed, the share of words that lay in the runs.
     """
-    n = config.overlap_words
-    before = {document.id: document.text for document in heldout}
-    share: dict[str, float] = {}
-    lost: Counter[str] = Counter()
-    open_ = list(heldout)
-    while open_:
-        own = {d.id: ngram_hashes(word_hashes(words(d.text, d.language)), n) for d in open_}
-        wanted = np.unique(np.concatenate(list(own.values())))
-        shared = wanted[runs_present(train, n, wanted)]
-        changed = []
-        for document in open_:
-            starts = np.flatnonzero(np.isin(own[document.id], shared))
-            if not len(starts):
-                continue
-            removed, covered = _cut(document, starts, n)
-            share.setdefault(document.id, covered)
-            lost[document.id] += removed
-            if document.text:
-                changed.append(document)
-        open_ = changed
-    kept, rows = [], []
-    for document in heldout:
-        if document.id not in share:
-            kept.append(document)
-            continue
-        facts = {"score": share[document.id], "threshold": config.max_overlap}
-        if share[document.id] > config.max_overlap or not document.text:
-            document.text = before[document.id]
-            rows.append(dropped(document, "split", "overlaps_train", detail=f"runs of {n} words that train holds", **facts))
-        else:
-            detail = f"{lost[document.id]} lines with runs of {n} words that train holds removed"
-            rows.append(edited(document, "split", "overlap_cut", detail=detail, **facts))
-            kept.append(document)
-    return kept, rows
-
-
-def _cut(document: Document, starts: np.ndarray, n: int) -> tuple[int, float]:
-    """Remove the lines touched by runs of ``n`` words at ``starts``; return (lines removed, share of words in runs)."""
-    lines = document.text.split("\n")
-    line_of = np.repeat(np.arange(len(lines)), [len(words(line, document.language)) for line in lines])
+    lines = text.split("\n")
+    line_of = np.repeat(np.arange(len(lines)), [len(words(line, language)) for line in lines])
     covered = np.zeros(len(line_of) + 1, np.int64)
     np.add.at(covered, starts, 1)
     np.add.at(covered, starts + n, -1)
     inside = np.cumsum(covered[:-1]) > 0
     touched = {int(i) for i in np.unique(line_of[inside])}
     rest = "\n".join(line for i, line in enumerate(lines) if i not in touched)
-    document.text = rest.strip("\n") + "\n" if document.media == "code" and rest.strip() else tidy(rest)
-    return len(touched), float(inside.mean())
+    kept = rest.strip("\n") + "\n" if media == "code" and rest.strip() else tidy(rest)
+    return kept, len(touched), float(inside.mean())

@@ -5,6 +5,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +27,11 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     return re.compile(rf"[\w{marks}]+"), re.compile(rf"\w[{marks}]*")
 
 
+@functools.cache
+def _with_line_ends(pattern: re.Pattern[str]) -> re.Pattern[str]:
+    return re.compile(pattern.pattern + r"|\n")
+
+
 def word_set(listed: str) -> frozenset[str]:
     """A set of words given as one string, which stays readable where a list of literals would fill the page."""
     return frozenset(listed.split())
@@ -36,10 +42,11 @@ def words(text: str, language: str = "en") -> list[str]:
     return _word_pattern(text, language).findall(text.lower())
 
 
-def _word_pattern(text: str, language: str = "en") -> re.Pattern[str]:
-    if language not in UNSPACED and not _MARKED_SCRIPTS.search(text):
-        return _PLAIN_WORD  # thirty times faster than the class with all marks
-    return _patterns()[language in UNSPACED]
+def _word_pattern(text: str, language: str = "en", *, lines: bool = False) -> re.Pattern[str]:
+    """What a word is in this text; with ``lines`` a line end is a match too."""
+    plain = language not in UNSPACED and not _MARKED_SCRIPTS.search(text)
+    pattern = _PLAIN_WORD if plain else _patterns()[language in UNSPACED]  # plain: thirty times faster
+    return _with_line_ends(pattern) if lines else pattern
 
 
 def tidy(text: str) -> str:
@@ -110,23 +117,113 @@ def ngram_hashes(ids: np.ndarray, n: int) -> np.ndarray:
     return mixed * np.uint64(0xBF58476D1CE4E5B9)
 
 
-class _Hashes(dict[str, int]):
-    """Word -> 64-bit hash, remembered: most words of a text have been seen before."""
+# The stop words of Gopher's rule (Rae et al. 2021, section A.1.1); `Tokens.stops` numbers them in this order.
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+
+
+class _Vocabulary(dict[str, int]):
+    """Word -> row of five tables: most words of a text have been seen before, so their facts are looked up, not computed.
+
+    A cache and nothing else: results do not depend on what it holds.
+    """
+
+    def __init__(self) -> None:
+        self.characters = 0  # of all words held
+        self.hashes = np.empty(4096, np.uint64)  # 64 bits of BLAKE2b of the word
+        self.folded = np.empty(4096, np.uint64)  # the same with each digit as 0
+        self.lengths = np.empty(4096, np.int64)  # characters
+        self.lettered = np.empty(4096, bool)  # holds a letter
+        self.stops = np.empty(4096, np.uint8)  # 1 + index in STOP_WORDS, 0 = none of them
 
     def __missing__(self, word: str) -> int:
-        raw = word.encode("utf-8", "surrogatepass")
-        value = self[word] = int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
-        return value
+        row = len(self)
+        if row == len(self.hashes):
+            for name in ("hashes", "folded", "lengths", "lettered", "stops"):
+                table = getattr(self, name)
+                setattr(self, name, np.concatenate([table, np.empty_like(table)]))
+        self.hashes[row] = _hash_word(word)
+        digits = _DIGIT.search(word)
+        self.folded[row] = _hash_word(_DIGIT.sub("0", word)) if digits else self.hashes[row]
+        self.lengths[row] = len(word)
+        self.lettered[row] = any(map(str.isalpha, word))
+        self.stops[row] = STOP_WORDS.index(word) + 1 if word in STOP_WORDS else 0
+        self.characters += len(word)
+        self[word] = row
+        return row
+
+    def rows(self, items: list[str]) -> np.ndarray:
+        """(words,) int64 rows; valid until the next call of :func:`_vocabulary`."""
+        return np.fromiter(map(self.__getitem__, items), np.int64, len(items))
 
 
-_HASHES = _Hashes()
+def _hash_word(word: str) -> int:
+    raw = word.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
+
+
+_WORDS = _Vocabulary()
+
+
+def _vocabulary() -> _Vocabulary:
+    """The process's table of words, begun anew when large: memory stays flat however many documents pass."""
+    global _WORDS
+    if len(_WORDS) > 1_000_000 or _WORDS.characters > 50_000_000:
+        _WORDS = _Vocabulary()
+    return _WORDS
 
 
 def word_hashes(items: list[str]) -> np.ndarray:
     """(words,) uint64, the same on every machine and in every run (Python's own hash is not)."""
-    if len(_HASHES) > 1_000_000:
-        _HASHES.clear()
-    return np.array(list(map(_HASHES.__getitem__, items)), np.uint64)
+    vocabulary = _vocabulary()
+    rows = vocabulary.rows(items)  # before the table is read: new words make it grow
+    return vocabulary.hashes[rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The words of one text (those of :func:`words`) as arrays, made by one pass over it; what every statistic reads."""
+
+    hashes: np.ndarray  # (words,) uint64
+    folded: np.ndarray  # (words,) uint64, digits as 0
+    lengths: np.ndarray  # (words,) int64, characters
+    lettered: np.ndarray  # (words,) bool, holds a letter
+    stops: np.ndarray  # (words,) uint8, 1 + index in STOP_WORDS or 0
+    lines: np.ndarray  # (words,) int64, index of the line (of ``text.split("\\n")``) in which the word stands
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @property
+    def characters(self) -> int:
+        """Characters of all words."""
+        return int(self.lengths.sum())
+
+
+_last: tuple[str, str, Tokens] | None = None  # what was tokenised last
+
+
+def tokenise(text: str, language: str = "en") -> Tokens:
+    """Words of a text with their facts. The one tokenisation that a document needs: the last one is remembered.
+
+    So line rules and statistics, called one after the other with the same text, share it. The arrays must not be changed.
+    """
+    global _last
+    if _last is None or _last[0] is not text or _last[1] != language:
+        _last = (text, language, _tokenise(text, language))
+    return _last[2]
+
+
+def _tokenise(text: str, language: str) -> Tokens:
+    pattern = _word_pattern(text, language, lines=True)
+    items = pattern.findall(text.lower())
+    vocabulary = _vocabulary()
+    end = vocabulary["\n"]
+    rows = vocabulary.rows(items)
+    ends = rows == end
+    keep = ~ends
+    rows, lines = rows[keep], np.cumsum(ends)[keep]
+    v = vocabulary
+    return Tokens(v.hashes[rows], v.folded[rows], v.lengths[rows], v.lettered[rows], v.stops[rows], lines)
 
 
 def word_stream(parts: Iterable[np.ndarray]) -> np.ndarray:
@@ -155,12 +252,15 @@ def shingles(text: str, language: str, size: int) -> np.ndarray:
     Digits are folded to 0, so that two renderings which differ in a date or a counter still count as equal. A text with
     fewer words is one shingle.
     """
-    items = words(_DIGIT.sub("0", text), language)
-    size = size * 3 if language in UNSPACED else size
-    size = min(size, len(items))
+    items = words(text, language)
+    vocabulary = _vocabulary()
+    rows = vocabulary.rows(items)
+    size = min(size * 3 if language in UNSPACED else size, len(items))
     if not size:
         return np.empty(0, np.uint32)
-    return np.unique((ngram_hashes(word_hashes(items), size) >> np.uint64(32)).astype(np.uint32))
+    found = (ngram_hashes(vocabulary.folded[rows], size) >> np.uint64(32)).astype(np.uint32)
+    found.sort()  # and drop repeats: half the time of np.unique
+    return found[np.concatenate([[True], found[1:] != found[:-1]])]
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

@@ -21,7 +21,23 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "curate": Command("herd.curation.stage", "raw pages to clean, deduplicated, rated documents"),
+    "distill-classifier": Command(
+        "herd.alignment.distill_stage",
+        "labels of a model to a small encoder that scores documents",
+        {"tokens": "tokenize", "documents": "curate"},
+    ),
+    "ngram-index": Command(
+        "herd.curation.ngram_index_stage",
+        "runs of words of the training documents, to find benchmarks in",
+        {"documents": "curate"},
+    ),
+    "contamination": Command(
+        "herd.curation.contamination_stage",
+        "benchmark examples that training has seen, and their gain",
+        {"index": "ngram-index"},
+    ),
     "tokenize": Command("herd.corpus.tokenize_stage", "train the tokenizer, write token shards", {"documents": "curate"}),
+    "export-tokens": Command("herd.corpus.export_stage", "token shards for other trainers", {"tokens": "tokenize"}),
     "scaling-plan": Command("herd.scaling.plan_stage", "budgets and sizes to the cells of an IsoFLOP sweep"),
     "scaling-sweep": Command(
         "herd.scaling.sweep_stage",

@@ -1,179 +1,141 @@
-"""Sources `jsonl`, `parquet` and `hub`: rows of a user's own data, with configurable column names."""
+"""Sources `jsonl` and `parquet`: rows of a user's own data, with configurable column names."""
 
 import datetime
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from herd.config.errors import UserError, nearest
-from herd.curation.config import SourceConfig
 from herd.curation.documents import DOMAINS, Record
 from herd.curation.ledger import LedgerRow
-from herd.curation.sources import SOURCES, Collected, Context, Limits, Source, file_fingerprint
-from herd.runs.progress import progress
+from herd.curation.sources import SOURCES, Context, Found, Shard, Source, file_fingerprint
+from herd.curation.sources.config import SourceConfig
+from herd.curation.sources.streams import Damaged, blocks, input_files, line_ranges, lines, named_or_refused, path_of, printable
 
-Row = tuple[str, Mapping[str, Any] | str]  # where it stands, and the row or what is wrong with it
-
-
-def collect_jsonl(config: SourceConfig, context: Context) -> Collected:
-    """Files of JSON lines (`.jsonl`, `.ndjson`, also `.gz` or `.zst`), or a folder of them.
-
-    A line that is not UTF-8 or not JSON loses that line alone; a damaged archive ends the run.
-
-    Raises:
-        UserError: missing, empty or damaged input.
-    """
-    files = _files(config.path, (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".json.gz"))
-    return _collect(config, (row for file in files for row in _json_rows(file)))
+_JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".jsonl.zst", ".ndjson.zst")
+_PACKED = (".gz", ".zst")
+_ROWS = 256  # of Parquet, decoded at once
+_BOM = b"\xef\xbb\xbf"
 
 
-def collect_parquet(config: SourceConfig, context: Context) -> Collected:
-    """Parquet files or a folder of them; only the named columns are read.
-
-    Raises:
-        UserError: missing, empty or damaged input, or no such text column.
-    """
-    files = _files(config.path, (".parquet",))
-    return _collect(config, (row for file in files for row in _parquet_rows(file, config)))
-
-
-def collect_hub(config: SourceConfig, context: Context) -> Collected:
-    """A data set of the Hugging Face hub, streamed, so that a limit reads no more than it needs.
-
-    Raises:
-        UserError: extra not installed, unknown data set, no network.
-    """
-    if not config.path:
-        raise UserError("source.path: name the data set, e.g. source.path=HuggingFaceFW/fineweb source.subset=sample-10BT.")
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise UserError("source 'hub' needs the extra `hub`: pip install 'herd[hub]'.") from error
-    try:
-        rows = iter(load_dataset(config.path, config.subset or None, split=config.split, streaming=True))
-        first = next(rows, None)
-    except Exception as error:  # the library raises a dozen kinds; each means that nothing can be read
-        reason = str(error).strip().split("\n")[0][:300]
-        raise UserError(f"source.path: data set '{config.path}' cannot be read: {reason}") from error
-    if first is None:
-        raise UserError(f"source.path: data set '{config.path}', split '{config.split}', is empty.")
-
-    def numbered() -> Iterator[Row]:
-        yield f"{config.path}:1", first
-        for number, row in enumerate(rows, start=2):
-            yield f"{config.path}:{number}", row
-
-    return _collect(config, numbered())
-
-
-def _files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The file, or the folder's files with one of ``suffixes``, sorted."""
-    if not path:
-        raise UserError("source.path: name the file or folder to read, e.g. source.path=data/pages.jsonl.")
-    root = Path(path)
-    if not root.exists():
-        raise UserError(f"source.path: {path} does not exist.")
-    files = sorted(p for p in root.rglob("*") if p.name.endswith(suffixes)) if root.is_dir() else [root]
-    if not files:
-        raise UserError(f"source.path: {path} holds no file ending in {', '.join(suffixes)}.")
-    for file in files:
-        if not file.stat().st_size:
-            raise UserError(f"source.path: {file} is empty.")
-    return files
-
-
-def _json_rows(file: Path) -> Iterator[Row]:
-    try:
-        for number, line in enumerate(_lines(file), start=1):
-            if not line.strip():
-                continue
-            where = f"{file.name}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError:
-                yield where, "not_utf8"
-            except (json.JSONDecodeError, RecursionError):
-                yield where, "not_json"
-            else:
-                yield where, row if isinstance(row, dict) else "not_an_object"
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{file}: the archive is truncated or damaged ({error}): fetch it again.") from error
-
-
-def _lines(file: Path) -> Iterable[bytes]:
-    if file.suffix == ".gz":
-        return gzip.open(file)
-    if file.suffix == ".zst":
-        import pyarrow as pa
-
-        return _zstd_lines(pa.CompressedInputStream(pa.OSFile(str(file)), "zstd"), file)
-    return file.open("rb")
-
-
-def _zstd_lines(stream: Any, file: Path) -> Iterator[bytes]:
-    import pyarrow as pa
-
-    rest = b""
-    while True:
+def jsonl_shards(config: SourceConfig, context: Context) -> list[Shard]:
+    """Files of JSON lines; a big one that is not packed is cut at line starts into ranges of ``source.shard_bytes``."""
+    shards = []
+    for name, path in input_files(config, _JSONL):
+        if path.name.lower().endswith(_PACKED):
+            shards.append(Shard(printable(name), name))
+            continue
         try:
-            block = stream.read(1 << 20)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{file}: the archive is truncated or damaged ({error}): fetch it again.") from error
-        if not block:
-            break
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    yield rest
+            ranges = line_ranges(path, config.shard_bytes)
+        except Damaged:  # reading it will say so
+            ranges = [(0, -1, 1)]
+        for start, stop, first in ranges:
+            shards.append(Shard(printable(name) if len(ranges) == 1 else f"{printable(name)}@{start}", name, start, stop, first))
+    return shards
 
 
-def _parquet_rows(file: Path, config: SourceConfig) -> Iterator[Row]:
+def read_jsonl(shard: Shard, config: SourceConfig, context: Context) -> Iterator[Found]:
+    """A line that is too long, not UTF-8 or not JSON loses that line alone; a damaged archive loses what follows the damage."""
+    file, number = printable(shard.name), shard.first - 1
+    try:
+        for line in lines(blocks(path_of(shard.name, config), shard.start, shard.stop), config.max_record_bytes):
+            number += 1
+            if isinstance(line, int):
+                detail = f"the line has {line:,} bytes, source.max_record_bytes = {config.max_record_bytes:,}"
+                limit = float(config.max_record_bytes)
+                yield LedgerRow(f"{file}:{number}", "collect", "dropped", "too_long", float(line), limit, detail=detail)
+                continue
+            line = line.removeprefix(_BOM) if number == 1 else line
+            if line.strip():
+                yield found(_parsed(line), config, file, number)
+    except Damaged as problem:
+        yield named_or_refused(config, f"{file}:{number + 1}", problem)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | str:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return "not_utf8"
+    except (ValueError, RecursionError):  # ValueError: no JSON, or a number of more digits than Python converts
+        return "not_json"
+    return row if isinstance(row, dict) else "not_an_object"
+
+
+def parquet_shards(config: SourceConfig, context: Context) -> list[Shard]:
+    """Parquet files; a big one is cut between row groups into parts of about ``source.shard_bytes`` (uncompressed).
+
+    Raises:
+        UserError: a file has no text column.
+    """
+    shards: list[Shard] = []
+    for name, path in input_files(config, (".parquet",)):
+        try:
+            with _opened(path) as file:
+                metadata, names = file.metadata, file.schema_arrow.names
+        except Damaged:  # reading it will say so
+            shards.append(Shard(printable(name), name))
+            continue
+        if config.text_column not in names:
+            raise UserError(f"{path}: no column '{config.text_column}' (source.text_column).{nearest(config.text_column, names)}")
+        parts = _row_group_parts(metadata, config.shard_bytes)
+        for start, stop, first in parts:
+            key = printable(name) if len(parts) == 1 else f"{printable(name)}@{start}"
+            shards.append(Shard(key, name, start, stop, first))
+    return shards
+
+
+def _row_group_parts(metadata: Any, shard_bytes: int) -> list[tuple[int, int, int]]:
+    """(first row group, one past the last, number of the first row) of each part; one part for a file without rows."""
+    parts, start, first, row, size = [], 0, 1, 1, 0
+    for group in range(metadata.num_row_groups):
+        row, size = row + metadata.row_group(group).num_rows, size + metadata.row_group(group).total_byte_size
+        if size >= shard_bytes or group == metadata.num_row_groups - 1:
+            parts.append((start, group + 1, first))
+            start, first, size = group + 1, row, 0
+    return parts or [(0, 0, 1)]
+
+
+def _opened(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(file)
-        names = table.schema_arrow.names
-        if config.text_column not in names:
-            raise UserError(f"{file}: no column '{config.text_column}' (source.text_column).{nearest(config.text_column, names)}")
-        columns = [c for c in _columns(config) if c in names]
-        number = 0
-        for batch in table.iter_batches(batch_size=1024, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file.name}:{number}", row
+        if not path.stat().st_size:
+            raise Damaged("empty_file", "the file is empty")
+        return pq.ParquetFile(path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a whole Parquet file ({str(error).splitlines()[0][:160]}): fetch it again.") from error
+        raise Damaged("damaged_file", f"not a whole Parquet file ({str(error).splitlines()[0][:160]})") from error
+
+
+def read_parquet(shard: Shard, config: SourceConfig, context: Context) -> Iterator[Found]:
+    """Rows of some row groups, named columns only; a page that cannot be decoded loses the rest of this part of the file."""
+    import pyarrow as pa
+
+    file, number = printable(shard.name), shard.first - 1
+    try:
+        with _opened(path_of(shard.name, config)) as table:
+            names = table.schema_arrow.names
+            columns = [column for column in _columns(config) if column in names]
+            groups = range(shard.start, table.num_row_groups if shard.stop < 0 else shard.stop)
+            if not table.metadata.num_rows:
+                raise Damaged("empty_file", "the file has no rows")
+            try:
+                # One row group at a time: over several, pyarrow keeps what it has read.
+                for batch in (b for g in groups for b in table.iter_batches(_ROWS, row_groups=[g], columns=columns)):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield found(row, config, file, number)
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise Damaged("damaged_file", f"not a whole Parquet file ({str(error).splitlines()[0][:160]})") from error
+    except Damaged as problem:
+        yield named_or_refused(config, f"{file}:{number + 1}", problem)
 
 
 def _columns(config: SourceConfig) -> list[str]:
     names = (config.text_column, config.url_column, config.date_column, config.language_column)
     return [name for name in (*names, config.domain_column, config.group_column) if name]
-
-
-def _collect(config: SourceConfig, rows: Iterable[Row]) -> Collected:
-    """Turn rows into records; each row that cannot become one is a problem with its place."""
-    found, limits = Collected(), Limits(config)
-    total = 0
-    with progress(f"reading {config.kind}", None, "rows") as bar:
-        for where, row in rows:
-            total += 1
-            bar.advance(1)
-            record = row if isinstance(row, str) else _record(row, config)
-            if isinstance(record, str):
-                found.problems.append(LedgerRow(where, "collect", "dropped", record, detail=_EXPLAINED[record]))
-            elif not limits.full(record.domain):
-                limits.take(record)
-                found.records.append(record)
-            elif not config.domain_column:
-                break
-    if not found.records:
-        reason = found.problems[0].detail if found.problems else "there are no rows"
-        where = found.problems[0].id if found.problems else config.path
-        raise UserError(f"source.path: {config.path} gives no document; first problem at {where}: {reason}.")
-    return found
 
 
 _EXPLAINED = {
@@ -182,31 +144,42 @@ _EXPLAINED = {
     "not_an_object": "the line is JSON, but no object",
     "no_text": "the text column is missing or no string (source.text_column)",
     "empty_text": "the text is empty",
+    "too_long": "the text is longer than source.max_record_bytes",
     "unknown_domain": f"the domain column holds none of {', '.join(DOMAINS)} (source.domain_column)",
 }
 
 
-def _record(row: Mapping[str, Any], config: SourceConfig) -> Record | str:
+def found(row: Mapping[str, Any] | str, config: SourceConfig, file: str, number: int) -> Found:
+    """A row as a record, or why it is none (``row`` may already be the reason)."""
+    record = row if isinstance(row, str) else _record(row, config, file, number)
+    if isinstance(record, str):
+        return LedgerRow(f"{file}:{number}", "collect", "dropped", record, detail=_EXPLAINED[record])
+    return record
+
+
+def _record(row: Mapping[str, Any], config: SourceConfig, file: str, number: int) -> Record | str:
     text = row.get(config.text_column)
     if not isinstance(text, str | bytes):
         return "no_text"
     if not text.strip():
         return "empty_text"
+    if len(text) > config.max_record_bytes:
+        return "too_long"
     domain = _text(row, config.domain_column) or config.domain
     if domain not in DOMAINS:
         return "unknown_domain"
     language = _text(row, config.language_column) or config.language
     url, date, group = (_text(row, c) for c in (config.url_column, config.date_column, config.group_column))
-    return Record(url, date, language, domain, config.kind, group and f"row:{group}", config.media, text)
+    return Record(url, date, language, domain, config.kind, group and f"row:{group}", config.media, text, file, number)
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column) if column else None
     if isinstance(value, datetime.date | datetime.datetime):
         return value.isoformat()
-    return "" if value is None else str(value)
+    # Lone surrogates, which JSON escapes can hold, have no place in a file.
+    return "" if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
 
 
-SOURCES.register("jsonl")(Source(collect_jsonl, file_fingerprint))
-SOURCES.register("parquet")(Source(collect_parquet, file_fingerprint))
-SOURCES.register("hub")(Source(collect_hub, lambda config: {}))  # the hub does not say cheaply what a split holds
+SOURCES.register("jsonl")(Source(jsonl_shards, read_jsonl, file_fingerprint))
+SOURCES.register("parquet")(Source(parquet_shards, read_parquet, file_fingerprint))

@@ -1,65 +1,62 @@
-"""Source `html`: a folder of pages, read recursively, `.html` or `.htm`, also compressed with gzip."""
+"""Source `html`: a folder of pages, read recursively, `.html` or `.htm`, also packed with gzip or zstd."""
 
-import datetime
-import gzip
-import zlib
-from pathlib import Path
+from collections.abc import Iterator
 
-from herd.config.errors import UserError
-from herd.curation.config import SourceConfig
 from herd.curation.documents import Record
 from herd.curation.ledger import LedgerRow
-from herd.curation.sources import SOURCES, Collected, Context, Limits, Source, file_fingerprint
-from herd.runs.progress import progress
+from herd.curation.sources import SOURCES, Context, Found, Shard, Source, file_fingerprint
+from herd.curation.sources.config import SourceConfig
+from herd.curation.sources.streams import Damaged, blocks, input_files, named_or_refused, path_of, printable
 
-_SUFFIXES = (".html", ".htm", ".html.gz", ".htm.gz")
-_MOST_BYTES = 100_000_000  # of one unpacked page: protects against archives that unpack to terabytes
+_SUFFIXES = (".html", ".htm", ".html.gz", ".htm.gz", ".html.zst", ".htm.zst")
+_GROUP = 1_000  # pages a shard at most
 
 
-def collect_html(config: SourceConfig, context: Context) -> Collected:
-    """One record a file; the URL is the path inside the folder, the date that of the file's last change.
+def html_shards(config: SourceConfig, context: Context) -> list[Shard]:
+    """Neighbours in the order of names, up to 1,000 pages or ``source.shard_bytes`` together."""
+    shards: list[Shard] = []
+    group: list[str] = []
+    size = 0
+    for name, path in input_files(config, _SUFFIXES):
+        if group and (len(group) == _GROUP or size >= config.shard_bytes):
+            shards.append(_shard(group))
+            group, size = [], 0
+        group.append(name)
+        size += path.stat().st_size
+    return [*shards, _shard(group)]
 
-    Raises:
-        UserError: no such folder, or no page in it.
+
+def _shard(group: list[str]) -> Shard:
+    return Shard(f"{printable(group[0])}+{len(group)}", members=tuple(group))
+
+
+def read_html(shard: Shard, config: SourceConfig, context: Context) -> Iterator[Found]:
+    """One record a file; the URL is the path inside the folder.
+
+    It has no date: when a file was last changed says when it was copied, and would make its id differ from machine to machine.
     """
-    if not config.path:
-        raise UserError("source.path: name the folder of pages to read, e.g. source.path=pages/.")
-    root = Path(config.path)
-    if not root.exists():
-        raise UserError(f"source.path: {root} does not exist.")
-    files = sorted(p for p in root.rglob("*") if p.name.lower().endswith(_SUFFIXES)) if root.is_dir() else [root]
-    if not files:
-        raise UserError(f"source.path: {root} holds no page ({', '.join(_SUFFIXES)}).")
-    found, limits = Collected(), Limits(config)
-    with progress("reading pages", len(files), "pages") as bar:
-        for file in files:
-            if limits.full(config.domain):
-                break
-            bar.advance(1)
-            name = file.relative_to(root).as_posix() if root.is_dir() else file.name
-            try:
-                content = _read(file)
-            except (OSError, EOFError, zlib.error) as error:
-                rule = "truncated_file" if isinstance(error, EOFError) else "unreadable_file"
-                found.problems.append(LedgerRow(name, "collect", "dropped", rule, detail=str(error).split("\n")[0][:200]))
-                continue
-            if not content.strip():
-                found.problems.append(LedgerRow(name, "collect", "dropped", "empty_file", detail="the file is empty"))
-                continue
-            date = datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            record = Record(f"file:///{name}", date, config.language, config.domain, "html", "", "html", content)
-            limits.take(record)
-            found.records.append(record)
-    if not found.records:
-        raise UserError(f"source.path: none of the {len(files)} pages under {root} could be read: {found.problems[0].detail}.")
-    return found
+    for member in shard.members:
+        name = printable(member)
+        parts, size = [], 0
+        try:
+            # Never unpacked further than the limit: a small archive can hold terabytes.
+            for block in blocks(path_of(member, config)):
+                parts.append(block)
+                size += len(block)
+                if size > config.max_record_bytes:
+                    break
+        except Damaged as problem:
+            yield named_or_refused(config, name, problem)
+            continue
+        content = b"".join(parts)
+        if size > config.max_record_bytes:
+            limit = float(config.max_record_bytes)
+            detail = f"the page is longer than source.max_record_bytes = {config.max_record_bytes:,}"
+            yield LedgerRow(name, "collect", "dropped", "too_long", float(size), limit, detail=detail)
+        elif not content.strip():
+            yield LedgerRow(name, "collect", "dropped", "empty_file", detail="the file is empty")
+        else:
+            yield Record(f"file:///{name}", "", config.language, config.domain, "html", "", "html", content, name)
 
 
-def _read(file: Path) -> bytes:
-    if file.suffix != ".gz":
-        return file.read_bytes()
-    with gzip.open(file) as stream:
-        return stream.read(_MOST_BYTES)
-
-
-SOURCES.register("html")(Source(collect_html, file_fingerprint))
+SOURCES.register("html")(Source(html_shards, read_html, file_fingerprint))

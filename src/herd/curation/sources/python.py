@@ -11,20 +11,22 @@ import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from herd.curation.config import SourceConfig
 from herd.curation.documents import RawEntry, Record
 from herd.curation.ledger import LedgerRow
-from herd.curation.sources import SOURCES, Collected, Context, Limits, Source
+from herd.curation.sources import SOURCES, Context, Found, Shard, Source
+from herd.curation.sources.config import SourceConfig
 from herd.runs.progress import progress
 
 _SCRIPT = Path(__file__).with_name("introspect.py")
-_SHARDS = 4  # processes for the standard library's pages; fixed, since it must not follow `workers`
+_SAMPLE, _LIBRARY = "multilingual sample", "library sources"  # keys of the two shards that need no introspection
+_PARTS = 4  # processes for the standard library's pages; fixed, since it must not follow `workers`
 # Top-level names that act when imported, open windows, are tests, or hold generated tables.
 _LEFT_OUT = {
     "antigravity",
@@ -51,29 +53,48 @@ _LEFT_OUT |= {
 _LEFT_OUT_PARTS = {"tests", "test", "__main__", "idle_test", "__pycache__"}
 
 
-def collect_python(config: SourceConfig, context: Context) -> Collected:
-    """Read this interpreter's documentation and library sources.
+def python_shards(config: SourceConfig, context: Context) -> list[Shard]:
+    """The bundled sample, the library's sources, and a file of findings for each interpreter that was started.
 
-    The order and the content depend on the installation alone: each package is introspected in a process of its own, with a fixed
-    hash seed, a minimal environment and no paths, addresses or values of variables in the output.
+    The content depends on the installation alone: each package is introspected in a process of its own, with a fixed hash seed,
+    a minimal environment and no paths, addresses or values of variables in the output. The findings stay in ``context.scratch``,
+    where the shards are read from; those of an earlier attempt are used again.
     """
-    found = Collected()
-    limits = Limits(config)
     modules = _spread(standard_modules())
-    _add(found, limits, _multilingual())
-    _add(found, limits, _sources(modules))
     wanted = config.limit_documents.get("general", 0)
     page_modules = [m for m in modules if not m.rpartition(".")[2].startswith("_")][: wanted or None]
-    jobs = [
-        {"mode": "pages", "package": "", "modules": sorted(m for m in page_modules if _bucket(m) == shard)}
-        for shard in range(_SHARDS)
-    ]
-    jobs = [job for job in jobs if job["modules"]]
-    jobs += [{"mode": "docstrings", "package": package, "modules": []} for package in config.maths_packages]
-    jobs += [{"mode": "pages", "package": package, "modules": []} for package in config.general_packages]
-    for rows in _introspect(jobs, config, context):
-        _read(rows, found, limits)
-    return found
+    parts = [sorted(m for m in page_modules if _bucket(m) == part) for part in range(_PARTS)]
+    jobs = [_job("pages", f"library-{i}", "", part) for i, part in enumerate(parts) if part]
+    jobs += [_job("docstrings", package, package, []) for package in config.maths_packages]
+    jobs += [_job("pages", package, package, []) for package in config.general_packages]
+    _introspect(jobs, config, context)
+    return [Shard(_SAMPLE), Shard(_LIBRARY), *(Shard(f"{job['mode']}:{job['name']}", _file_name(job)) for job in jobs)]
+
+
+def read_python(shard: Shard, config: SourceConfig, context: Context) -> Iterator[Found]:
+    """Records of one shard: bundled texts, module sources, or what an interpreter wrote down."""
+    if shard.key == _SAMPLE:
+        yield from _multilingual()
+    elif shard.key == _LIBRARY:
+        yield from _sources(_spread(standard_modules()))
+    else:
+        pages = shard.key.startswith("pages:")
+        for number, row in enumerate(_rows(context.scratch / shard.name), start=1):
+            if row["type"] == "problem":
+                yield LedgerRow(row["module"], "collect", "dropped", row["rule"], detail=row["detail"])
+            elif row["type"] == "page":
+                yield _page(row, shard, number)
+            elif not pages:
+                yield replace(docstring_record(row), file=shard.key, position=number)
+
+
+def python_entries(shard: Shard, config: SourceConfig, context: Context) -> Iterator[RawEntry]:
+    """Documented functions of one shard, those of pages and docstrings that a limit left out included."""
+    for row in _rows(context.scratch / shard.name) if shard.name else ():
+        if row["type"] == "object":
+            name, package = f"{row['module']}.{row['name']}", row["module"].partition(".")[0]
+            url = f"pydoc://{row['module']}" if shard.key.startswith("pages:") else _docstring_url(row)
+            yield RawEntry(url, package, name, _signature(row), row["doc"])
 
 
 def standard_modules() -> list[str]:
@@ -97,17 +118,10 @@ def _spread(names: Iterable[str]) -> list[str]:
 
 
 def _bucket(module: str) -> int:
-    return hashlib.sha256(module.partition(".")[0].encode()).digest()[0] % _SHARDS
+    return hashlib.sha256(module.partition(".")[0].encode()).digest()[0] % _PARTS
 
 
-def _add(found: Collected, limits: Limits, records: Iterable[Record]) -> None:
-    for record in records:
-        if not limits.full(record.domain):
-            limits.take(record)
-            found.records.append(record)
-
-
-def _multilingual() -> Iterable[Record]:
+def _multilingual() -> Iterator[Record]:
     """The bundled sample: one file a language, documents separated by lines of `%%`."""
     folder = resources.files("herd.curation") / "multilingual"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".txt")), key=lambda f: f.name)
@@ -115,30 +129,38 @@ def _multilingual() -> Iterable[Record]:
     for number in range(max(len(parts) for _, parts in texts)):  # round robin, so that a limit keeps all languages
         for language, parts in texts:
             if number < len(parts):
-                url = f"sample://{language}/{number + 1:02d}"
-                yield Record(url, "", language, "multilingual", "python", "", "text", parts[number].strip() + "\n")
+                url, text = f"sample://{language}/{number + 1:02d}", parts[number].strip() + "\n"
+                yield Record(url, "", language, "multilingual", "python", "", "text", text, f"{language}.txt", number + 1)
 
 
-def _sources(modules: list[str]) -> Iterable[Record]:
+def _sources(modules: list[str]) -> Iterator[Record]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for module in modules:
         base = root.joinpath(*module.split("."))
         path = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
         if path.is_file() and path.stat().st_size:
             group = "library:" + module.partition(".")[0].lstrip("_")
-            url = f"source://{path.relative_to(root).as_posix()}"
-            yield Record(url, "", "en", "code", "python", group, "code", path.read_bytes())
+            name = path.relative_to(root).as_posix()
+            yield Record(f"source://{name}", "", "en", "code", "python", group, "code", path.read_bytes(), name)
 
 
-def _introspect(jobs: list[dict[str, Any]], config: SourceConfig, context: Context) -> Iterable[list[dict[str, Any]]]:
-    """Run the jobs, ``workers`` at a time, and hand out their rows in the order of the jobs."""
+def _job(mode: str, name: str, package: str, modules: list[str]) -> dict[str, Any]:
+    """What one interpreter is asked for: the pages or docstrings of a package, or of some modules."""
+    return {"mode": mode, "name": name, "package": package, "modules": modules}
+
+
+def _file_name(job: dict[str, Any]) -> str:
+    return f"{job['mode']}-{job['name']}.jsonl"
+
+
+def _introspect(jobs: list[dict[str, Any]], config: SourceConfig, context: Context) -> None:
+    """Run the jobs that have no file of findings yet, ``workers`` at a time."""
     paths = sorted({sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path.home())} - {"/", "/root"}, key=len, reverse=True)
 
-    def run(number: int) -> list[dict[str, Any]]:
-        out = context.scratch / f"job_{number}.jsonl"
-        description = context.scratch / f"job_{number}.json"
-        description.write_text(json.dumps(jobs[number] | {"hide": paths, "out": str(out)}), encoding="utf-8")
-        name = jobs[number]["package"] or "standard library"
+    def run(job: dict[str, Any]) -> None:
+        final = context.scratch / _file_name(job)
+        out, description = final.with_suffix(".partial"), final.with_suffix(".json")
+        description.write_text(json.dumps(job | {"hide": paths, "out": str(out)}), encoding="utf-8")
         command = [sys.executable, "-P", "-W", "ignore", str(_SCRIPT), str(description)]
         quiet = subprocess.DEVNULL
         detail = ""
@@ -151,21 +173,23 @@ def _introspect(jobs: list[dict[str, Any]], config: SourceConfig, context: Conte
                 detail = f"the process that read it ended with status {code}"
         except subprocess.TimeoutExpired:
             detail = f"not read within source.timeout_seconds = {config.timeout_seconds}"
-        rows = []
-        for line in out.read_text(encoding="utf-8").splitlines() if out.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                assert detail, "a finished job wrote half a line"
-        out.unlink(missing_ok=True)
         if detail:
-            rows.append({"type": "problem", "module": name, "rule": "introspection_failed", "detail": detail})
-        return rows
+            # It died in the middle: its last line may be half a line.
+            whole = out.read_text(encoding="utf-8").rpartition("\n")[0] if out.exists() else ""
+            name = job["package"] or "standard library"
+            row = {"type": "problem", "module": name, "rule": "introspection_failed", "detail": detail}
+            out.write_text("".join(f"{line}\n" for line in (*whole.splitlines(), json.dumps(row))), encoding="utf-8")
+        os.replace(out, final)
 
-    with ThreadPoolExecutor(context.workers) as pool, progress("reading Python", len(jobs), "packages") as bar:
-        for rows in pool.map(run, range(len(jobs))):
+    waiting = [job for job in jobs if not (context.scratch / _file_name(job)).exists()]
+    with ThreadPoolExecutor(context.workers) as pool, progress("reading Python", len(waiting), "packages") as bar:
+        for _ in pool.map(run, waiting):
             bar.advance(1)
-            yield rows
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def _environment(scratch: Path) -> dict[str, str]:
@@ -183,29 +207,15 @@ def _environment(scratch: Path) -> dict[str, str]:
     return {name: os.environ[name] for name in kept if name in os.environ} | own
 
 
-def _read(rows: list[dict[str, Any]], found: Collected, limits: Limits) -> None:
-    """Turn the rows of one job into records, entries and problems."""
-    pages: set[str] = set()
-    for row in rows:
-        package = row["module"].partition(".")[0]
-        if row["type"] == "problem":
-            found.problems.append(LedgerRow(row["module"], "collect", "dropped", row["rule"], detail=row["detail"]))
-        elif row["type"] == "page":
-            group = "library:" + package if package in sys.stdlib_module_names else "page:" + row["module"]
-            record = Record(f"pydoc://{row['module']}", "", "en", "general", "python", group, "html", row["html"].encode("utf-8"))
-            if not limits.full("general"):
-                limits.take(record)
-                found.records.append(record)
-                pages.add(row["module"])
-        elif row["module"] in pages:  # an object of a page
-            name = f"{row['module']}.{row['name']}"
-            found.entries.append(RawEntry(f"pydoc://{row['module']}", package, name, _signature(row), row["doc"]))
-        elif not limits.full("maths"):
-            record = docstring_record(row)
-            limits.take(record)
-            found.records.append(record)
-            name = f"{row['module']}.{row['name']}"
-            found.entries.append(RawEntry(record.url, package, name, _signature(row), row["doc"]))
+def _page(row: dict[str, Any], shard: Shard, number: int) -> Record:
+    package = row["module"].partition(".")[0]
+    group = "library:" + package if package in sys.stdlib_module_names else "page:" + row["module"]
+    url, content = f"pydoc://{row['module']}", row["html"].encode("utf-8")
+    return Record(url, "", "en", "general", "python", group, "html", content, shard.key, number)
+
+
+def _docstring_url(row: dict[str, Any]) -> str:
+    return f"docstring://{row['module'].partition('.')[0]}/{row['module']}.{row['name']}"
 
 
 def _signature(row: dict[str, Any]) -> str:
@@ -231,9 +241,8 @@ def docstring_record(row: dict[str, Any]) -> Record:
         title = name + head[len(last) :]
     else:
         title = name + row["signature"]
-    package = row["module"].partition(".")[0]
     text = f"{title}\n\n{doc.strip()}\n"
-    return Record(f"docstring://{package}/{name}", "", "en", "maths", "python", f"name:{row['owner']}", "text", text)
+    return Record(_docstring_url(row), "", "en", "maths", "python", f"name:{row['owner']}", "text", text)
 
 
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "PyYAML"}  # where the names differ
@@ -252,4 +261,4 @@ def versions(config: SourceConfig) -> dict[str, Any]:
     return found
 
 
-SOURCES.register("python")(Source(collect_python, versions))
+SOURCES.register("python")(Source(python_shards, read_python, versions, python_entries))

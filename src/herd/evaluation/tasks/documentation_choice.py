@@ -17,6 +17,7 @@ from herd.evaluation.choice_items import CHOICES, ItemLimits, candidates, drop_k
 from herd.evaluation.scoring import LanguageModel, Request, encode_choices, score
 from herd.evaluation.statistics import mean_stderr, paired, wald_half_width, wilson
 from herd.runs.seeds import stream
+from herd.runs.tables import iterate_rows, shard_files
 
 NAME = "documentation_choice"
 KINDS = ("summary", "description")
@@ -68,8 +69,8 @@ class DocumentationChoice(BaseTask):
         counts: dict[str, int] = {}
         rows = pq.read_table(bench.documents / "entries.parquet").to_pylist()
         found = candidates([r for r in rows if r["split"] == "heldout"], config.kinds, limits, counts)
-        training = pq.read_table(bench.documents / "documents/train.parquet", columns=["text"])["text"]
-        found = drop_known(found, (text.as_py() for text in training), counts)
+        training = shard_files(bench.documents / "documents", "train")
+        found = drop_known(found, (row["text"] for path in training for row in iterate_rows(path, ["text"])), counts)
         self.items = make_items(found, limits, config.items, bench.seed, counts)
         self.result.n_samples[NAME] = len(self.items)
         self.result.notes = {
