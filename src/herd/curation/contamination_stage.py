@@ -29,8 +29,6 @@ class ContaminationConfig:
     min_examples: int = 10  # contaminated and clean ones that a gain is estimated from
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise UserError("tasks: name at least one benchmark, e.g. 'tasks=[{name: gsm8k, path: gsm8k/test.jsonl}]'.")
         names = [benchmark.name for benchmark in self.tasks]
         if len(set(names)) < len(names):
             raise UserError(f"tasks: a name occurs twice among {', '.join(names)}.")
@@ -44,6 +42,8 @@ class ContaminationConfig:
 
 def run(config: ContaminationConfig, inputs: Inputs, run: StageRun) -> dict[str, Any]:
     """Write ``examples.parquet`` (a row an example), ``sweep.csv`` (task, threshold, model) and ``summary.json``."""
+    if not config.tasks:
+        raise UserError("tasks: name at least one benchmark, e.g. 'tasks=[{name: gsm8k, path: gsm8k/test.jsonl}]'.")
     index = NgramIndex(inputs["index"] / "index")
     all_scores = read_scores(config.scores) if config.scores else {}
     unknown = sorted(set(all_scores) - {benchmark.name for benchmark in config.tasks})
