@@ -281,7 +281,7 @@ def test_configurations_compose_and_bad_values_are_refused(tmp_path):
     with pytest.raises(UserError, match="power of two"):
         NgramIndexConfig(buckets=3)
     with pytest.raises(UserError, match="name at least one"):
-        ContaminationConfig()
+        contamination_stage.run(ContaminationConfig(), Inputs({}, {}), StageRun(tmp_path / "run", 0))
     for change in ({"thresholds": [0.0]}, {"confidence": 1.0}, {"min_examples": 1}):
         with pytest.raises(UserError):
             replace(config, **change)
