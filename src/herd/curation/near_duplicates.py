@@ -1,8 +1,8 @@
 """Near-duplicate index: candidates by band hashes, decided by exact Jaccard similarity (paper, section 3.1.1: global MinHash).
 
 Works on columns: numbers stand for documents, band hashes are read one band at a time, and shingles, the large part, stay on
-disk. Memory: 20 bytes a document held (order, rank, leader: 4 each; exact hash: 8), at most 32 more while a band is sorted, and
-8 bytes for each (document, band) whose band hash another document shares; `tests/curation/test_near_duplicates.py` measures it.
+disk. Memory: at most 51 bytes a document (order, rank, leader: 4 each; exact hash: 8; the rest while a band is sorted), and 8
+bytes for each (document, band) whose band hash another document shares; `tests/curation/test_near_duplicates.py` measures it.
 """
 
 import itertools
