@@ -46,6 +46,8 @@ def _options() -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(("command", "group", "option"), _options())
 def test_every_group_option_composes(command: str, group: str, option: str) -> None:
     composed = compose(command, [f"{group}={option}"])
+    for key in OmegaConf.missing_keys(composed):  # what only the user can say, as source.path
+        OmegaConf.update(composed, key, "somewhere")
     if command == "recipe":
         load(RecipeConfig, composed)
     else:

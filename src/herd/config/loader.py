@@ -23,6 +23,8 @@ from herd.config.errors import UserError, nearest
 T = TypeVar("T")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+# Groups that every training command places below `trainer`; `precision=bf16` is short for `precision@trainer=bf16`.
+_IN_TRAINER = re.compile(r"([+~]{0,2})(hardware|precision|parallel|logger)(=|$)")
 
 
 def data_root() -> Path:
@@ -42,37 +44,55 @@ def compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         UserError: unknown command, group option or key, with Hydra's reason and the nearest valid name.
     """
+    if not (conf_root() / f"{command}.yaml").exists():
+        commands = [p.stem for p in conf_root().glob("*.yaml")]
+        raise UserError(f"No command '{command}' (conf/{command}.yaml).{nearest(command, commands)}")
+    try:
+        return _compose(command, overrides)
+    except Exception as error:
+        raise explain(error, command, overrides) from error
+
+
+def spell_out(override: str) -> str:
+    """``precision=bf16`` as Hydra wants it, ``precision@trainer=bf16``; any other override as it is."""
+    return _IN_TRAINER.sub(r"\1\2@trainer\3", override, count=1) if _IN_TRAINER.match(override) else override
+
+
+def _compose(command: str, overrides: Sequence[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    if not (conf_root() / f"{command}.yaml").exists():
-        commands = [p.stem for p in conf_root().glob("*.yaml")]
-        raise UserError(f"No command '{command}' (conf/{command}.yaml).{nearest(command, commands)}")
     # A compose inside a running Hydra application (a recipe's stages) must leave the outer one as it was.
     outer = dict(GlobalHydra.instance().__dict__)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf_root()), version_base="1.3"):
-            return hydra_compose(config_name=command, overrides=list(overrides))
-    except Exception as error:
-        raise explain(error, command) from error
+            return hydra_compose(config_name=command, overrides=[spell_out(override) for override in overrides])
     finally:
         GlobalHydra.instance().__dict__.update(outer)
 
 
-def explain(error: BaseException, command: str) -> BaseException:
+def explain(error: BaseException, command: str, overrides: Sequence[str] = ()) -> BaseException:
     """Turn Hydra's and OmegaConf's composition errors into one line with the nearest valid key; others pass through."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return error
     text = str(error)
+    if isinstance(error, OverrideParseException):
+        quoting = """'source.path="a,b.jsonl"'"""
+        return UserError(
+            f"'{error.override}' is no key=value that Hydra can read: "
+            f"quote a value that holds any of = , : {{ }} [ ], twice for the shell's sake: {quoting}."
+        )
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if key:
         full = re.search(r"full_key: (\S+)", text)
         name = full.group(1) if full and "." in full.group(1) else key.group(1)
-        keys = known_keys(command)
+        if (conf_root() / name.split("@")[0]).is_dir():
+            return UserError(f"`herd {command}` has no group '{name}': `herd {command} --help` lists its groups and keys.")
+        keys = known_keys(command, overrides)
         if name in keys:  # a mapping whose keys are the user's: Hydra takes it for a fixed set
             return UserError(f"'{name}' for `herd {command}` takes names of your own: write ++{name}.NAME=VALUE.")
         return UserError(f"Unknown key '{name}' for `herd {command}`.{nearest(name, keys)}")
@@ -87,8 +107,8 @@ def explain(error: BaseException, command: str) -> BaseException:
     return UserError(" ".join([first, *rest])[:600])
 
 
-def known_keys(command: str) -> list[str]:
-    """Every dotted key that ``conf/<command>.yaml`` composes to, for suggestions."""
+def known_keys(command: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Every dotted key that ``conf/<command>.yaml`` composes to with the group options among ``overrides``, for suggestions."""
     keys: list[str] = []
 
     def walk(node: Any, prefix: str) -> None:
@@ -97,11 +117,12 @@ def known_keys(command: str) -> list[str]:
                 keys.append(f"{prefix}{name}")
                 walk(value, f"{prefix}{name}.")
 
+    groups = [p.name for p in conf_root().iterdir() if p.is_dir()]
+    options = [override for override in overrides if override.split("=")[0] in groups]
     try:
-        walk(OmegaConf.to_container(compose(command)), "")
+        walk(OmegaConf.to_container(_compose(command, options)), "")
     except Exception:  # the tree itself does not compose: no suggestions, the first error stands
         return []
-    groups = [p.name for p in conf_root().iterdir() if p.is_dir()]
     return keys + groups
 
 
@@ -145,7 +166,9 @@ def to_plain(value: Any) -> Any:
 
 
 def _refuse_unknown(schema: Any, values: Any, where: str) -> None:
-    """Walk ``values`` beside the types of ``schema``; raise for the first key that has no field."""
+    """Walk ``values`` beside the types of ``schema``; raise for the first key that has no field or no value (``???``)."""
+    if isinstance(values, str) and values == "???":
+        raise UserError(f"'{where}' is not set: give {where}=VALUE.")
     schema = _strip_optional(schema)
     if dataclasses.is_dataclass(schema) and isinstance(values, Mapping):
         hints = typing.get_type_hints(schema)

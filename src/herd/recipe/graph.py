@@ -18,7 +18,7 @@ from herd.runs.stage import Artifact, stored
 class Node:
     """One stage of a recipe."""
 
-    command: str  # the stage command
+    command: str = ""  # the stage command
     overrides: list[str] = field(default_factory=list)  # Hydra overrides of its configuration
     extra: list[str] = field(default_factory=list)  # the user's own overrides, applied last
     inputs: dict[str, str] = field(default_factory=dict)  # input -> node
@@ -43,6 +43,9 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         seen: set[str] = set()
         for name, node in self.stages.items():
+            if not node.command:  # a mistyped `stages.curat.extra=[...]` adds a stage of that name
+                known = [other for other in self.stages if self.stages[other].command]
+                raise UserError(f"Recipe '{self.name}' has no stage '{name}'.{nearest(name, known)}")
             for needed in node.needs():
                 if needed not in seen:
                     problem = "comes later" if needed in self.stages else "does not exist"
@@ -65,7 +68,10 @@ def job_of(recipe: RecipeConfig, name: str) -> Job:
     node = recipe.stages[name]
     base = Path(recipe.root) / recipe.name
     where = [f"run.root='{recipe.root}'", f"run.name='{recipe.name}'", f"run.node='{name}'"]
-    job = make_job(node.command, compose(node.command, [*node.overrides, *node.extra, *where]))
+    try:
+        job = make_job(node.command, compose(node.command, [*node.overrides, *node.extra, *where]))
+    except UserError as error:
+        raise UserError(f"Stage '{name}' of recipe '{recipe.name}': {error}") from error
     single: dict[str, Any] = {key: str(base / source) for key, source in node.inputs.items()}
     groups = {key: {label: str(base / n) for label, n in group.items()} for key, group in node.groups.items()}
     return Job(job.stage, job.config, single | groups, job.run)

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from herd.config.errors import UserError
 from herd.config.loader import load
 from herd.recipe.commands import COMMANDS, get_stage
 from herd.runs.stage import Artifact, Stage, execute
@@ -19,6 +20,11 @@ class RunConfig:
     root: str = "runs"  # folder of all runs; results lie in its `store`, addressed by content
     name: str = "default"  # the run that asks: <root>/<name>/<node> links to the result
     node: str | None = None  # the stage's name within the run; its own name unless given
+
+    def __post_init__(self) -> None:
+        parts = Path(self.name).parts
+        if not parts or ".." in parts or Path(self.name).is_absolute() or parts[0] == "store":
+            raise UserError(f"run.name is '{self.name}': give a plain name, a folder below '{self.root}' other than its store.")
 
 
 @dataclass(frozen=True)
