@@ -183,3 +183,11 @@ def test_lineage_names_every_stage_and_notices_a_change(tmp_path: Path) -> None:
 def test_manifest_is_plain_json(tmp_path: Path) -> None:
     path = execute(WRITE, Config(), {}, tmp_path, "run") / "manifest.json"
     assert json.loads(path.read_text())["stage"] == "write"
+
+
+def test_a_real_folder_in_the_link_s_place_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "run" / "write").mkdir(parents=True)
+    with pytest.raises(UserError, match="not a link made by herd"):
+        execute(WRITE, Config("a"), {}, tmp_path, "run")
+    assert CALLS == []
+    assert not (tmp_path / "store").exists()

@@ -258,23 +258,26 @@ def _inside(base: Path, node: str) -> Path:
     path = base / node
     if ".." in Path(node).parts or Path(node).is_absolute():
         raise UserError(f"'{node}' leaves the run folder '{base}': give a plain name.")
+    if path.exists() and not path.is_symlink():
+        raise UserError(f"'{path}' is a real file or folder, not a link made by herd: move it away or use another run.name.")
     return path
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One process at a time works on an address; the lock goes with the process, however it ends."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"'{folder.parent}' cannot be made ({error.strerror}): choose another run.root.") from error
     with open(folder.with_name(f".lock-{folder.name}"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _link(link: Path, folder: Path) -> None:
-    """Point ``link`` at ``folder``, replacing an earlier link in one step; a real folder in its place is refused."""
+    """Point ``link`` at ``folder``, replacing an earlier link in one step; ``_inside`` has refused a real folder in its place."""
     link.parent.mkdir(parents=True, exist_ok=True)
-    if link.exists() and not link.is_symlink():
-        raise UserError(f"'{link}' is a real file or folder, not a link made by herd: move it away or use another run.name.")
     temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
