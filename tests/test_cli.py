@@ -1,5 +1,6 @@
 """The command line: fast help, typos refused with the nearest name before any work, one line per error."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -44,6 +45,22 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         (["pretrain", "inputs.tokns=x"], "Did you mean 'tokens'"),
         (["pretrain", "run.nam=x"], "Did you mean 'run.name'"),
         (["pretrain", "inputs.tokens=/nowhere"], "'/nowhere' is no finished stage"),
+        (["curate", "optimizer=adamw"], "`herd curate` has no group 'optimizer'"),
+        (["pretrain", "precision=fp8"], "Choices: bf16, fp32"),
+        (
+            ["pretrain", "hardware=gpu", "precision=bf16", "model=40m", "inputs.tokens=/nowhere"],
+            "'/nowhere' is no finished stage",
+        ),
+        (["pretrain", "run.name=../elsewhere"], "run.name is '../elsewhere'"),
+        (["pretrain", "run.name="], "run.name is ''"),
+        (["pretrain", "model"], "'model' is no key=value"),
+        (["recipe", "stages.curate.extra=[source=jsonl]"], "[source=jsonl]' is no key=value"),
+        (["curate", "source=jsonl"], "'source.path' is not set"),
+        (["curate", "source=jsonl", "source.pth=x"], "Did you mean 'source.path'"),
+        (["recipe", "name=store", "until=curate"], "run.name is 'store'"),
+        (["recipe", "stages.curat.extra=[]"], "has no stage 'curat'. Did you mean 'curate'"),
+        (["recipe", "stages.round-1/sft.extra=['epoch=3']"], "Stage 'round-1/sft' of recipe 'laptop': Unknown key 'epoch'"),
+        (["recipe", 'stages.round-1/sft.extra=["epochs=-3"]'], "Stage 'round-1/sft' of recipe 'laptop': window must"),
         (["recipe", "recipe=latop"], "Did you mean 'laptop'"),
         (["recipe", "+untill=curate"], "Did you mean 'until'"),
         (["recipe", "until=curat"], "Did you mean 'curate'"),
@@ -82,3 +99,40 @@ def test_cfg_job_shows_the_composed_configuration(tmp_path: Path) -> None:
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "seed: 5" in done.stdout
     assert "n_layers:" in done.stdout
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "recipe", "lineage", "why", "doctor"])
+def test_every_command_has_a_help_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, command, "--help")
+    assert (code, err) == (0, "")
+    assert command in out.splitlines()[0]
+    assert "Powered by Hydra" not in out
+    if command == "pretrain":
+        assert "inputs.tokens=FOLDER   required, <run.root>/<run.name>/tokenize unless given" in out
+        assert "precision=fp32   of bf16, fp32" in out
+
+
+def test_a_pipe_that_closes_early_leaves_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "herd.cli", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+def test_a_full_disk_and_an_impossible_root_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "scaling-plan", f"run.root={tmp_path / 'file'}")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "choose another run.root" in err
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/store/x")
+
+    monkeypatch.setattr("herd.cli.run_command", full)
+    code, _, err = run(capsys, "scaling-plan")
+    assert (code, err) == (2, "herd: runs/store/x: No space left on device; the same command goes on when that is mended\n")

@@ -3,6 +3,7 @@
 Heavy libraries are imported by the command that needs them, so that ``herd --help`` answers at once.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from herd.config.errors import UserError, nearest
 USAGE = """herd {version}: the Llama 3 recipe, from raw pages to an aligned, measured model and its forecast.
 
   herd <command> [key=value ...]      run a command; Hydra overrides, e.g. herd pretrain model=tiny seed=1
+  herd <command> --help               its inputs, groups and keys
   herd <command> --cfg job            show the composed configuration
   herd <command> -m key=a,b           run a sweep; e.g. herd pretrain -m +sweeps=isoflop_laptop
 
@@ -25,14 +27,29 @@ Commands
   doctor             what this machine has, and what is missing
 """
 
+# Faults of disks and permissions: no fault of the program, so no traceback.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with 0, 1 (a stage failed) or 2 (the user can mend it)."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _dispatch(argv)
+        sys.stdout.flush()
     except UserError as error:
         print(f"herd: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of a pipe has seen enough (`herd ... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        print(
+            f"herd: {error.filename or 'writing'}: {error.strerror}; the same command goes on when that is mended",
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("herd: interrupted; the same command goes on from here", file=sys.stderr)
@@ -51,7 +68,9 @@ def _dispatch(argv: list[str]) -> None:
         print(f"herd {__version__}")
         return
     command, rest = argv[0], argv[1:]
-    if command in others:
+    if any(argument in ("-h", "--help") for argument in rest) and (command in others or command in COMMANDS):
+        _help(command)
+    elif command in others:
         others[command](rest)
     elif command in COMMANDS:
         _stage(command, rest)
@@ -70,8 +89,19 @@ def _stage(command: str, argv: list[str]) -> None:
 
 
 def _open(argument: str) -> str:
-    """Hydra adds ``inputs.x=path`` and ``stages.x.extra=[...]`` though no YAML lists these keys: stages declare their inputs."""
-    return f"++{argument}" if argument.startswith(("inputs.", "stages.")) else argument
+    """Hydra adds ``inputs.x=path`` and ``stages.x.extra=[...]`` though no YAML lists these keys: stages declare their inputs.
+
+    A stage's name may hold a slash, which Hydra's keys cannot: ``stages.round-1/sft.extra=[...]`` is handed over as a mapping.
+    """
+    if not argument.startswith(("inputs.", "stages.")):
+        return argument
+    key, equals, value = argument.partition("=")
+    if "/" not in key or not equals:
+        return f"++{argument}"
+    first, *rest = key.split(".")
+    for part in reversed(rest):
+        value = f"{{{part}: {value}}}"
+    return f"++{first}={value}"
 
 
 def run_command(command: str, composed: Any) -> dict[str, Any]:
@@ -86,18 +116,18 @@ def _hydra(command: str, argv: list[str]) -> None:
     """Flags (-m, --cfg, --info, ...) are Hydra's own: hand the command line over."""
     import hydra
 
-    from herd.config.loader import conf_root, explain
+    from herd.config.loader import conf_root, explain, spell_out
 
     def job(composed: Any) -> Any:
         return run_command(command, composed)
 
     # Errors come back to us instead of being printed as tracebacks.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"herd {command}", *argv]
+    sys.argv = [f"herd {command}", *(spell_out(argument) for argument in argv)]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_root()), config_name=command)(job)()
     except Exception as error:
-        raise explain(error, command) from error
+        raise explain(error, command, argv) from error
 
 
 def _recipe(argv: list[str]) -> None:
@@ -113,6 +143,16 @@ def _recipe(argv: list[str]) -> None:
         print("\n".join(plan_lines(recipe)))
     else:
         run_recipe(recipe)
+
+
+def _help(command: str) -> None:
+    """What to give a command; Hydra's own page (--hydra-help) tells of its flags."""
+    if command in ("lineage", "why", "doctor"):
+        print(next(line.strip() for line in USAGE.splitlines() if line.startswith(f"  {command}")))
+        return
+    from herd.recipe.usage import usage_lines
+
+    print("\n".join(usage_lines(command)))
 
 
 def _lineage(argv: list[str]) -> None:
