@@ -25,8 +25,12 @@ _PRE = frozenset(("pre", "listing", "textarea"))
 _EMPHASIS = {"b": "**", "strong": "**", "i": "*", "em": "*", "code": "`", "kbd": "`", "samp": "`"}
 _LINE_NUMBERS = re.compile(
     r"\b(?:lineno|linenos|linenodiv|line-numbers-rows|linenumbers?|line-numbers?|gutter|rouge-gutter|blob-num"
-    r"|hljs-ln-numbers|lnt)\b"
+    r"|hljs-ln-numbers|lnt)\b|\bclass=\"ln\""
 )
+_CODE = re.compile(r"<(/?)(pre|listing|textarea|code)(?=[\s>])[^>]*>")
+_ANY_TAG = re.compile(r"<[^>]*>")
+CODE_LINES = 3  # of text in a <code>, from which on its line ends are meant
+_LINE = re.compile(r"\bclass=\"(?:[\w-]+ )*(?:code-|token-|view-)?line(?= |\")")  # a line of code, also without a line end
 CELL_CHARACTERS = 400  # a table's row is one line while no cell is longer than this,
 CELL_PARTS = 120  # or than this where it holds several blocks
 
@@ -92,7 +96,7 @@ def split_blocks(html: str, markdown: bool = False) -> tuple[list[Block], Elemen
     skipped_depth = 0
     tags: dict[str, tuple[int, str, str]] = {}  # as it stands in the page -> read; most come many times
 
-    pieces = _TAG.split(html)
+    pieces = _TAG.split(_lift_code(html) if "<code" in html else html)
     pieces.append("")
     for text, head in zip(pieces[::2], pieces[1::2], strict=True):
         if text and not skipped:
@@ -123,8 +127,11 @@ def split_blocks(html: str, markdown: bool = False) -> tuple[list[Block], Elemen
         elif kind == _CLOSING:  # of what changes nothing
             continue
         elif not kind:
-            if pre and attributes and _numbers_lines(attributes):
-                skipped, skipped_depth = tag, 1
+            if pre and attributes:
+                if _numbers_lines(attributes):
+                    skipped, skipped_depth = tag, 1
+                elif parts and parts[-1][-1] != "\n" and _is_line(attributes):
+                    parts.append("\n")
         elif kind == _CLOSING | _BLOCK:
             if pre and tag not in _PRE:  # a line of code in an element of its own
                 if parts and parts[-1][-1] != "\n":
@@ -219,6 +226,11 @@ def _numbers_lines(attributes: str) -> bool:
     return _LINE_NUMBERS.search(attributes) is not None
 
 
+@functools.lru_cache(maxsize=10_000)
+def _is_line(attributes: str) -> bool:
+    return _LINE.search(attributes) is not None
+
+
 def _add(out: list[Block], elements: Elements, parts: list[str], block: Block) -> None:
     """Give a block its text and append it, unless it is blank."""
     text = "".join(parts)
@@ -232,6 +244,26 @@ def _add(out: list[Block], elements: Elements, parts: list[str], block: Block) -
         elements.characters[block.element] += len(text)
         elements.linked[block.element] += block.linked
         elements.blocks[block.element] += 1
+
+
+def _lift_code(html: str) -> str:
+    """Put a `<code>` of several lines that stands in no `<pre>` into one: style sheets show it as it is written."""
+    out: list[str] = []
+    start, opened, pre = 0, -1, 0
+    for found in _CODE.finditer(html):
+        closing, tag = found.groups()
+        if tag != "code":
+            pre += -1 if closing else 1
+            opened = -1
+        elif not pre and not closing:
+            opened = found.start()
+        elif opened >= 0:
+            code = html[opened : found.end()].replace("<br>\n", "\n")
+            if sum(not line.isspace() and line != "" for line in _ANY_TAG.sub("", code).split("\n")) >= CODE_LINES:
+                out += (html[start:opened], "<pre>", code, "</pre>")
+                start = found.end()
+            opened = -1
+    return "".join((*out, html[start:]))
 
 
 def _join_cells(out: list[Block], start: int, row: int, elements: Elements) -> None:

@@ -78,7 +78,7 @@ class Cost:
 
 
 def cost(html: str, max_depth: int, max_work: int) -> Cost:
-    """Estimate of the parser's cost; counting stops soon after a limit.
+    """Estimate of the parser's cost. Attributes that pass ``max_work`` by themselves end the count.
 
     An end tag counts only where an element of its name is open, since the parser ignores all others: pages that pair every
     start tag with a wrong end tag are as deep as those without. Each tag may walk the whole stack; an element with n
