@@ -62,6 +62,9 @@ def test_mathml_without_a_source_and_with_broken_nesting_is_read():
         "<table><tr><td class='gutter'><pre>1\n2\n3\n4\n5</pre></td><td class='code'><pre>def f(x):\n    if "
         "x:\n\treturn  1\n\n    return 2"
         "</pre></td></tr></table>",
+        "<code>def f(x):\n    if x:\n\treturn  1\n\n    return 2</code>",
+        "<pre><span class='line'>def f(x):</span><span class='line'>    if x:</span><span class='line'>\treturn  1\n\n</span>"
+        "<span class='line'>    return 2</span></pre>",
         "<pre><div>def f(x):</div><div>    if x:</div><div>\treturn  1</div><div>\n</div><div>    return 2</div></pre>",
     ],
 )

@@ -114,7 +114,7 @@ def _document(rows: list[dict[str, Any]], artifact: Artifact, ledger: list[Path]
 
 
 def _measured(row: dict[str, Any]) -> str:
-    if row["score"] is None:
+    if row["score"] is None or row["action"] == "kept":  # what a document is kept with stands among its scores
         return ""
     limit = "" if row["threshold"] is None else f" (limit {row['threshold']:.6g})"
     return f": {row['score']:.6g}{limit}"

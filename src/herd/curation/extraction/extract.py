@@ -1,5 +1,6 @@
 """One page -> its main text: parse, split into blocks, score them, keep the best, write."""
 
+import functools
 import re
 from typing import Any
 
@@ -12,14 +13,15 @@ from herd.curation.extraction.formulas import write_formulas
 from herd.curation.extraction.guards import Refusal, cost, decode
 from herd.curation.extraction.layout import write
 from herd.curation.extraction.score import best_cut, log_odds
-from herd.curation.text import tidy
+from herd.curation.text import tidy, word_set
 
 # Never content, whatever they hold.
-_REMOVED = (
-    "script, style, template, iframe, object, embed, svg, canvas, audio, video, select, input, textarea, noembed, noframes, xmp, "
-    "plaintext, nav, footer, aside, dialog, label, [role=navigation], [role=banner], [role=contentinfo], [role=search], "
-    "[role=complementary], [role=dialog], [hidden]"
+_REMOVED = word_set(
+    "script style template iframe object embed svg canvas audio video select input textarea noembed noframes xmp plaintext nav "
+    "footer aside dialog label"
 )
+_ASKED = _REMOVED | {"math"}  # names whose absence from a page spares work
+_REMOVED_ROLES = word_set("navigation banner contentinfo search complementary dialog")
 _SILENT = re.compile(r"<(?:!--|(script|style|svg)(?=[\s/>]))", re.IGNORECASE)  # what holds no text, or text of another kind
 _TEX = re.compile(r"<script[^>]{0,200}type\s*=\s*[\"']?math/", re.IGNORECASE)
 _STRUCTURED = 0.95  # least probability of formulas and code when structure is kept
@@ -38,7 +40,8 @@ def extract_html(raw: bytes | str, config: ExtractionConfig) -> str | Refusal:
             return text
     else:
         text = raw.encode("utf-8", "replace").decode("utf-8")  # without lone surrogates
-    text = text.replace("\x00", "")
+    if "\x00" in text:
+        text = text.replace("\x00", "")
     closed = "</html" in text or "</body" in text or _CLOSED.search(text) is not None or not _OPENED.search(text)
     cut = text.rfind("<") > text.rfind(">")  # inside a tag
     kind = page_kind(text)
@@ -52,7 +55,7 @@ def extract_html(raw: bytes | str, config: ExtractionConfig) -> str | Refusal:
         )
     if config.drop_truncated and not closed and (cut or price.unclosed):  # </body> and </html> alone may be left out
         return Refusal("truncated_page", "opens <html> or <body>, closes neither, and ends inside another element")
-    blocks, elements = read_blocks(text, config.markdown)
+    blocks, elements = read_blocks(text, config.markdown, price.names)
     kept = choose(blocks, elements, kind, config)
     return tidy(write(kept, elements, config.markdown)) or Refusal("no_text", "nothing is left after boilerplate")
 
@@ -86,17 +89,36 @@ def _end_of(html: str, name: str, position: int) -> int:
     return found if found >= 0 else html.find(f"</{name.upper()}", position)
 
 
-def read_blocks(html: str, markdown: bool = False) -> tuple[list[Block], Elements]:
-    """Parse a page and split it; formulas are text from here on."""
+def read_blocks(html: str, markdown: bool = False, names: frozenset[str] = _ASKED) -> tuple[list[Block], Elements]:
+    """Parse a page and split it; formulas are text from here on.
+
+    Args:
+        html: the page.
+        markdown: keep markers.
+        names: of its tags, which say what need not be looked for.
+    """
     from selectolax.lexbor import LexborHTMLParser
 
     body: Any = LexborHTMLParser(html).body
     if body is None:
         return [], Elements()
-    write_formulas(body, html)
-    for node in body.css(_REMOVED):
+    if names & {"math", "script"}:
+        write_formulas(body, html)
+    for node in [node for node in body.css(_selector(names & _REMOVED)) if _is_removed(node)]:
         node.decompose()
     return split_blocks(body.html or "", markdown)
+
+
+@functools.lru_cache(maxsize=1000)
+def _selector(names: frozenset[str]) -> str:
+    return ", ".join((*sorted(names), "[role]", "[hidden]"))
+
+
+def _is_removed(node: Any) -> bool:
+    if node.tag in _REMOVED:
+        return True
+    attributes = node.attributes
+    return "hidden" in attributes or attributes.get("role") in _REMOVED_ROLES
 
 
 def choose(blocks: list[Block], elements: Elements, kind: int, config: ExtractionConfig) -> list[Block]:

@@ -18,7 +18,9 @@ def write(blocks: list[Block], elements: Elements, markdown: bool) -> str:
     previous = -1
     counters: dict[int, int] = {}
     for block in blocks:
-        text = block.text.strip("\n") if block.pre else _AROUND_BREAK.sub("\n", block.text)
+        text = block.text.strip("\n") if block.pre else block.text
+        if not block.pre and "\n" in text:
+            text = _AROUND_BREAK.sub("\n", text)
         if markdown:
             text = _mark(text, block, elements, counters)
         if out:

@@ -56,27 +56,85 @@ _TAGS = (
 BITS = {name: 1 << i for i, name in enumerate([*GROUPS, *(f"<{tag}>" for tag in _TAGS)])}
 TAG_BITS = {tag: BITS[f"<{tag}>"] for tag in _TAGS}
 _PATTERNS = [(BITS[name], re.compile(pattern)) for name, pattern in GROUPS.items()]
-_NOT_LETTERS = re.compile(r"(?<=[a-z])(?=[A-Z])|[^A-Za-z]+")
+_WORD = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")
 _ATTRIBUTE = re.compile(r'\s(class|id|role|itemprop|style|hidden|aria-hidden)="([^"]*)"')
 _DIGITS = re.compile(r"\d+")
+_NO_DIGITS = str.maketrans("", "", "0123456789")
 
 
 # The first words of the patterns' expressions of two words; all others are told word by word, since sites share their words.
 _FIRST_WORDS = word_set("log sign opt sr screen d off pop add post read rich table source no")
 
 
+def _variants(pattern: str) -> list[str]:
+    """A pattern without its alternatives and optional letters: "shar(e|ing)s?" is "share", "shares", "sharing", "sharings"."""
+    for i, letter in enumerate(pattern):
+        if letter == "(":
+            end = pattern.index(")", i)
+            optional = pattern[end + 1 : end + 2] == "?"
+            rest = pattern[end + 1 + optional :]
+            choices = [*pattern[i + 1 : end].split("|"), *([""] if optional else [])]
+            return [found for choice in choices for found in _variants(pattern[:i] + choice + rest)]
+        if letter == "?":
+            return _variants(pattern[: i - 1] + pattern[i + 1 :]) + _variants(pattern[:i] + pattern[i + 1 :])
+    return [pattern]
+
+
+def _literals() -> tuple[dict[str, int], dict[str, int], dict[str, int], dict[str, int]]:
+    """What the patterns say of a single word: bits by the whole word, its beginning, its end, and any part of it."""
+    tables: tuple[dict[str, int], ...] = ({}, {}, {}, {})
+    for name, pattern in GROUPS.items():
+        for alternative in re.split(r"\|(?![^(]*\))", pattern):
+            for found in _variants(alternative):
+                begins, ends = found.startswith(r"\b"), found.endswith(r"\b")
+                literal = found.replace(r"\b", "")
+                table = tables[0 if begins and ends else 1 if begins else 2 if ends else 3]
+                table[literal] = table.get(literal, 0) | BITS[name]
+    return tables[0], tables[1], tables[2], tables[3]
+
+
+_WHOLE, _START, _END, _PART = _literals()
+_SHORTEST, _LONGEST = min(map(len, _PART)), max(map(len, _PART))
+
+
 @functools.lru_cache(maxsize=200_000)
-def _bits_of(expression: str) -> int:
-    return sum(bit for bit, pattern in _PATTERNS if pattern.search(expression))
+def _bits_of_word(word: str) -> int:
+    bits, size = _WHOLE.get(word, 0), len(word)
+    for i in range(1, size + 1):
+        bits |= _START.get(word[:i], 0) | _END.get(word[-i:], 0)
+    for i in range(size - _SHORTEST + 1):
+        for j in range(i + _SHORTEST, min(size, i + _LONGEST) + 1):
+            bits |= _PART.get(word[i:j], 0)
+    return bits
+
+
+@functools.lru_cache(maxsize=10_000)
+def _bits_of_pair(pair: str) -> int:
+    return sum(bit for bit, pattern in _PATTERNS if pattern.search(pair))
+
+
+@functools.lru_cache(maxsize=200_000)
+def _read_name(name: str) -> tuple[int, str, str]:
+    """(bits, first word, last word) of one name."""
+    words = [word.lower() for word in _WORD.findall(name)]
+    bits, before = 0, ""
+    for word in words:
+        bits |= _bits_of_word(word)
+        if before in _FIRST_WORDS:
+            bits |= _bits_of_pair(f"{before} {word}")
+        before = word
+    return bits, words[0] if words else "", before
 
 
 def _bits(names: str) -> int:
     bits, before = 0, ""
-    for word in _NOT_LETTERS.sub(" ", names[:400]).lower().split():
-        bits |= _bits_of(word)
-        if before in _FIRST_WORDS:
-            bits |= _bits_of(f"{before} {word}")
-        before = word
+    for name in names[:400].split():
+        more, first, last = _read_name(name)
+        bits |= more
+        if first:
+            if before in _FIRST_WORDS:
+                bits |= _bits_of_pair(f"{before} {first}")
+            before = last
     return bits
 
 
@@ -93,5 +151,5 @@ def read_attributes(attributes: str) -> tuple[int, str]:
         else:
             names.append(value)
             if name == "class":
-                classes = _DIGITS.sub("", value)
+                classes = value.translate(_NO_DIGITS) if value.isascii() else _DIGITS.sub("", value)
     return _bits(" ".join(names)), classes

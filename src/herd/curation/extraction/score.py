@@ -42,12 +42,17 @@ def _numbers(kind: int) -> tuple[float, np.ndarray]:
     return sum(part.get("", 0.0) for part in parts), np.array(values)
 
 
+@functools.cache
+def _name_weights(kind: int, place: str) -> list[tuple[int, float]]:
+    """(bit, weight) of the names that count at a place on pages of a kind."""
+    parts = [load_weights().get(part, {}) for part in parts_of(kind)]
+    return [(bit, part[f"{place} {name}"]) for part in parts for name, bit in BITS.items() if f"{place} {name}" in part]
+
+
 @functools.lru_cache(maxsize=100_000)
 def _names(kind: int, place: str, bits: int) -> float:
     """Weight of the names at a place ("near" or "own") on pages of a kind."""
-    parts = [load_weights().get(part, {}) for part in parts_of(kind)]
-    found = [name for name, bit in BITS.items() if bits & bit]
-    return sum(part.get(f"{place} {name}", 0.0) for part in parts for name in found)
+    return sum(weight for bit, weight in _name_weights(kind, place) if bits & bit)
 
 
 def log_odds(evidence: Evidence) -> np.ndarray:
