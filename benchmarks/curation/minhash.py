@@ -63,7 +63,6 @@ def quality(texts: list[str]) -> dict[str, object]:
                 rows[f"{bands}x{length}, Jaccard from {threshold}"] = {
                     "recall": float((candidate & same).sum() / same.sum()),
                     "precision_before_exact_check": float((candidate & same).sum() / max(candidate.sum(), 1)),
-                    "precision_after_exact_check": 1.0,
                 }
         results[scheme] = rows
     return results

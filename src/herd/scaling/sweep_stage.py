@@ -94,7 +94,7 @@ def run_child(command: Sequence[str]) -> tuple[int, str]:
     """Run a sweep as a child that ends with us; its output streams to our stderr. Returns its status and last line."""
     environment = {
         **os.environ,
-        # Two jobs at a time with a thread each train faster than one with two.
+        # A job per core, a thread each: faster than one job with all the threads.
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         "HERD_SWEEP_PARENT": str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
