@@ -49,6 +49,30 @@ def test_the_closed_form_optimum_is_the_minimum_along_the_budget() -> None:
     assert grid[np.argmin(surface.loss(grid, 1e21 / 6 / grid))] == pytest.approx(n, rel=1e-3)
 
 
+def test_the_jacobian_is_the_derivative() -> None:
+    truth = np.array([0.5, 6.0, 7.0, 0.35, 0.4])
+
+    def log_loss(t: np.ndarray) -> np.ndarray:
+        E, A, B = np.exp(t[:3])
+        return np.log(E + A / n ** t[3] + B / d ** t[4])
+
+    n, d, y = points((*np.exp(truth[:3]), *truth[3:]))
+    surface = fit_surface(n, d, y)
+    numeric = [(log_loss(truth + h) - log_loss(truth - h)) / 2e-6 for h in 1e-6 * np.eye(5)]
+    assert surface.jacobian(n, d) == pytest.approx(np.stack(numeric, axis=1), rel=1e-4, abs=1e-7)
+    assert surface.jacobian(1e9, 1e10).shape == (5,)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
+def test_the_covariance_is_the_scatter_of_refits(objective: str) -> None:
+    n, d, y = points(count=80)
+    rng = np.random.default_rng(3)
+    fits = [fit_surface(n, d, y * np.exp(0.003 * rng.normal(size=80)), objective, delta=3e-3) for _ in range(60)]
+    theta = np.array([[*np.log([s.E, s.A, s.B]), s.a, s.b] for s in fits])
+    said = np.mean([np.sqrt(np.diag(np.array(s.covariance))) for s in fits], axis=0)
+    assert said == pytest.approx(theta.std(axis=0), rel=0.25)
+
+
 def test_replicates_scatter_as_refits_do() -> None:
     n, d, y = points(count=60)
     rng = np.random.default_rng(2)

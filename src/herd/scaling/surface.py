@@ -42,6 +42,7 @@ class Surface:
     condition: float  # condition number of the scaled Jacobian: above 1e4 single parameters mean little
     points: int
     largest_flops: float  # largest 6ND fitted
+    covariance: tuple[tuple[float, ...], ...] | None = None  # (5, 5) of (ln E, ln A, ln B, a, b); None where undetermined
 
     def loss(self, parameters: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
         """L(N, D), broadcast."""
@@ -52,6 +53,13 @@ class Surface:
         log_g = (math.log(self.a * self.A) - math.log(self.b * self.B)) / (self.a + self.b)
         log_n = log_g + self.b / (self.a + self.b) * math.log(flops / 6)
         return math.exp(log_n), flops / 6 / math.exp(log_n)
+
+    def jacobian(self, parameters: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
+        """d ln L / d (ln E, ln A, ln B, a, b) at (parameters, tokens), broadcast to (..., 5)."""
+        log_n, log_d = np.broadcast_arrays(np.log(parameters), np.log(tokens))
+        n_term, d_term = self.A * np.exp(-self.a * log_n), self.B * np.exp(-self.b * log_d)
+        columns = [np.full_like(n_term, self.E), n_term, d_term, -log_n * n_term, -log_d * d_term]
+        return np.stack(columns, axis=-1) / (self.E + n_term + d_term)[..., None]
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ def fit_surface(
         condition=float(np.linalg.cond(scaled)),
         points=len(y),
         largest_flops=float((6 * n * d).max()),
+        covariance=problem.covariance(theta[best], y / problem.scale, objective, delta) if status == "ok" else None,
     )
 
 
@@ -186,6 +195,29 @@ class _Problem:
         n_term, d_term = np.exp(log_a - a * self.u), np.exp(log_b - b * self.v)
         jacobian = np.stack([e, n_term, d_term, -self.u * n_term, -self.v * d_term], axis=2)
         return e + n_term + d_term, jacobian
+
+    def covariance(self, theta: np.ndarray, y: np.ndarray, objective: str, delta: float) -> tuple[tuple[float, ...], ...] | None:
+        """Covariance of (ln E, ln A, ln B, a, b) in single parameters and tokens; None when the Jacobian is singular.
+
+        s^2 (J'J)^-1 with s^2 the residual variance; for Huber's loss s^2 = mean psi^2 / (mean psi')^2 (Huber 1981, section 7.6).
+        """
+        value, jacobian = self.predict(theta[None])
+        value, jacobian = value[0], jacobian[0]
+        if objective == "squared":
+            residual = value - y
+        else:
+            residual, jacobian = np.log(value / y), jacobian / value[:, None]
+        freedom = len(y) - 5
+        inside = np.abs(residual) <= delta if objective == "huber_log" else np.ones(len(y), dtype=bool)
+        psi = np.where(inside, residual, delta * np.sign(residual))
+        size = np.linalg.norm(jacobian, axis=0)
+        if not inside.any() or not (size > 0).all() or np.linalg.cond(jacobian / size) > 1e12:
+            return None
+        inverse = np.linalg.inv((jacobian / size).T @ (jacobian / size)) / np.outer(size, size)
+        to_single = np.eye(5)  # ln A = ln A' + a mean(ln N) + constant
+        to_single[1, 3], to_single[2, 4] = self.log_n0, self.log_d0
+        covariance = to_single @ inverse @ to_single.T * float(psi @ psi) / freedom / float(inside.mean()) ** 2
+        return tuple(tuple(row) for row in covariance.tolist())
 
     def project(self, y: np.ndarray, objective: str, keep: int) -> np.ndarray:
         """Variable projection: the ``keep`` best starts (keep, 5) of a grid over both exponents."""
