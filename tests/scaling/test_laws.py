@@ -1,4 +1,4 @@
-"""From table to forecast: published Llama 3 numbers, honest intervals, refusals and fallbacks."""
+"""From table to forecast: honest intervals, refusals and fallbacks."""
 
 import dataclasses
 import json
@@ -9,26 +9,13 @@ import numpy as np
 import pytest
 
 from herd.config.errors import UserError
+from herd.scaling.forecast import forecast
 from herd.scaling.isoflop import IsoFLOPConfig, fit_isoflop
-from herd.scaling.laws import Laws, LawsConfig, SurfaceConfig, _vertex_errors, fit_laws, forecast
+from herd.scaling.laws import Laws, LawsConfig, SurfaceConfig, errors_of, fit_laws
 from herd.scaling.power_law import fit_power_law
 from herd.scaling.records import Record, read_table
 
 from .conftest import LAPTOP, make_sweep, optimum
-
-# The published optimal tokens of the Llama 3 IsoFLOP figure (billions, budgets ascending), as scaling oracles.
-BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21, 1e22)
-VERTICES = (4.408, 5.135, 7.558, 11.533, 15.321, 25.309, 40.965, 54.601, 98.165, 238.24)
-
-
-def test_the_papers_law_from_published_constants_alone() -> None:
-    law = fit_power_law(BUDGETS, np.array(VERTICES) * 1e9)
-    assert law.exponent == pytest.approx(0.53678, abs=5e-4)
-    assert law.coefficient == pytest.approx(0.29936, abs=1.5e-3)
-    assert law.exponent_interval == pytest.approx((0.4948, 0.5787), abs=1e-3)
-    assert law.predict(3.8e25) == pytest.approx(16.10e12, rel=1e-3)
-    assert law.predict(4.0e25) == pytest.approx(16.55e12, rel=1e-3)
-    assert 4.0e25 / 6 / law.predict(4.0e25) == pytest.approx(402.8e9, rel=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -37,35 +24,6 @@ def llama(reference_data) -> Laws:  # type: ignore[no-untyped-def]
     records = read_table(path, {"parameters": "params"}, {"condition": "raw_loss"})
     assert len(records) == 133
     return fit_laws(records, LawsConfig(surface=SurfaceConfig("squared"), replicates=200))
-
-
-def test_oracle_1_alpha_and_a(llama: Laws) -> None:
-    assert llama.tokens is not None
-    assert llama.tokens.exponent == pytest.approx(0.53678, abs=5e-4)
-    assert llama.tokens.coefficient == pytest.approx(0.29936, abs=1.5e-3)
-
-
-def test_oracle_2_vertices(llama: Laws) -> None:
-    assert [c.budget for c in llama.curves] == pytest.approx(BUDGETS)
-    assert [c.tokens / 1e9 for c in llama.vertices] == pytest.approx(VERTICES, rel=5e-3)
-
-
-def test_oracle_3_flagship(llama: Laws) -> None:
-    at = {c: forecast(llama, c) for c in (3.8e25, 4.0e25)}
-    assert at[3.8e25].tokens == pytest.approx(16.10e12, rel=1e-3)
-    assert at[3.8e25].parameters == pytest.approx(393.3e9, rel=1e-3)
-    assert at[4.0e25].tokens == pytest.approx(16.55e12, rel=1e-3)
-    assert at[4.0e25].parameters == pytest.approx(402.8e9, rel=1e-3)
-    assert at[3.8e25].extrapolation_ratio == pytest.approx(3800)
-
-
-def test_oracle_4_intervals_and_jackknife(llama: Laws) -> None:
-    assert llama.tokens is not None
-    assert llama.tokens.exponent_interval == pytest.approx((0.4948, 0.5787), abs=1e-3)
-    assert forecast(llama, 3.8e25).tokens_interval == pytest.approx((9.56e12, 27.12e12), rel=0.01)
-    for left_out, alpha in ((1e22, 0.5108), (6e18, 0.5562)):
-        rest = fit_laws([r for r in llama.records if r.budget != left_out])
-        assert rest.tokens is not None and rest.tokens.exponent == pytest.approx(alpha, abs=5e-4)
 
 
 def test_oracle_5_surface(llama: Laws) -> None:
@@ -156,7 +114,7 @@ def test_vertices_that_lie_on_a_line_by_luck_do_not_make_alpha_sure() -> None:
             continue
         budgets, tokens = [c.budget for c in curves], [c.tokens or 0.0 for c in curves]
         config = LawsConfig(replicates=200, seed=seed, noise_floor=std)
-        laws = (fit_power_law(budgets, tokens), fit_power_law(budgets, tokens, errors=_vertex_errors(curves, rows, config)))
+        laws = (fit_power_law(budgets, tokens), fit_power_law(budgets, tokens, errors=errors_of(curves, config)))
         found.append((laws[0].residual_std or 0.0, *(law.exponent_interval for law in laws)))
     lucky = sorted(found, key=lambda row: row[0])[: len(found) // 3]
     plain, wide = (sum(low < alpha < high for low, high in column) / len(lucky) for column in list(zip(*lucky, strict=True))[1:])

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from herd.scaling.laws import Forecast, Laws
+from herd.scaling.forecast import Forecast
+from herd.scaling.laws import Laws
 from herd.scaling.records import by_budget
 
 STYLE: Any = {

@@ -12,8 +12,9 @@ from herd.model.family import family_members
 from herd.runs.atomic import sha256_file, write_json
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.scaling.figures import save_all
+from herd.scaling.forecast import FALLBACKS, Forecast, forecast
 from herd.scaling.isoflop import IsoFLOPConfig
-from herd.scaling.laws import FALLBACKS, Forecast, Laws, LawsConfig, SurfaceConfig, fit_laws, forecast
+from herd.scaling.laws import Laws, LawsConfig, SurfaceConfig, fit_laws
 from herd.scaling.plan import PlanConfig
 from herd.scaling.power_law import PowerLaw
 from herd.scaling.records import read_table, usable
@@ -48,7 +49,14 @@ class ScalingFitConfig:
 
     def laws(self) -> LawsConfig:
         """The part that the fit itself reads."""
-        return LawsConfig(self.isoflop, self.surface, self.confidence, self.replicates, self.seed, self.noise_floor)
+        return LawsConfig(
+            isoflop=self.isoflop,
+            surface=self.surface,
+            confidence=self.confidence,
+            replicates=self.replicates,
+            seed=self.seed,
+            noise_floor=self.noise_floor,
+        )
 
 
 def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:

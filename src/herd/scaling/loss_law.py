@@ -4,7 +4,7 @@ For a fixed exponent g the law is linear in E and k, so one search over g finds 
 bootstrap is searched at once. E and k stay at or above 0. With three budgets the law passes through every point.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class LossLaw:
     """A fitted law; C in FLOPs, L in nats per token."""
 
     status: str  # ok | exact (three budgets: no scatter left) | at_bound (E = 0, or g at the edge of the search)
+    reason: str  # why it is not ok, else ""
     E: float  # irreducible loss
     k: float  # reducible loss at `reference`
     g: float  # exponent
@@ -44,16 +45,19 @@ def fit_loss_law(budgets: np.ndarray, losses: np.ndarray) -> LossLaw:
     if len(np.unique(budgets)) < 3:
         raise UserError(f"The law of the optimal loss has 3 parameters; {len(np.unique(budgets))} budgets are too few.")
     E, k, g, reference = solve_loss_laws(budgets, losses[None])
-    law = LossLaw("ok", float(E[0]), float(k[0]), float(g[0]), reference, len(budgets), None)
-    status, std = "ok", None
+    law = LossLaw("ok", "", float(E[0]), float(k[0]), float(g[0]), reference, len(budgets), None)
+    std = None
     if len(budgets) == 3:
-        status = "exact"
+        law = replace(law, status="exact", reason="three budgets determine the law and leave no scatter to judge it by")
     else:
         residual = law.loss(budgets) - losses
         std = float(np.sqrt((residual**2).sum() / (len(budgets) - 3)))
-    if law.E <= 0 or not _SMALLEST * 1.01 < law.g < _LARGEST * 0.99:
-        status = "at_bound"
-    return LossLaw(status, law.E, law.k, law.g, reference, len(budgets), std)
+    out = [name for name, at_edge in (("E", law.E <= 0), ("g", not _SMALLEST * 1.01 < law.g < _LARGEST * 0.99)) if at_edge]
+    if out:
+        law = replace(
+            law, status="at_bound", reason=f"{', '.join(out)} at the edge of what is allowed: the budgets do not determine it"
+        )
+    return replace(law, residual_std=std)
 
 
 def solve_loss_laws(

@@ -1,22 +1,49 @@
-"""Power laws by least squares in log-log: y = A x^alpha, with intervals.
+"""Power laws fitted in log-log: y = A x^alpha, with intervals.
 
 Llama 3, section 3.2.1: N*(C) = A C^alpha, where N* counts the compute-optimal training TOKENS.
 
-Every interval is the wider of two. Student's t on the scatter of the points about the line needs no other knowledge, but a
-few points can lie on a line by luck. Where the points' own standard errors are known, they are carried through the same
-least squares (a linear function of ln y) with the normal quantile, and the interval is never narrower than that.
+Methods: ``ols`` weighs the points alike; ``wls`` by 1 / error^2; ``theil_sen`` takes the median of all pairwise slopes.
+
+Every interval is the wider of two. The first comes from the scatter of the points about the line, by Student's t, and needs no
+other knowledge; but a few points can lie on a line by luck. Where the points' own standard errors are known, they are carried
+through the same fit with the normal quantile, and the interval is never narrower than that. The least-squares fits are linear in
+ln y, so both are exact. Theil-Sen's is not: its exponent has Sen's interval, and the law's mean and predictions have Student's t
+times the standard deviation of a bootstrap of residuals.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from herd.config.errors import UserError
+from herd.config.registry import Registry
+from herd.runs.seeds import stream
+from herd.scaling import theil_sen
 
 Interval = tuple[float, float]
+
+METHODS: Registry[str] = Registry("power-law method")
+METHODS.register("ols")("least squares of ln y, all points alike")
+METHODS.register("wls")("least squares of ln y, weights 1 / error^2")
+METHODS.register("theil_sen")("median of all pairwise slopes")
+
+
+@dataclass(frozen=True)
+class LineErrors:
+    """Variances of a fitted line in ln y: of its level at ``mean_log_x``, its slope, both together, and one more point."""
+
+    level: float
+    slope: float
+    both: float  # covariance of level and slope
+    point: float  # scatter of one more typical point about the line
+
+    def at(self, distance: float, kind: str) -> float:
+        """Standard error at ``distance`` in ln x from ``mean_log_x``."""
+        variance = self.level + 2 * distance * self.both + distance**2 * self.slope
+        return math.sqrt(max(variance, 0.0) + (self.point if kind == "prediction" else 0.0))
 
 
 @dataclass(frozen=True)
@@ -24,19 +51,21 @@ class PowerLaw:
     """y = coefficient * x^exponent, fitted on ``points`` pairs. Intervals are None when nothing is left to estimate them."""
 
     status: str  # ok | exact (two points: a line through both, no interval)
+    reason: str  # what is missing and why, else ""
+    method: str  # ols | wls | theil_sen
     exponent: float
     coefficient: float
     exponent_interval: Interval | None  # two-sided, at `confidence`
     coefficient_interval: Interval | None
-    residual_std: float | None  # scatter of ln y about the law
+    residual_std: float | None  # scatter of ln y about the law (wls: of a point of average weight)
     points: int
     confidence: float
-    mean_log_x: float  # centre of ln x
-    mean_log_y: float
-    spread: float  # sum of squared deviations of ln x
+    mean_log_x: float  # centre of ln x, weighted as the points are
+    mean_log_y: float  # ln y of the law there
+    smallest_x: float
     largest_x: float  # for extrapolation ratios
-    log_x: tuple[float, ...] = ()  # ln x of the points
-    errors: tuple[float, ...] | None = None  # standard errors of ln y of the points, None when not known
+    scatter: LineErrors | None = None  # from the scatter of the points, with points - 2 degrees of freedom
+    own: LineErrors | None = None  # from the points' own standard errors, where they are known
     widened: bool = False  # True: the exponent's interval comes from the points' own errors, not from their scatter
 
     def predict(self, x: float) -> float:
@@ -46,44 +75,49 @@ class PowerLaw:
     def interval(self, x: float, kind: str = "mean") -> Interval | None:
         """Interval of the law at ``x``: ``mean`` of where the law lies, ``prediction`` of where one more point would."""
         assert kind in ("mean", "prediction")
-        if self.residual_std is None:
+        if self.scatter is None:
             return None
         distance = math.log(x) - self.mean_log_x
-        variance = 1 / self.points + distance**2 / self.spread
-        half = self._t() * self.residual_std * math.sqrt(variance + (kind == "prediction"))
-        weights = 1 / self.points + distance * self._slope_weights()
-        half = max(half, self._own(weights, 1.0 if kind == "prediction" else 0.0))
+        half = self._t() * self.scatter.at(distance, kind)
+        if self.own is not None:
+            half = max(half, self._normal() * self.own.at(distance, kind))
         centre = math.log(self.predict(x))
         return math.exp(centre - half), math.exp(centre + half)
+
+    def extrapolation_ratio(self, x: float) -> float:
+        """``x`` over the largest x fitted; above 1 the law is read beyond its points."""
+        return x / self.largest_x
 
     def _t(self) -> float:
         return float(stats.t.ppf(0.5 + self.confidence / 2, self.points - 2))
 
-    def _slope_weights(self) -> np.ndarray:
-        """Weights (points,) with which ln y enters the exponent."""
-        return (np.array(self.log_x) - self.mean_log_x) / self.spread
-
-    def _own(self, weights: np.ndarray, more: float = 0.0) -> float:
-        """Half-width from the points' own errors of a sum of ln y with ``weights``, and of ``more`` typical points beside it."""
-        if self.errors is None:
-            return 0.0
-        squares = np.array(self.errors) ** 2
-        return float(stats.norm.ppf(0.5 + self.confidence / 2)) * math.sqrt(float(weights**2 @ squares) + more * squares.mean())
+    def _normal(self) -> float:
+        return float(stats.norm.ppf(0.5 + self.confidence / 2))
 
 
 def fit_power_law(
-    x: Sequence[float], y: Sequence[float], confidence: float = 0.95, errors: Sequence[float] | None = None
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
+    errors: Sequence[float] | np.ndarray | None = None,
+    method: str = "ols",
+    replicates: int = 1000,
+    seed: int = 0,
 ) -> PowerLaw:
-    """Ordinary least squares of ln y on ln x.
+    """Fit ln y = ln A + alpha ln x.
 
     Args:
-        x, y: pairs, all above 0, at least two different ``x``.
+        x, y: (n,) pairs, all above 0, at least two different ``x``; any units, in any order.
         confidence: of the two-sided intervals.
-        errors: standard errors of ln y, where they are known; the points still weigh alike.
+        errors: (n,) standard errors of ln y, where they are known. ``wls`` weighs the points by them and needs all above 0;
+            the other methods only keep their intervals from being narrower than the errors allow.
+        method: ``ols``, ``wls`` or ``theil_sen``.
+        replicates, seed: of Theil-Sen's bootstrap.
 
     Raises:
-        UserError: fewer than two different x, or values that have no logarithm.
+        UserError: fewer than two different x, values that have no logarithm, ``wls`` without errors.
     """
+    METHODS.get(method)
     if not 0 < confidence < 1:
         raise UserError(f"confidence {confidence}: give a fraction between 0 and 1, such as 0.95.")
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
@@ -91,40 +125,96 @@ def fit_power_law(
         raise UserError("A power law needs pairs of finite numbers above 0.")
     if len(np.unique(xs)) < 2:
         raise UserError(f"A power law needs at least two different budgets with an optimum; there is {len(np.unique(xs))}.")
-    log_x, log_y = np.log(xs), np.log(ys)
-    mean_x, mean_y = float(log_x.mean()), float(log_y.mean())
-    spread = float(((log_x - mean_x) ** 2).sum())
-    exponent = float(((log_x - mean_x) * (log_y - mean_y)).sum() / spread)
-    intercept = mean_y - exponent * mean_x
+    own = _checked_errors(errors, xs, method)
+    order = np.lexsort((ys, xs))  # sums in one order, so that the rows' order cannot show in the last digit
+    log_x, log_y = np.log(xs[order]), np.log(ys[order])
+    own = own[order] if own is not None else None
+    weights = 1 / own**2 if method == "wls" and own is not None else np.ones(len(log_x))
+    weights = weights / weights.mean()
+    mean_x = float(weights @ log_x / weights.sum())
+    if method == "theil_sen":
+        level, exponent = (float(v) for v in theil_sen.fit_line(log_x - mean_x, log_y))
+    else:
+        level = float(weights @ log_y / weights.sum())
+        exponent = float(weights @ ((log_x - mean_x) * (log_y - level)) / (weights @ (log_x - mean_x) ** 2))
     law = PowerLaw(
         status="exact",
+        reason="two points determine the law without an interval: add a budget",
+        method=method,
         exponent=exponent,
-        coefficient=math.exp(intercept),
+        coefficient=math.exp(level - exponent * mean_x),
         exponent_interval=None,
         coefficient_interval=None,
         residual_std=None,
         points=len(xs),
         confidence=confidence,
         mean_log_x=mean_x,
-        mean_log_y=mean_y,
-        spread=spread,
+        mean_log_y=level,
+        smallest_x=float(xs.min()),
         largest_x=float(xs.max()),
-        log_x=tuple(log_x.tolist()),
-        errors=tuple(map(float, errors)) if errors is not None else None,
     )
     if len(xs) == 2:
         return law
-    residual = log_y - intercept - exponent * log_x
-    std = math.sqrt(float(residual @ residual) / (len(xs) - 2))
-    scatter, own = law._t() * std / math.sqrt(spread), law._own(law._slope_weights())
-    half = max(scatter, own)
-    half_intercept = law._t() * std * math.sqrt(1 / len(xs) + mean_x**2 / spread)
-    half_intercept = max(half_intercept, law._own(1 / len(xs) - mean_x * law._slope_weights()))
-    values = vars(law) | {
-        "status": "ok",
-        "exponent_interval": (exponent - half, exponent + half),
-        "coefficient_interval": (math.exp(intercept - half_intercept), math.exp(intercept + half_intercept)),
-        "residual_std": std,
-        "widened": own > scatter,
-    }
-    return PowerLaw(**values)
+    residual = log_y - level - exponent * (log_x - mean_x)
+    variance = float(weights @ residual**2) / (len(xs) - 2)
+    if method == "theil_sen":
+        scatter, from_errors = _resampled(log_x - mean_x, residual, law, own, replicates, seed)
+    else:
+        scatter = _carried(log_x - mean_x, weights, variance / weights, variance)
+        from_errors = _carried(log_x - mean_x, weights, own**2, float((own**2).mean())) if own is not None else None
+    law = replace(law, status="ok", reason="", residual_std=math.sqrt(variance), scatter=scatter, own=from_errors)
+    law = replace(law, coefficient_interval=law.interval(1.0))
+    spread = law._t() * math.sqrt(scatter.slope)
+    by_scatter = (exponent - spread, exponent + spread)
+    interval = theil_sen.sen_interval(log_x, log_y, confidence) if method == "theil_sen" else by_scatter
+    if interval is None:
+        return replace(law, reason=f"Sen's interval of the exponent at {confidence:.0%} needs more than {len(xs)} points")
+    return _widened(law, interval)
+
+
+def _widened(law: PowerLaw, interval: Interval) -> PowerLaw:
+    """The law with its exponent's interval, no narrower than the points' own errors make it."""
+    if law.own is None:
+        return replace(law, exponent_interval=interval)
+    half = law._normal() * math.sqrt(law.own.slope)
+    wide = min(interval[0], law.exponent - half), max(interval[1], law.exponent + half)
+    return replace(law, exponent_interval=wide, widened=wide != interval)
+
+
+def _checked_errors(errors: Sequence[float] | np.ndarray | None, x: np.ndarray, method: str) -> np.ndarray | None:
+    if errors is None:
+        if method == "wls":
+            raise UserError("method=wls weighs each point by 1 / error^2: give the standard errors of ln y, or method=ols.")
+        return None
+    own = np.asarray(errors, dtype=float)
+    if own.shape != x.shape or not np.isfinite(own).all() or (own < 0).any():
+        raise UserError("The errors of a power law's points must be as many as the points, finite and not negative.")
+    if method == "wls" and not (own > 0).all():
+        raise UserError("method=wls: a point with an error of 0 would outweigh all others; give errors above 0, or method=ols.")
+    return own
+
+
+def _carried(distance: np.ndarray, weights: np.ndarray, variances: np.ndarray, point: float) -> LineErrors:
+    """Variances (n,) of the points carried through a weighted least-squares line, which is linear in them."""
+    to_level = weights / weights.sum()
+    to_slope = weights * distance / (weights @ distance**2)
+    return LineErrors(
+        float(to_level**2 @ variances), float(to_slope**2 @ variances), float((to_level * to_slope) @ variances), point
+    )
+
+
+def _resampled(
+    distance: np.ndarray, residual: np.ndarray, law: PowerLaw, own: np.ndarray | None, replicates: int, seed: int
+) -> tuple[LineErrors, LineErrors | None]:
+    """The same for Theil-Sen, which is not linear: refitted to redrawn residuals, and to errors drawn from the points' own."""
+
+    def errors(draws: np.ndarray, point: float) -> LineErrors:
+        levels, slopes = theil_sen.resampled_lines(distance, draws, law.mean_log_y, law.exponent)
+        covariance = np.cov(levels, slopes)
+        return LineErrors(float(covariance[0, 0]), float(covariance[1, 1]), float(covariance[0, 1]), point)
+
+    scatter = errors(theil_sen.residual_draws(residual, replicates, seed), float(residual @ residual) / (len(residual) - 2))
+    if own is None:
+        return scatter, None
+    normal = stream(seed, "theil-sen errors").normal(size=(replicates, len(own)))
+    return scatter, errors(normal * own, float((own**2).mean()))

@@ -11,7 +11,8 @@ from herd.config.loader import from_dict
 from herd.runs.metrics import read_metrics
 from herd.runs.stage import Artifact
 from herd.scaling.fit_stage import ScalingFitConfig
-from herd.scaling.laws import Forecast, Laws, fit_laws, forecast
+from herd.scaling.forecast import Forecast, forecast
+from herd.scaling.laws import Laws, fit_laws
 from herd.scaling.records import Record, read_table
 
 
