@@ -180,7 +180,7 @@ def _vertex(curve: IsoFLOPCurve, at: float, config: IsoFLOPConfig) -> dict[str, 
 
 
 def _akima_errors(curve: IsoFLOPCurve, std: float, config: IsoFLOPConfig) -> dict[str, Any]:
-    """An interpolant leaves no residuals: its losses are redrawn with the scatter about the parabola, which misfit only widens."""
+    """An interpolant leaves no residuals: its losses are redrawn with the parabola's scatter, which misfit only widens."""
     noise = stream(config.seed, "akima redraws").normal(size=(config.redraws, len(curve.points))) * std
     at, lowest = curve.revisit(np.array([point[2] for point in curve.points]) + noise)
     ok = np.isfinite(at)

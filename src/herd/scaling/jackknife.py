@@ -5,10 +5,12 @@ of the noise (Efron and Tibshirani 1993, chapter 11); the budget with the larges
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from herd.scaling.isoflop import IsoFLOPCurve
 from herd.scaling.laws import Laws, errors_of
 from herd.scaling.power_law import PowerLaw, fit_power_law
 
@@ -65,9 +67,9 @@ def jackknife_budgets(laws: Laws, target: float | None = None) -> Jackknife:
     )
 
 
-def _law(laws: Laws, curves: list) -> PowerLaw:
+def _law(laws: Laws, curves: Sequence[IsoFLOPCurve]) -> PowerLaw:
     config = laws.config
-    budgets, tokens = [c.budget for c in curves], [c.tokens for c in curves]
+    budgets, tokens = [c.budget for c in curves], [c.tokens or math.nan for c in curves]
     errors = errors_of(curves, config) if config.method == "wls" else None
     return fit_power_law(budgets, tokens, config.confidence, errors, config.method, 100, config.seed)
 

@@ -52,11 +52,10 @@ def fit_loss_law(budgets: np.ndarray, losses: np.ndarray) -> LossLaw:
     else:
         residual = law.loss(budgets) - losses
         std = float(np.sqrt((residual**2).sum() / (len(budgets) - 3)))
-    out = [name for name, at_edge in (("E", law.E <= 0), ("g", not _SMALLEST * 1.01 < law.g < _LARGEST * 0.99)) if at_edge]
+    edges = {"E": law.E <= 0, "g": not _SMALLEST * 1.01 < law.g < _LARGEST * 0.99}
+    out = ", ".join(name for name, reached in edges.items() if reached)
     if out:
-        law = replace(
-            law, status="at_bound", reason=f"{', '.join(out)} at the edge of what is allowed: the budgets do not determine it"
-        )
+        law = replace(law, status="at_bound", reason=f"{out} at the edge of what is allowed: the budgets do not determine it")
     return replace(law, residual_std=std)
 
 

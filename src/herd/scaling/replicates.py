@@ -72,7 +72,7 @@ def vertex_errors(
 def frontier_losses(
     curves: Sequence[IsoFLOPCurve], flops: np.ndarray, count: int, floor: float, rng: np.random.Generator
 ) -> np.ndarray | None:
-    """Losses (R, m) that one run at each of ``flops`` (m,) would measure, by frontier laws through the vertices of redrawn sweeps.
+    """Losses (R, m) that one run at each of ``flops`` (m,) would measure, by frontier laws of redrawn sweeps.
 
     None without noise to draw, or where under a tenth of the sweeps keep three optima.
     """

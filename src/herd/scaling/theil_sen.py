@@ -52,7 +52,7 @@ def resampled_lines(x: np.ndarray, draw: np.ndarray, level: float, slope: float)
 
 
 def residual_draws(residual: np.ndarray, replicates: int, seed: int) -> np.ndarray:
-    """Residuals (n,) drawn with replacement, (replicates, n), scaled to their standard deviation with two parameters taken off."""
+    """Residuals (n,) drawn with replacement, (replicates, n), scaled for the two parameters that they were fitted with."""
     n = len(residual)
     chosen = stream(seed, "theil-sen residuals").integers(0, n, (replicates, n))
     return np.asarray(residual[chosen] * np.sqrt(n / (n - 2)))
