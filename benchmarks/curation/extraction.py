@@ -3,7 +3,8 @@
 1. Word-level precision, recall and F1 by page type, on the half of the pages that the extractor was fitted to and on the half
    that was set aside (see extraction_pages.py).
 2. Structure: lines of code and formulas that survive, on reference pages whose gold text has fenced code, on rendered pydoc
-   pages (lines of examples) and on pages with each way of writing formulas (extraction_formulas.py).
+   pages (lines of examples) and on hand-written pages with each way of showing listings (extraction_code.py) and of writing
+   formulas (extraction_formulas.py).
 3. Pages a second, by wall clock and by processor time (which a busy machine troubles less).
 
 Peers need an environment of their own:
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+from extraction_code import code_pages  # noqa: E402 - found by the line above
 from extraction_formulas import FORMULA_PAGES  # noqa: E402 - found by the line above
 from extraction_pages import Page, folder, overlap, read_pages  # noqa: E402
 from measure import save  # noqa: E402
@@ -158,7 +160,10 @@ def main() -> None:
         values = (statistics.median(ratios), min(ratios), max(ratios))
         speed[side] |= {name: round(value, 2) for name, value in zip(names, values, strict=True)}
 
-    kinds = ("code lines, reference pages, tune", "code lines, reference pages, set_aside", "code lines, pydoc pages", "formulas")
+    kinds = (
+        *("code lines, reference pages, tune", "code lines, reference pages, set_aside"),
+        *("code lines, pydoc pages", "code lines, hand-written pages", "formulas"),
+    )
     structure: dict[str, dict[str, list[int]]] = {kind: {} for kind in kinds}
     rows = map(json.loads, (folder() / "ground_truth.jsonl").read_text(encoding="utf-8").splitlines())
     fenced = {row["id"]: fenced_lines(row.get("main_content_markdown") or "") for row in rows}
@@ -171,6 +176,9 @@ def main() -> None:
         wanted = [line.strip(" |") for line in text.split("\n") if line.strip(" |").startswith((">>>", "..."))]
         (answer,) = sides([pydoc.html.page(name, pydoc.html.document(module, name)).encode()])
         add(structure["code lines, pydoc pages"], {side: counts[1:] for side, counts in lines_kept(answer, wanted).items()})
+    for html, wanted in code_pages().values():
+        (answer,) = sides([html.encode()])
+        add(structure["code lines, hand-written pages"], lines_kept(answer, wanted))
     for html, formulas in FORMULA_PAGES.values():
         (answer,) = sides([html.encode()])
         for side in answer:

@@ -73,6 +73,24 @@ def test_code_lines_stay_as_they_are(markup):
         assert "\n\ndef f(x):\n    if x:\n\treturn  1\n\n    return 2\n\n" in extract_html(page(markup), config)
 
 
+@pytest.mark.parametrize(
+    "markup",
+    [
+        '<table><tr><td class="blob-num" data-line-number="1"></td><td class="blob-code">for x in y:</td></tr><tr>'
+        '<td class="blob-num" data-line-number="2"></td><td class="blob-code">    go(x)</td></tr></table>',
+        '<pre><code><table><tr><td class="hljs-ln-numbers">1</td><td class="hljs-ln-code" '
+        'data-line-number="1">for x in y:</td></tr>'
+        '<tr><td class="hljs-ln-numbers">2</td><td class="hljs-ln-code" '
+        'data-line-number="2">    go(x)</td></tr></table></code></pre>',
+        '<div><pre class="CodeMirror-line">for x in y:</pre><pre class="CodeMirror-line">    go(x)</pre></div>',
+    ],
+)
+@pytest.mark.parametrize("markdown", [False, True])
+def test_a_listing_with_an_element_a_line_is_one_listing(markup, markdown):
+    text = extract_html(page(markup), ExtractionConfig(markdown=markdown))
+    assert ("```\nfor x in y:\n    go(x)\n```" if markdown else "\n\nfor x in y:\n    go(x)\n\n") in text
+
+
 def test_with_the_maths_and_code_preset_structure_stays_where_prose_would_not():
     code = "<div class='sidebar related'><pre>pip install it</pre></div>"
     assert "pip install it" in extract_html(page(code), MATHS_AND_CODE)

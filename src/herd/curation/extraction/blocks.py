@@ -24,11 +24,13 @@ _BLOCKS = word_set(
 _PRE = frozenset(("pre", "listing", "textarea"))
 _EMPHASIS = {"b": "**", "strong": "**", "i": "*", "em": "*", "code": "`", "kbd": "`", "samp": "`"}
 _LINE_NUMBERS = re.compile(
-    r"\b(?:lineno|linenos|linenodiv|line-numbers-rows|linenumbers?|line-numbers?|gutter|rouge-gutter|blob-num"
+    r"(?<!data-)\b(?:lineno|linenos|linenodiv|line-numbers-rows|linenumbers?|line-numbers?|gutter|rouge-gutter|blob-num"
     r"|hljs-ln-numbers|lnt)\b|\bclass=\"ln\""
 )
 _CODE = re.compile(r"<(/?)(pre|listing|textarea|code)(?=[\s>])[^>]*>")
 _ANY_TAG = re.compile(r"<[^>]*>")
+# Cells that hold a line of code as it is written, one a row.
+_CODE_CELL = re.compile(r"<td\s[^>]*\bclass=\"[^\">]*\b(?:blob-code|hljs-ln-code|js-file-line)\b[^>]*>(.*?)</td>", re.DOTALL)
 CODE_LINES = 3  # of text in a <code>, from which on its line ends are meant
 _LINE = re.compile(r"\bclass=\"(?:[\w-]+ )*(?:code-|token-|view-)?line(?= |\")")  # a line of code, also without a line end
 CELL_CHARACTERS = 400  # a table's row is one line while no cell is longer than this,
@@ -96,6 +98,8 @@ def split_blocks(html: str, markdown: bool = False) -> tuple[list[Block], Elemen
     skipped_depth = 0
     tags: dict[str, tuple[int, str, str]] = {}  # as it stands in the page -> read; most come many times
 
+    if "blob-code" in html or "hljs-ln-code" in html or "js-file-line" in html:
+        html = _CODE_CELL.sub(r"<td><pre>\1</pre></td>", html)
     pieces = _TAG.split(_lift_code(html) if "<code" in html else html)
     pieces.append("")
     for text, head in zip(pieces[::2], pieces[1::2], strict=True):

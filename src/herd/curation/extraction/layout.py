@@ -1,6 +1,8 @@
 """Kept blocks -> text: blank lines around paragraphs, one line for an item or a table's row, code as it stands."""
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 
 from herd.curation.extraction.blocks import Block, Elements
 from herd.curation.text import word_set
@@ -17,7 +19,7 @@ def write(blocks: list[Block], elements: Elements, markdown: bool) -> str:
     out: list[str] = []
     previous = -1
     counters: dict[int, int] = {}
-    for block in blocks:
+    for block in _whole_listings(blocks, elements):
         text = block.text.strip("\n") if block.pre else block.text
         if not block.pre and "\n" in text:
             text = _AROUND_BREAK.sub("\n", text)
@@ -28,6 +30,26 @@ def write(blocks: list[Block], elements: Elements, markdown: bool) -> str:
         out.append(text)
         previous = spaced[block.element]
     return "".join(out)
+
+
+def _whole_listings(blocks: list[Block], elements: Elements) -> Iterator[Block]:
+    """The blocks; listings of one line each that follow each other in elements alike (editors, a row a line) are one."""
+    lines: list[str] = []
+    open_block: Block | None = None
+    for block in blocks:
+        single = block.pre and "\n" not in block.text.strip("\n")
+        if single and open_block is not None and elements.path[block.element] == elements.path[open_block.element]:
+            lines.append(block.text.strip("\n"))
+            continue
+        if open_block is not None:
+            yield replace(open_block, text="\n".join(lines))
+        open_block = block if single else None
+        if single:
+            lines = [block.text.strip("\n")]
+        else:
+            yield block
+    if open_block is not None:
+        yield replace(open_block, text="\n".join(lines))
 
 
 def _mark(text: str, block: Block, elements: Elements, counters: dict[int, int]) -> str:
