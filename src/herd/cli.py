@@ -84,8 +84,12 @@ def _stage(command: str, argv: list[str]) -> None:
         _hydra(command, overrides)
         return
     from herd.config.loader import compose
+    from herd.recipe.graph import highlights, say
 
-    print(run_command(command, compose(command, overrides))["artifact"])
+    result = run_command(command, compose(command, overrides))
+    folder = result.pop("artifact")
+    say(f"{command}: done{highlights(result)}")
+    print(folder)
 
 
 def _open(argument: str) -> str:

@@ -227,7 +227,17 @@ def test_bad_mixes_are_refused(make_shards: MakeShards) -> None:
         Phase(1, 0, {"general": 1.0})
     with pytest.raises(UserError, match=r"mix\.weights: weights sum to 0"):
         MixConfig({})
+    with pytest.raises(UserError, match=r"gives no weight to what there is: maths"):
+        MixConfig({"general": 1.0}, absent="rescale").over({"general": 1.0}, ["maths"])
     zero = Mixture(shards, "train", [Phase(2, 4, {"general": 1.0, "nowhere": 0.0})], 0)
     assert zero.rows(0, 0, 2).sources == ("general", "general")
     with pytest.raises(IndexError, match="2 rows, asked for 1 to 3"):
         zero.rows(0, 1, 2)
+
+
+def test_the_share_of_an_absent_domain_goes_to_the_others_only_when_asked():
+    weights = {"general": 0.5, "maths": 0.3, "code": 0.2}
+    assert MixConfig(weights).over(weights, ["maths", "code"]) == weights
+    rescale = MixConfig(weights, absent="rescale")
+    assert rescale.over(weights, ["maths", "code", "extra"]) == {"maths": pytest.approx(0.6), "code": pytest.approx(0.4)}
+    assert rescale.over({}, ["maths"]) == {}  # a stage of the curriculum without a mix of its own keeps none

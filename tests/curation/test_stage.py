@@ -11,7 +11,7 @@ import pytest
 
 from herd.config.errors import UserError
 from herd.curation.config import CurateConfig
-from herd.curation.stage import STAGE, fingerprint
+from herd.curation.stage import STAGE, _difference, fingerprint
 from herd.curation.text import ngram_hashes, word_hashes, words
 from herd.runs.seeds import stream
 from herd.runs.stage import Artifact, Inputs, StageRun, execute
@@ -302,6 +302,13 @@ def test_rethreshold_refuses_what_the_scores_depend_on(stored, corpus, configure
             execute(STAGE, configure(*overrides(corpus, *extra)), {"documents": first.path}, root, "x")
     with pytest.raises(UserError, match=r"needs inputs\.documents"):
         execute(STAGE, configure(*overrides(corpus, "rethreshold=true")), {}, root, "x")
+
+
+def test_values_of_what_is_off_do_not_matter_to_the_scores():
+    off, on = {"enabled": False, "copies": 4}, {"enabled": True, "copies": 4}
+    assert _difference({"coverage": off}, {"coverage": off | {"copies": 8}}, "") == ""
+    assert _difference({"coverage": on}, {"coverage": on | {"copies": 8}}, "") == "coverage.copies"
+    assert _difference({"coverage": off}, {"coverage": on}, "") == "coverage.enabled"
 
 
 # --- the default source, in small ---

@@ -6,8 +6,9 @@ seen twice before the source has been read once.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,9 +37,26 @@ class MixConfig:
     """Shares of the token sources (domains)."""
 
     weights: dict[str, float]  # domain -> share of the tokens; they sum to 1
+    absent: Literal["refuse", "rescale"] = "refuse"  # a domain without tokens: an error, or its share goes to the others
 
     def __post_init__(self) -> None:
         check_weights(self.weights, "mix.weights")
+
+    def over(self, weights: Mapping[str, float], available: Collection[str]) -> dict[str, float]:
+        """``weights``, of this mix or of a stage's own, over the ``available`` domains; as they are unless ``absent`` is rescale.
+
+        Raises:
+            UserError: no domain with weight is available.
+        """
+        if self.absent == "refuse":
+            return dict(weights)
+        left = {name: weight for name, weight in weights.items() if name in available and weight > 0}
+        if weights and not left:
+            raise UserError(
+                f"The mix {dict(weights)} gives no weight to what there is: {', '.join(sorted(available)) or 'nothing'}."
+            )
+        total = math.fsum(left.values())
+        return {name: weight / total for name, weight in left.items()}
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,7 @@ class Mixture:
                 raise UserError(
                     f"The mix gives weight to '{name}', of which '{shards.folder}' has no tokens in split '{split}'."
                     f"{nearest(name, available)} It has {', '.join(available) or 'none'}: "
-                    "set the weight to 0 or add documents."
+                    "mix.absent=rescale gives its share to the others."
                 )
         self._streams = {name: DocumentStream(shards.source(split, name), seed) for name in wanted}
         self._quotas = [Quota(phase.weights) for phase in phases]

@@ -200,6 +200,8 @@ def _difference(ours: Any, theirs: Any, key: str) -> str:
     if key in _DECIDING:
         return ""
     if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours.get("enabled") is False and theirs.get("enabled") is False:
+            return ""  # what is off measures nothing, whatever its other values
         parts = (_difference(ours.get(k), theirs.get(k), f"{key}.{k}" if key else k) for k in sorted(ours.keys() | theirs.keys()))
         return next((found for found in parts if found), "")
     return "" if ours == theirs else key

@@ -35,14 +35,15 @@ def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
     if (reward := inputs.get("reward")) is not None:
         rewards = {"reward": reward, **rewards}
     _check_judges(config, rewards)
+    shards = TokenShards(inputs["tokens"] / "tokens")
     with _threads(config.threads):
         bench = Bench(
             seed=config.seed,
             resamples=config.resamples,
-            mix=config.mix.weights,
+            mix=config.mix.over(config.mix.weights, shards.domains("heldout")),
             heldout_config=config.heldout,
             tokenizer=Tokenizer.load(inputs["tokens"] / "tokenizer"),
-            shards=TokenShards(inputs["tokens"] / "tokens"),
+            shards=shards,
             documents=inputs["documents"],
             dialogs=inputs.get("dialogs"),
             preferences=inputs.group("preferences"),

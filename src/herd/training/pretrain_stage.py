@@ -1,7 +1,7 @@
 """`herd pretrain`: token shards to a trained model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
     if flagship is not None:
         config = as_forecast(config, flagship)
     shards = TokenShards(inputs["tokens"] / "tokens")
+    config = _over(config, shards.domains("train"))
     model_config = config.model.with_vocab_size(shards.vocab_size)
     curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
     curriculum.check_lengths(model_config.max_seq_len)
@@ -126,6 +127,13 @@ def as_forecast(config: PretrainConfig, flagship: Artifact) -> PretrainConfig:
         curriculum=replace(config.curriculum, tokens=tokens, batch_tokens=batch_tokens),
         optimizer=replace(config.optimizer, lr=float(chosen["lr"])),
     )
+
+
+def _over(config: PretrainConfig, available: Collection[str]) -> PretrainConfig:
+    """The configuration with every mix over the domains that have tokens, where ``mix.absent`` asks for it."""
+    stages = {name: replace(stage, mix=config.mix.over(stage.mix, available)) for name, stage in config.curriculum.stages.items()}
+    mix = replace(config.mix, weights=config.mix.over(config.mix.weights, available))
+    return replace(config, mix=mix, curriculum=replace(config.curriculum, stages=stages))
 
 
 def plan_lines(config: PretrainConfig) -> Iterator[str]:
