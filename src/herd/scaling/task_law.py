@@ -255,9 +255,11 @@ def _surfaces(law: Surface, n: np.ndarray, d: np.ndarray, config: TaskLawConfig)
 
 def _lines(law: PowerLaw, config: TaskLawConfig) -> tuple[np.ndarray, np.ndarray]:
     rng = stream(config.seed, "task law", "step 1")
-    std = _scatter(law, config)
-    level = law.mean_log_y + rng.normal(size=config.replicates) * std / math.sqrt(law.points)
-    return level, law.exponent + rng.normal(size=config.replicates) * std / math.sqrt(law.spread)
+    assert law.scatter is not None and law.residual_std is not None
+    # Errors of level and slope are in proportion to the scatter; by least squares they are independent of each other.
+    widened = _scatter(law, config) / max(law.residual_std, 1e-300)
+    level = law.mean_log_y + rng.normal(size=config.replicates) * widened * math.sqrt(law.scatter.level)
+    return level, law.exponent + rng.normal(size=config.replicates) * widened * math.sqrt(law.scatter.slope)
 
 
 def _links(link: Link, points: _LinkPoints, config: TaskLawConfig) -> np.ndarray:
