@@ -13,7 +13,8 @@ from herd.scaling.forecast import forecast
 from herd.scaling.isoflop import IsoFLOPConfig, fit_isoflop
 from herd.scaling.laws import Laws, LawsConfig, SurfaceConfig, errors_of, fit_laws
 from herd.scaling.power_law import fit_power_law
-from herd.scaling.records import Record, read_table
+from herd.scaling.record_readers import read_table
+from herd.scaling.records import Record
 
 from .conftest import LAPTOP, make_sweep, optimum
 

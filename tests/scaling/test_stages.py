@@ -20,7 +20,8 @@ from herd.scaling import sweep_stage
 from herd.scaling.fit_stage import STAGE as FIT
 from herd.scaling.fit_stage import ScalingFitConfig
 from herd.scaling.plan import PlanConfig, SizeRule, TrainingRule, plan_cells
-from herd.scaling.records import Record, read_table, write_table
+from herd.scaling.record_readers import read_table
+from herd.scaling.records import Record, write_table
 from herd.scaling.study import load_study
 from herd.scaling.sweep_stage import ScalingSweepConfig, check_sweep, run_child
 from herd.training.pretrain_stage import PretrainConfig, as_forecast

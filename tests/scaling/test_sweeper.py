@@ -17,7 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from herd.config.errors import UserError
 from herd.scaling.plan import PlanConfig, SizeRule, TrainingRule, plan_cells, write_plan
-from herd.scaling.records import Record, read_table
+from herd.scaling.record_readers import read_table
+from herd.scaling.records import Record
 from herd.scaling.sweep_folder import make_record
 
 from .sweep_app import job

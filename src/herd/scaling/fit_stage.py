@@ -17,7 +17,8 @@ from herd.scaling.isoflop import IsoFLOPConfig
 from herd.scaling.laws import Laws, LawsConfig, SurfaceConfig, fit_laws
 from herd.scaling.plan import PlanConfig
 from herd.scaling.power_law import PowerLaw
-from herd.scaling.records import read_table, usable
+from herd.scaling.record_readers import read_table
+from herd.scaling.records import usable
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from herd.runs.stage import Artifact
 from herd.scaling.fit_stage import ScalingFitConfig
 from herd.scaling.forecast import Forecast, forecast
 from herd.scaling.laws import Laws, fit_laws
-from herd.scaling.records import Record, read_table
+from herd.scaling.record_readers import read_table
+from herd.scaling.records import Record
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from herd.config.errors import UserError
 from herd.config.loader import compose, to_plain
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.scaling.plan import Cell, PlanConfig, plan_cells, vocabulary_of, write_plan
-from herd.scaling.records import Record, read_table, usable, write_table
+from herd.scaling.record_readers import read_table
+from herd.scaling.records import Record, usable, write_table
 
 
 @dataclass(frozen=True)

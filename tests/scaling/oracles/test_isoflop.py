@@ -14,7 +14,7 @@ from herd.scaling.isoflop import IsoFLOPConfig, fit_isoflop
 from herd.scaling.jackknife import jackknife_budgets
 from herd.scaling.laws import Laws, LawsConfig, fit_laws
 from herd.scaling.power_law import fit_power_law
-from herd.scaling.records import read_table
+from herd.scaling.record_readers import read_table
 
 from ..conftest import make_sweep, optimum
 
