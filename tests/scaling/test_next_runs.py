@@ -99,8 +99,19 @@ def test_rows_and_gradients_are_the_derivatives(law: str) -> None:
             assert fitted.gradient(goal)[i] == pytest.approx((up.value(goal) - down.value(goal)) / 2e-6, rel=1e-4, abs=1e-7)
 
 
+def test_rows_agree_with_those_of_the_surface(posterior: Posterior) -> None:
+    """ln A about the mean size = ln A - a mean ln N: the surface's own derivatives, moved to other coordinates."""
+    records = chinchilla()
+    n, d, y = (np.array([getattr(r, name) for r in records]) for name in ("parameters", "tokens", "loss"))
+    own = fit_surface(n, d, y, "squared_log").jacobian(n, d)
+    centred = own.copy()
+    centred[:, 3] += own[:, 1] * posterior.log_n0
+    centred[:, 4] += own[:, 2] * posterior.log_d0
+    assert posterior.rows(n, d) == pytest.approx(centred, rel=1e-6, abs=1e-9)
+
+
 def test_goals_are_the_optimum_of_the_truth() -> None:
-    n, d, loss = optimum(CHINCHILLA, TARGET)
+    _, d, loss = optimum(CHINCHILLA, TARGET)
     fitted = fit_posterior(chinchilla(noise=0.0), noise=0.01)
     assert fitted.value(Goal("log_tokens", TARGET)) == pytest.approx(math.log(d), abs=1e-6)
     assert fitted.value(Goal("loss", TARGET)) == pytest.approx(math.log(loss), abs=1e-8)
@@ -130,7 +141,7 @@ def test_intervals_cover_the_truth(law: str) -> None:
 
 def test_what_the_prior_holds_is_said_so() -> None:
     """One budget says nothing of how the optimum moves: the interval is the prior's, and the status names it."""
-    records = [r for r in make_sweep(noise=0.02, factors=(0.25, 0.4, 0.6, 1, 1.6, 2.5, 4, 6), budgets=(1e11, 1.05e11))]
+    records = make_sweep(noise=0.02, factors=(0.25, 0.4, 0.6, 1, 1.6, 2.5, 4, 6), budgets=(1e11, 1.05e11))
     estimate = fit_posterior(records).estimate(Goal("log_tokens", 8e12))
     assert estimate.status in ("prior", "nonlinear", "at_bound") and estimate.reason
 

@@ -1,9 +1,9 @@
 """What it costs to train another size than the compute-optimal one.
 
-A size is chosen from a fitted law, and the law is uncertain. On the true surface the chosen run reaches a loss above the best one
-of its budget; a smaller budget, spent at the optimum, would have reached the same loss, and the difference was wasted (Hoffmann et
-al. 2022, section 3, compare models at equal loss in this way). Nobody knows the true surface; so the cost is computed on each of
-many surfaces drawn from the posterior, and its interval is that of the draws.
+A size is chosen from a fitted law, and the law is uncertain. On the true surface the chosen run reaches a loss above the best
+one of its budget; a smaller budget, spent at the optimum, would have reached the same loss, and the difference was wasted. Nobody
+knows the true surface; so the cost is computed on each of many surfaces drawn from the posterior, and its interval is that of the
+draws.
 
 Along the optimum a surface falls as L*(C) = E + K C^-g, g = ab / (a + b): at the optimum both terms are in the fixed ratio b : a,
 and both fall as C^-g. So the budget that reaches a loss L at the optimum is C ((L - E) / (L*(C) - E))^(-1/g).

@@ -6,9 +6,9 @@ parameters, gradient g of the goal and row r of the run (derivative of its ln L)
     (g' S r)^2 / (s^2 + r' S r)
 
 off the goal's variance g' S g: Bayesian c-optimal design (Chaloner and Verdinelli 1995, "Bayesian Experimental Design: A
-Review", section 2.2). A batch is chosen one after the other, each given the earlier ones. By variance per cost a greedy batch may
+Review"). A batch is chosen one after the other, each given the earlier ones. By variance per cost a greedy batch may
 leave out the dear run that alone matters, so the greedy batch by variance is made too and the better of both is taken
-(Leskovec et al. 2007, "Cost-effective outbreak detection in networks", section 3).
+(Leskovec et al. 2007, "Cost-effective outbreak detection in networks").
 
 A decision between two settings (mixes, learning rates) is the sign of a difference of losses at the goal's compute, each under
 its own law. What counts is the probability that the setting with the lower forecast is the better one, and what it is expected to
@@ -90,7 +90,9 @@ class Design:
     def __init__(self, laws: Mapping[str, Posterior], goal: Goal, candidates: Sequence[Candidate]) -> None:
         check_candidates(candidates, laws)
         if len(laws) > 2 or (len(laws) == 2 and goal.kind != "loss"):
-            raise UserError(f"A decision is between two settings by their loss; there are {len(laws)}, and the goal is {goal.kind}.")
+            raise UserError(
+                f"A decision is between two settings by their loss; there are {len(laws)}, and the goal is {goal.kind}."
+            )
         self.candidates = tuple(candidates)
         self.decision = len(laws) == 2
         sizes = [len(law.theta) for law in laws.values()]
@@ -195,7 +197,8 @@ def choose_batch(
 def _greedy(design: Design, budget: float, most: int | None, target: float, per_cost: bool) -> Batch:
     costs = np.array([candidate.cost for candidate in design.candidates])
     start = design.variance
-    left, chosen, taken = budget, [], np.zeros(len(costs), dtype=bool)
+    chosen: list[Ranked] = []
+    left, taken = budget, np.zeros(len(costs), dtype=bool)
     while (most is None or len(chosen) < most) and design.variance > target:
         fits = ~taken & (costs <= left)
         gains = np.where(fits, design.gains(), -math.inf)
@@ -226,7 +229,7 @@ def right_choice(difference: float, variance: float, after: float | None = None)
         difference: forecast of the first setting's ln loss minus the second's.
         variance: of the difference, now.
         after: of the difference once further runs are known; then the result is the expectation over what they may show. They
-            move the forecast by a normal with the variance v that they take off, so forecast and truth are a bivariate normal, and
+            move the forecast by a normal with the variance v that they take off, so forecast and truth are bivariate normal, and
             the probability that their signs agree is 1 - 2 T(difference / sqrt(variance), sqrt(after / v)), T Owen's function.
     """
     if variance <= 0:

@@ -160,7 +160,9 @@ class Posterior:
         return np.asarray(_quadratic(u + v, v) @ theta)
 
 
-def fit_posterior(records: Sequence[Record], law: str = "surface", noise_floor: float = 0.0, noise: float | None = None) -> Posterior:
+def fit_posterior(
+    records: Sequence[Record], law: str = "surface", noise_floor: float = 0.0, noise: float | None = None
+) -> Posterior:
     """Fit a law to the usable rows by least squares of ln L, and the precision of its parameters.
 
     Args:
@@ -224,8 +226,8 @@ def _fit_parabola(n: np.ndarray, d: np.ndarray, y: np.ndarray) -> tuple[str, str
     design = _quadratic(u + v, v)
     if len(y) < 7 or np.linalg.matrix_rank(design) < 6:
         raise UserError(
-            f"IsoFLOP parabolas on one line have 6 parameters: {len(y)} runs at {len(set(np.round(u + v, 2)))} budgets are too few "
-            "(at least 7 runs, 3 budgets, 3 sizes)."
+            f"IsoFLOP parabolas on one line have 6 parameters: {len(y)} runs at {len(set(np.round(u + v, 2)))} budgets are too "
+            "few (at least 7 runs, 3 budgets, 3 sizes)."
         )
     theta = np.linalg.lstsq(design, np.log(y), rcond=None)[0]
     if not theta[5] > 0:
