@@ -13,8 +13,10 @@ from herd.config.loader import compose, load
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token, parameter_count
 from herd.runs.stage import execute
-from herd.scaling.plan import PlanConfig, SizeRule, TrainingRule, plan_cells, read_plan, vocabulary_of, write_plan
+from herd.scaling.plan import PlanConfig, plan_cells, read_plan, vocabulary_of, write_plan
+from herd.scaling.plan_rules import SizeRule, SpeedRule, TokensLaw, TrainingRule
 from herd.scaling.plan_stage import STAGE, ScalingPlanConfig
+from herd.scaling.records import Record
 
 BUDGETS = [1.5e11, 3e11, 6e11, 1.2e12]
 CONFIG = PlanConfig(budgets=BUDGETS, sizes=SizeRule(span=6.0), seq_len=256, vocab_size=2048)
@@ -75,18 +77,56 @@ def test_limits_on_steps_move_the_batch() -> None:
 def test_a_total_budget_drops_the_dearest_cells_and_says_so() -> None:
     plan = plan_cells(dataclasses.replace(CONFIG, total_flops=4e12))
     assert plan.flops <= 4e12 < plan_cells(CONFIG).flops
-    assert sum("beyond total_flops" in line for line in plan.dropped) > 0
     assert max(cell.budget for cell in plan.cells) < 1.2e12
+    lost = {(c.budget, c.parameters) for c in plan_cells(CONFIG).cells} - {(c.budget, c.parameters) for c in plan.cells}
+    for budget, parameters in lost:  # each by name, with what it costs and what was left
+        line = f"{budget:.3g} FLOPs, {parameters:,.0f} parameters: its {budget:.2g}"
+        assert any(dropped.startswith(line) and "beyond total_flops" in dropped for dropped in plan.dropped)
 
 
-def test_costs_follow_the_speed() -> None:
-    fast = plan_cells(dataclasses.replace(CONFIG, flops_per_second=6e10, seconds_per_step=0.0))
-    slow = plan_cells(dataclasses.replace(CONFIG, flops_per_second=3e10, seconds_per_step=0.0))
+def test_a_limit_on_hours_drops_what_does_not_fit() -> None:
+    whole = plan_cells(CONFIG)
+    half = plan_cells(dataclasses.replace(CONFIG, total_hours=whole.seconds / 7200))
+    assert whole.seconds * 0.2 < half.seconds <= whole.seconds / 2
+    assert len(half.cells) + sum("beyond total_hours" in line for line in half.dropped) == len(whole.cells)
+
+
+def test_costs_follow_the_speed_and_say_what_they_assume() -> None:
+    fast = plan_cells(dataclasses.replace(CONFIG, speed=SpeedRule(flops_per_second=6e10)))
+    slow = plan_cells(dataclasses.replace(CONFIG, speed=SpeedRule(flops_per_second=3e10)))
     assert slow.seconds == pytest.approx(2 * fast.seconds) == pytest.approx(slow.flops / 3e10)
+    eight = SpeedRule("H100", 8, 4e14, 1e15, 0.5, "a paper")
+    assert eight.seconds(6.4e15, 10) == pytest.approx(2 + 5)
+    says = "8 x H100 a job at 4e+14 FLOPs a second (40.0% of its peak of 1e+15), 500 ms a step beside them; a paper"
+    assert eight.describe() == says == plan_cells(dataclasses.replace(CONFIG, speed=eight)).speed
+
+
+def test_a_finished_sweep_measures_the_speed() -> None:
+    cells = [(1e10, 100), (1e11, 300), (3e11, 200)]
+    records = [Record(f"{f}", f, 1e5, f / 6e5, f, 3.0, steps=s, seconds=f / 5e9 + 0.02 * s) for f, s in cells]
+    speed = SpeedRule().measured(records, "a sweep")
+    assert speed.flops_per_second == pytest.approx(5e9) and speed.seconds_per_step == pytest.approx(0.02)
+    assert speed.source == "measured on 3 cells of a sweep, mean error 0%"
+    with pytest.raises(UserError, match="a sweep has 0 cells with their seconds"):
+        SpeedRule().measured([dataclasses.replace(r, seconds=None) for r in records], "a sweep")
+
+
+def test_seeds_repeat_every_cell() -> None:
+    one, three = plan_cells(CONFIG), plan_cells(dataclasses.replace(CONFIG, seeds=[0, 1, 2]))
+    assert len({cell.id for cell in three.cells}) == len(three.cells) == 3 * len(one.cells)
+    for i, cell in enumerate(three.cells):
+        assert cell.overrides == [*one.cells[i // 3].overrides, f"seed={i % 3}"] and cell.seed == i % 3
+
+
+def test_the_centre_comes_from_a_law() -> None:
+    law = TokensLaw(0.299, 0.537)
+    rule = SizeRule(count=3, span=4, law=law)
+    assert rule.sizes(3.8e25)[1] == pytest.approx(3.8e25 / 6 / (0.299 * 3.8e25**0.537))
+    assert rule.centre(3.8e25) == pytest.approx(402e9, rel=0.05)  # the flagship of the paper, whose law has more digits
 
 
 def test_equal_settings_are_the_same_cell_and_others_are_not() -> None:
-    one, same = plan_cells(CONFIG), plan_cells(dataclasses.replace(CONFIG, flops_per_second=1e9))
+    one, same = plan_cells(CONFIG), plan_cells(dataclasses.replace(CONFIG, speed=SpeedRule(flops_per_second=1e9)))
     assert [c.id for c in one.cells] == [c.id for c in same.cells]
     other = plan_cells(dataclasses.replace(CONFIG, overrides=["seed=1"]))
     assert not {c.id for c in one.cells} & {c.id for c in other.cells}
@@ -120,11 +160,17 @@ def test_refusals() -> None:
         ({"budgets": [1e11, 1e11]}, "each budget once"),
         ({"budgets": [math.nan]}, "above 0"),
         ({"seq_len": 0}, "seq_len"),
+        ({"seeds": [1, 1]}, "each seed once"),
+        ({"total_hours": 0}, "total_hours"),
     ):
         with pytest.raises(UserError, match=says):
             dataclasses.replace(CONFIG, **change)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="min_steps"):
         TrainingRule(min_steps=10, max_steps=5)
+    with pytest.raises(UserError, match="above the device's peak"):
+        SpeedRule(flops_per_second=2e15, peak_flops_per_second=1e15)
+    with pytest.raises(UserError, match="exponent between 0 and 1"):
+        TokensLaw(0.3, 1.5)
     with pytest.raises(UserError, match="Unknown FLOP convention"):
         plan_cells(dataclasses.replace(CONFIG, flops_convention="6n"))
 
@@ -152,6 +198,13 @@ def test_presets_have_enough_cells_and_their_curriculum_trains_the_planned_token
 def test_every_preset_composes() -> None:
     for path in (Path(__file__).parents[2] / "conf" / "plan").glob("*.yaml"):
         load(PlanConfig, compose("scaling-plan", [f"plan={path.stem}"]).plan)
+
+
+def test_the_stage_prints_what_a_person_pays_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    execute(STAGE, ScalingPlanConfig(dataclasses.replace(CONFIG, total_flops=4e12)), {}, tmp_path, "test")
+    said = capsys.readouterr().err
+    assert "1.5e+11 FLOPs: 5 cells of" in said and "with 2 at a time" in said and "FLOPs a second; assumed" in said
+    assert said.count("dropped: ") == said.count("beyond total_flops") > 0
 
 
 def test_the_stage_takes_the_vocabulary_from_the_corpus(tmp_path: Path) -> None:

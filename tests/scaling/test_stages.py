@@ -19,7 +19,8 @@ from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
 from herd.scaling import sweep_stage
 from herd.scaling.fit_stage import STAGE as FIT
 from herd.scaling.fit_stage import ScalingFitConfig
-from herd.scaling.plan import PlanConfig, SizeRule, TrainingRule, plan_cells
+from herd.scaling.plan import PlanConfig, plan_cells
+from herd.scaling.plan_rules import SizeRule, TrainingRule
 from herd.scaling.record_readers import read_table
 from herd.scaling.records import Record, write_table
 from herd.scaling.study import load_study

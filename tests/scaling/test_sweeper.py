@@ -16,7 +16,8 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 
 from herd.config.errors import UserError
-from herd.scaling.plan import PlanConfig, SizeRule, TrainingRule, plan_cells, write_plan
+from herd.scaling.plan import PlanConfig, plan_cells, write_plan
+from herd.scaling.plan_rules import SizeRule, TrainingRule
 from herd.scaling.record_readers import read_table
 from herd.scaling.records import Record
 from herd.scaling.sweep_folder import make_record

@@ -7,7 +7,7 @@ peak learning rate chosen by size and the batch fixed per budget.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Optional
 
@@ -17,69 +17,10 @@ from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token, parameter_count
 from herd.model.family import family_members
 from herd.runs.atomic import sha256_json, write_json
+from herd.scaling.plan_rules import SizeRule, SpeedRule, TrainingRule
 
 # What a cell says about its model; everything else comes from the command that trains it.
 SHAPE_KEYS = ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "tie_embeddings")
-
-
-@dataclass(frozen=True)
-class SizeRule:
-    """Which model sizes a budget samples: `count` sizes, evenly spaced in the logarithm, about a guessed optimum."""
-
-    count: int = 5  # sizes per budget
-    span: float = 16.0  # largest size / smallest size within a budget
-    centre_parameters: float = 1.3e5  # guessed compute-optimal parameters at centre_flops
-    centre_flops: float = 1.0e12  # FLOPs
-    centre_exponent: float = 0.5  # growth of the optimal size with compute
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or self.span < 1 or self.centre_parameters <= 0 or self.centre_flops <= 0:
-            raise UserError("sizes: count and span must be at least 1, centre_parameters and centre_flops above 0.")
-
-    def sizes(self, budget: float) -> list[float]:
-        """Target parameters for a budget in FLOPs, ascending."""
-        centre = self.centre_parameters * (budget / self.centre_flops) ** self.centre_exponent
-        if self.count == 1:
-            return [centre]
-        return [centre * self.span ** (i / (self.count - 1) - 0.5) for i in range(self.count)]
-
-
-@dataclass(frozen=True)
-class TrainingRule:
-    """Peak learning rate by model size and batch by budget, both power laws within limits."""
-
-    lr: float = 3e-3  # peak learning rate at lr_parameters
-    lr_parameters: float = 3e5  # parameters
-    lr_exponent: float = -0.6  # lr grows as parameters ^ lr_exponent
-    lr_min: float = 1e-4
-    lr_max: float = 6e-3
-    batch_tokens: float = 1024  # tokens of one optimizer step at batch_flops
-    batch_flops: float = 1e12  # FLOPs
-    batch_exponent: float = 0.33  # the batch grows as compute ^ batch_exponent
-    batch_min: int = 256  # tokens
-    batch_max: int = 65536  # tokens
-    min_steps: int = 100  # optimizer steps a run needs: a smaller batch is taken before a run is too short
-    max_steps: int = 100000  # optimizer steps a run may take: a larger batch is taken before a run is too slow
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr_min <= self.lr_max or self.lr <= 0 or self.lr_parameters <= 0:
-            raise UserError("training: learning rates must be above 0 and lr_min at most lr_max.")
-        if not 0 < self.batch_min <= self.batch_max or self.batch_tokens <= 0 or self.batch_flops <= 0:
-            raise UserError("training: batches must be above 0 and batch_min at most batch_max.")
-        if not 0 < self.min_steps <= self.max_steps:
-            raise UserError("training: min_steps must be above 0 and at most max_steps.")
-
-    def learning_rate(self, parameters: float) -> float:
-        """Peak learning rate of a model, three significant digits."""
-        rate = self.lr * (parameters / self.lr_parameters) ** self.lr_exponent
-        return float(f"{min(max(rate, self.lr_min), self.lr_max):.3g}")
-
-    def batch(self, budget: float, tokens: float, seq_len: int) -> int:
-        """Tokens of one optimizer step, a multiple of ``seq_len``: the budget's batch, within the limits on steps."""
-        batch = self.batch_tokens * (budget / self.batch_flops) ** self.batch_exponent
-        batch = min(max(batch, self.batch_min), self.batch_max)
-        batch = min(max(batch, tokens / self.max_steps), tokens / self.min_steps)
-        return max(round(batch / seq_len), 1) * seq_len
 
 
 @dataclass(frozen=True)
@@ -93,9 +34,10 @@ class PlanConfig:
     vocab_size: int = 0  # entries; 0 = the tokenizer's
     flops_convention: str = "6N"  # how FLOPs are counted: 6N | 6N+attention_full | 6N+attention_causal
     metric: str = "loss"  # the job's returned metric that is the cell's loss
-    total_flops: Optional[float] = None  # noqa: UP045  (OmegaConf) compute the sweep may cost; costlier cells are dropped last first
-    flops_per_second: float = 3e10  # training speed of one job, for the estimate of hours
-    seconds_per_step: float = 4e-3  # overhead of one optimizer step, for the same estimate
+    seeds: list[int] = field(default_factory=list)  # each cell once with each seed; empty = once, with the command's own
+    total_flops: Optional[float] = None  # noqa: UP045  (OmegaConf) compute the sweep may cost; what is beyond is dropped
+    total_hours: Optional[float] = None  # noqa: UP045  hours of one job that the sweep may take, cell after cell
+    speed: SpeedRule = field(default_factory=SpeedRule)  # group conf/speed: hardware of one job, for the estimate of hours
     overrides: list[str] = field(default_factory=list)  # Hydra overrides that every cell gets
 
     def __post_init__(self) -> None:
@@ -103,8 +45,14 @@ class PlanConfig:
             raise UserError(f"plan.budgets {list(self.budgets)}: give at least one number of FLOPs above 0.")
         if len(set(self.budgets)) != len(self.budgets):
             raise UserError(f"plan.budgets {list(self.budgets)}: each budget once.")
-        if self.seq_len < 1 or self.vocab_size < 0 or self.flops_per_second <= 0:
-            raise UserError("plan: seq_len and flops_per_second must be above 0, vocab_size at least 0.")
+        if self.seq_len < 1 or self.vocab_size < 0:
+            raise UserError("plan: seq_len must be above 0, vocab_size at least 0.")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"plan.seeds {list(self.seeds)}: each seed once.")
+        for name in ("total_flops", "total_hours"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise UserError(f"plan.{name} {limit}: give a number above 0, or null for no limit.")
 
 
 @dataclass(frozen=True)
@@ -122,6 +70,7 @@ class Cell:
     steps: int
     seconds: float  # estimated
     overrides: list[str]  # Hydra overrides, the plan's own included
+    seed: Optional[int] = None  # noqa: UP045  of weights and data order; null = the command's own
 
 
 @dataclass(frozen=True)
@@ -129,8 +78,9 @@ class Plan:
     """Cells to run, and what was left out."""
 
     cells: tuple[Cell, ...]  # by budget, then size
-    dropped: tuple[str, ...]  # one line each
+    dropped: tuple[str, ...]  # one line each: which cell, and why
     metric: str = "loss"
+    speed: str = ""  # what the estimated hours assume
 
     @property
     def flops(self) -> float:
@@ -168,13 +118,12 @@ def plan_cells(config: PlanConfig, vocab_size: int = 0) -> Plan:
             if cell.steps < config.training.min_steps:
                 dropped.append(f"{where}: {cell.steps} optimizer steps, fewer than {config.training.min_steps}")
                 continue
-            cells.append(cell)
-    if config.total_flops is not None:
-        cells, over = _within(cells, config.total_flops)
-        dropped += [f"{c.budget:.3g} FLOPs, {c.parameters:,.0f} parameters: beyond total_flops" for c in over]
+            cells += [with_seed(cell, seed) for seed in config.seeds] if config.seeds else [cell]
+    cells, over = _within(cells, config)
+    dropped += over
     if not cells:
         raise UserError(f"The plan has no cell left: {'; '.join(dropped[:3])}.")
-    return Plan(tuple(cells), tuple(dropped), config.metric)
+    return Plan(tuple(cells), tuple(dropped), config.metric, config.speed.describe())
 
 
 def _shapes(config: PlanConfig, vocab: int, budget: float) -> list[tuple[float, ModelConfig | None]]:
@@ -211,8 +160,7 @@ def make_cell(config: PlanConfig, shape: ModelConfig, budget: float) -> Cell:
         f"optimizer.lr={lr:g}",
     ]
     return Cell(
-        # A letter first: Hydra would read a bare 383e387056 as the number infinity.
-        id=f"c{sha256_json(overrides)[:9]}",
+        id=_id(overrides),
         budget=budget,
         parameters=parameters,
         tokens=tokens,
@@ -221,7 +169,7 @@ def make_cell(config: PlanConfig, shape: ModelConfig, budget: float) -> Cell:
         lr=lr,
         batch_tokens=batch,
         steps=steps,
-        seconds=tokens * per_token / config.flops_per_second + steps * config.seconds_per_step,
+        seconds=config.speed.seconds(tokens * per_token, steps),
         overrides=overrides,
     )
 
@@ -230,15 +178,32 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _within(cells: Sequence[Cell], total: float) -> tuple[list[Cell], list[Cell]]:
-    """Cells that fit into ``total`` FLOPs, cheapest budgets first, and the rest."""
+def with_seed(cell: Cell, seed: int) -> Cell:
+    """The same cell with weights and data order of ``seed``: another cell, whose loss shows what a seed is worth."""
+    overrides = [*cell.overrides, f"seed={seed}"]
+    return replace(cell, id=_id(overrides), overrides=overrides, seed=seed)
+
+
+def _id(overrides: Sequence[str]) -> str:
+    # A letter first: Hydra would read a bare 383e387056 as the number infinity.
+    return f"c{sha256_json(list(overrides))[:9]}"
+
+
+def _within(cells: Sequence[Cell], config: PlanConfig) -> tuple[list[Cell], list[str]]:
+    """Cells that fit into the plan's limits, cheapest budgets first, and a line for each of the others."""
     kept: list[Cell] = []
-    over: list[Cell] = []
-    spent = 0.0
+    over: list[str] = []
+    flops = hours = 0.0
     for cell in cells:
-        fits = spent + cell.flops <= total
-        (kept if fits else over).append(cell)
-        spent += cell.flops if fits else 0.0
+        own = cell.seconds / 3600
+        where = f"{cell.budget:.3g} FLOPs, {cell.parameters:,.0f} parameters"
+        if config.total_flops is not None and flops + cell.flops > config.total_flops:
+            over.append(f"{where}: its {cell.flops:.3g} FLOPs beside {flops:.3g} of other cells are beyond total_flops")
+        elif config.total_hours is not None and hours + own > config.total_hours:
+            over.append(f"{where}: its {own:.3g} hours beside {hours:.3g} of other cells are beyond total_hours")
+        else:
+            kept.append(cell)
+            flops, hours = flops + cell.flops, hours + own
     return kept, over
 
 
@@ -246,7 +211,8 @@ def write_plan(path: Path, plan: Plan) -> None:
     """Write ``cells.json``."""
     cells = [asdict(cell) for cell in plan.cells]
     totals = {"flops": plan.flops, "seconds": plan.seconds}
-    write_json(path, {"cells": cells, "dropped": list(plan.dropped), "metric": plan.metric, "total": totals})
+    content = {"cells": cells, "dropped": list(plan.dropped), "metric": plan.metric, "speed": plan.speed, "total": totals}
+    write_json(path, content)
 
 
 def read_plan(path: Path) -> Plan:
@@ -254,7 +220,7 @@ def read_plan(path: Path) -> Plan:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         cells = tuple(from_dict(Cell, cell) for cell in content["cells"])
-        return Plan(cells, tuple(content["dropped"]), str(content["metric"]))
+        return Plan(cells, tuple(content["dropped"]), str(content["metric"]), str(content.get("speed", "")))
     except FileNotFoundError:
         raise UserError(f"No plan '{path}': make one with `herd scaling-plan`.") from None
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, IsADirectoryError) as error:
