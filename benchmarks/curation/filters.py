@@ -7,12 +7,11 @@ filter which drops the page. Ours is line rules (C4), all statistics in all read
 words, divergence and redaction of personal data, which datatrove's chain lacks.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from pages import HOW, Peer, docstrings, megabytes, serve, turns  # noqa: E402 - found by the line above
+from pages import Peer, docstrings, megabytes, options, turns  # noqa: E402 - found by the line above
 
 
 def peer_sides():
@@ -53,17 +52,7 @@ def peer_sides():
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", help=f"interpreter with datatrove: {HOW}")
-    parser.add_argument("--documents", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--as-peer", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.as_peer:
-        serve(options.as_peer, peer_sides())
-        return
-    if not options.peer:
-        parser.error(f"--peer is needed: {HOW}")
+    given = options(__doc__, peer_sides)
     from measure import save
 
     from herd.config.loader import compose, load
@@ -73,7 +62,7 @@ def main() -> None:
     from herd.curation.rules import RulesConfig, edit_lines, first_broken, measure
     from herd.curation.text import tokenise
 
-    texts = docstrings(options.documents)
+    texts = docstrings(given.documents)
     presets = {n: load(RulesConfig, compose("curate", [f"rules={n}"]).rules) for n in ("gopher_datatrove", "fineweb", "c4")}
     rules = presets["fineweb"]
     limits = rules.general | presets["c4"].general
@@ -98,14 +87,14 @@ def main() -> None:
         for text in texts:
             redact(text, pii)
 
-    peer = Peer(options.peer, __file__, texts)
+    peer = Peer(given.peer, __file__, texts)
     sides = {
         "herd, all filters": chain,
         "herd, with words, divergence, redaction": everything,
         "herd, redaction": only_redact,
     }
     single = [f"datatrove, {name}" for name in ("repetition", "quality", "c4", "fineweb")]
-    speed = turns(texts, sides, peer, ["datatrove, all filters", "datatrove, until dropped", *single], options.repeats)
+    speed = turns(texts, sides, peer, ["datatrove, all filters", "datatrove, until dropped", *single], given.repeats)
     theirs = {name.split(", ")[1]: peer.run(name)["facts"] for name in single}
     peer.close()
 

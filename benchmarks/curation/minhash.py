@@ -5,12 +5,11 @@ Run: ``python benchmarks/curation/minhash.py --peer peers/bin/python``. Both sid
 writing of files.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
-from pages import HOW, Peer, docstrings, megabytes, serve, turns  # noqa: E402 - found by the line above
+from pages import Peer, docstrings, megabytes, options, turns  # noqa: E402 - found by the line above
 
 PERMUTATIONS, WORDS = 112, 5
 
@@ -69,17 +68,7 @@ def quality(texts: list[str]) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", help=f"interpreter with datatrove: {HOW}")
-    parser.add_argument("--documents", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--as-peer", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.as_peer:
-        serve(options.as_peer, peer_sides())
-        return
-    if not options.peer:
-        parser.error(f"--peer is needed: {HOW}")
+    given = options(__doc__, peer_sides)
     from measure import save
 
     from herd.curation.neardup import minhash
@@ -92,10 +81,10 @@ def main() -> None:
 
         return signatures
 
-    texts = docstrings(options.documents)
-    peer = Peer(options.peer, __file__, texts)
+    texts = docstrings(given.documents)
+    peer = Peer(given.peer, __file__, texts)
     sides = {"herd, affine32": own("affine32"), "herd, mersenne61": own("mersenne61")}
-    speed = turns(texts, sides, peer, ["datatrove"], options.repeats)
+    speed = turns(texts, sides, peer, ["datatrove"], given.repeats)
     peer.close()
     results = {
         "documents": len(texts),

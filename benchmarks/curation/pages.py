@@ -1,5 +1,6 @@
 """Texts that every installation has, and turns with a peer that runs in an interpreter of its own."""
 
+import argparse
 import ast
 import json
 import statistics
@@ -14,6 +15,22 @@ from pathlib import Path
 PACKAGES = ("numpy", "scipy", "sympy")  # beside the standard library
 _PEERS = "'datatrove>=0.10,<0.11' 'spacy>=3.7,<4' 'xxhash>=3,<4' 'tokenizers<1' 'regex'"
 HOW = f"python3.11 -m venv peers && peers/bin/pip install {_PEERS}"
+
+
+def options(description: str | None, peer_sides: Callable[[], dict[str, Callable[[list[str]], object]]]) -> argparse.Namespace:
+    """The command line of a comparison. In the peer's interpreter (``--as-peer``) it serves ``peer_sides`` and ends there."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--peer", help=f"interpreter with datatrove: {HOW}")
+    parser.add_argument("--documents", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--as-peer", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.as_peer:
+        serve(given.as_peer, peer_sides())
+        sys.exit()
+    if not given.peer:
+        parser.error(f"--peer is needed: {HOW}")
+    return given
 
 
 def docstrings(count: int, shortest: int = 1_500) -> list[str]:
