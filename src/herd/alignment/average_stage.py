@@ -29,9 +29,7 @@ class AverageConfig:
 
 
 def run(config: AverageConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
-    models = inputs.group("models")
-    if len(models) < 2:
-        raise UserError("average: give two or more models, inputs.models.LABEL=FOLDER")
+    models = inputs.group("models", least=2)
     folders = {label: artifact / "model" for label, artifact in models.items()}
     state = average_models(list(folders.values()))
     first = next(iter(folders.values()))

@@ -28,9 +28,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     tokenizer = load_tokenizer(inputs)
     backbone = load_model(inputs["base"] / "model")
     config.check_window(backbone.config)
-    rounds = inputs.group("preferences")
-    if not rounds:
-        raise UserError("reward: give the preferences of at least one round, inputs.preferences.LABEL=FOLDER")
+    rounds = inputs.group("preferences", least=1)
     data, rows = [], {}
     for label, artifact in rounds.items():
         counted, packed = Counted(), Counted()

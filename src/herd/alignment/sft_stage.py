@@ -23,7 +23,7 @@ def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     model = load_model(inputs["base"] / "model")
     config.check_window(model.config)
     sequences, rows = [], {}
-    for label, artifact in inputs.group("dialogs").items():
+    for label, artifact in inputs.group("dialogs", least=1).items():
         counted = Counted()
         sequences += sft_sequences(read_dialogs(artifact), tokenizer, config.window, counted)
         rows[label] = counted.to_dict()

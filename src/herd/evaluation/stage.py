@@ -30,10 +30,10 @@ from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     started = time.monotonic()
     device = _device(config.device)
-    models = inputs.group("models")
     rewards = inputs.group("rewards")
     if (reward := inputs.get("reward")) is not None:
         rewards = {"reward": reward, **rewards}
+    models = inputs.group("models", least=0 if rewards else 1)
     _check_judges(config, rewards)
     shards = TokenShards(inputs["tokens"] / "tokens")
     with _threads(config.threads):

@@ -50,14 +50,32 @@ COMMANDS: dict[str, Command] = {
         {"sweep": "scaling-sweep"},
     ),
     "pretrain": Command("herd.training.pretrain_stage", "pre-train a model by curriculum", {"tokens": "tokenize"}),
-    "dialogs": Command("herd.alignment.dialogs_stage", "documentation to chat prompts and seed dialogs"),
-    "preferences": Command("herd.alignment.preferences_stage", "graded pairs of responses, some edited"),
-    "reward": Command("herd.alignment.reward_stage", "train a reward model on preferences"),
-    "reject": Command("herd.alignment.reject_stage", "rejection sampling: K answers, the best by reward"),
-    "sft": Command("herd.alignment.sft_stage", "supervised fine-tuning on dialogs"),
-    "dpo": Command("herd.alignment.dpo_stage", "direct preference optimisation"),
+    "dialogs": Command("herd.alignment.dialogs_stage", "documentation to chat prompts and seed dialogs", {"documents": "curate"}),
+    "preferences": Command("herd.alignment.preferences_stage", "graded pairs of responses, some edited", {"dialogs": "dialogs"}),
+    "reward": Command(
+        "herd.alignment.reward_stage", "train a reward model on preferences", {"tokens": "tokenize", "base": "pretrain"}
+    ),
+    "reject": Command(
+        "herd.alignment.reject_stage",
+        "rejection sampling: K answers, the best by reward",
+        {"tokens": "tokenize", "generator": "sft", "reward": "reward", "prompts": "dialogs"},
+    ),
+    "sft": Command(
+        "herd.alignment.sft_stage",
+        "supervised fine-tuning on dialogs",
+        {"tokens": "tokenize", "base": "pretrain", "heldout": "dialogs"},
+    ),
+    "dpo": Command(
+        "herd.alignment.dpo_stage",
+        "direct preference optimisation",
+        {"tokens": "tokenize", "model": "sft", "preferences": "preferences"},
+    ),
     "average": Command("herd.alignment.average_stage", "average the weights of models"),
-    "evaluate": Command("herd.evaluation.stage", "score checkpoints, each with its interval"),
+    "evaluate": Command(
+        "herd.evaluation.stage",
+        "score checkpoints, each with its interval",
+        {"tokens": "tokenize", "documents": "curate", "dialogs": "dialogs"},
+    ),
     "report": Command("herd.report.stage", "plots, page and summary of a run"),
 }
 

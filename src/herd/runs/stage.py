@@ -92,9 +92,13 @@ class Inputs:
         """The input, or None when this optional one was not given."""
         return self._single.get(name)
 
-    def group(self, name: str) -> dict[str, Artifact]:
-        """Label -> artifact, in the order given; empty when the group was not given."""
-        return dict(self._groups.get(name, {}))
+    def group(self, name: str, least: int = 0) -> dict[str, Artifact]:
+        """Label -> artifact, in the order given; empty when the group was not given. UserError for fewer than ``least``."""
+        found = dict(self._groups.get(name, {}))
+        if len(found) < least:
+            one = "" if least == 1 else f", {least} of them at least"
+            raise UserError(f"inputs.{name} is missing: give inputs.{name}.LABEL=FOLDER{one}, the folder of a finished stage.")
+        return found
 
     def addresses(self) -> dict[str, Any]:
         """Name -> address, for hashing."""
