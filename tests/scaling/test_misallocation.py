@@ -9,7 +9,7 @@ from scipy.optimize import brentq
 from herd.config.errors import UserError
 from herd.scaling.misallocation import cost_of_size, misallocation
 from herd.scaling.posterior import fit_posterior
-from herd.scaling.surface import SurfaceBatch
+from herd.scaling.surface_batch import SurfaceBatch
 
 from .conftest import LAPTOP, make_sweep, optimum
 

@@ -13,7 +13,8 @@ from herd.config.errors import UserError
 from herd.scaling.next_runs import Candidate, Design, choose_batch, rank, right_choice
 from herd.scaling.posterior import GOALS, LAWS, Goal, Posterior, fit_posterior, pure_error
 from herd.scaling.records import Record
-from herd.scaling.surface import bootstrap_surface, fit_surface
+from herd.scaling.surface import fit_surface
+from herd.scaling.surface_batch import refit_surface
 
 from .conftest import LAPTOP, Truth, make_sweep, optimum
 
@@ -53,7 +54,7 @@ def test_predicted_reductions_agree_with_refits_of_simulated_sweeps(kind: str) -
     def spread(more: list[Candidate]) -> float:
         sizes, tokens = np.append(n, [c.parameters for c in more]), np.append(d, [c.tokens for c in more])
         draws = np.column_stack([base, np.random.default_rng(1).normal(size=(count, len(more)))])
-        fits = bootstrap_surface(exact, sizes, tokens, exact.loss(sizes, tokens) * np.exp(noise * draws))
+        fits = refit_surface(exact, sizes, tokens, exact.loss(sizes, tokens) * np.exp(noise * draws))
         return float(np.var(np.log(fits.optimal_tokens(TARGET)) if kind == "log_tokens" else fits.a / (fits.a + fits.b)))
 
     goal = Goal(kind, TARGET)

@@ -10,7 +10,8 @@ from scipy import optimize
 
 from herd.config.errors import UserError
 from herd.scaling.loss_law import fit_loss_law
-from herd.scaling.surface import OBJECTIVES, bootstrap_surface, fit_surface
+from herd.scaling.surface import OBJECTIVES, fit_surface
+from herd.scaling.surface_batch import refit_surface
 from herd.scaling.surface_solvers import SOLVERS, Solution, minimise
 
 CHINCHILLA = (1.8172, 477.8, 2143.0, 0.3473, 0.3672)
@@ -167,7 +168,7 @@ def test_replicates_scatter_as_refits_do() -> None:
     n, d, y = points(count=60)
     rng = np.random.default_rng(2)
     losses = y * np.exp(0.01 * rng.normal(size=(20, 60)))
-    batch = bootstrap_surface(fit_surface(n, d, y, "squared_log"), n, d, losses)
+    batch = refit_surface(fit_surface(n, d, y, "squared_log"), n, d, losses)
     alone = [fit_surface(n, d, row, "squared_log") for row in losses]
     assert batch.a == pytest.approx([s.a for s in alone], rel=1e-4)
     assert batch.loss(1e9, 1e11) == pytest.approx([float(s.loss(1e9, 1e11)) for s in alone], rel=1e-6)

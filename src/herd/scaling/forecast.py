@@ -16,7 +16,8 @@ from herd.scaling.laws import Laws, columns
 from herd.scaling.power_law import Interval
 from herd.scaling.records import usable
 from herd.scaling.replicates import frontier_losses, quantiles, redraw_surface, surface_losses
-from herd.scaling.surface import Surface, SurfaceBatch
+from herd.scaling.surface import Surface
+from herd.scaling.surface_batch import SurfaceBatch
 
 
 @dataclass(frozen=True)

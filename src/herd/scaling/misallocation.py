@@ -17,7 +17,7 @@ import numpy as np
 from herd.config.errors import UserError
 from herd.scaling.posterior import Posterior
 from herd.scaling.power_law import Interval
-from herd.scaling.surface import SurfaceBatch
+from herd.scaling.surface_batch import SurfaceBatch
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from herd.config.errors import UserError, nearest
 from herd.runs.seeds import stream
 from herd.scaling.power_law import Interval
 from herd.scaling.records import Record, usable
-from herd.scaling.surface import SurfaceBatch, fit_surface
+from herd.scaling.surface import fit_surface
+from herd.scaling.surface_batch import SurfaceBatch
 
 LAWS = ("surface", "parabola")
 GOALS = ("log_tokens", "alpha", "loss")

@@ -16,7 +16,8 @@ from scipy import stats
 from herd.scaling.isoflop import IsoFLOPCurve
 from herd.scaling.loss_law import solve_loss_laws
 from herd.scaling.power_law import Interval
-from herd.scaling.surface import Surface, SurfaceBatch, bootstrap_surface
+from herd.scaling.surface import Surface
+from herd.scaling.surface_batch import SurfaceBatch, refit_surface
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def redraw_surface(
     std = surface.residual_std * np.sqrt(freedom / rng.chisquare(freedom, count))
     fitted = surface.loss(n, d)
     losses = fitted * np.exp(rng.normal(size=(count, len(y))) * np.maximum(std[:, None], floor / fitted))
-    return bootstrap_surface(surface, n, d, losses), std
+    return refit_surface(surface, n, d, losses), std
 
 
 def surface_losses(

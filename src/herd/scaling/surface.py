@@ -16,7 +16,6 @@ from herd.scaling.surface_solvers import SOLVERS, Solution, best_amounts, grid_s
 
 _SPARE_POINTS = 3  # degrees of freedom to judge the parameters by
 _STARTS = 6
-_COARSE_GRID = np.geomspace(0.05, 1.5, 10)
 _DISAGREE = 1e-6  # of the objective: solvers that differ by more have found different optima
 _ROUNDING = 1e-12  # squared residual of a point, below which two fits are equally exact
 _SINGULAR = 1e8  # condition beyond which the parameters are not told apart
@@ -219,60 +218,3 @@ def _covariance(problem: Problem, free: np.ndarray, target: np.ndarray) -> tuple
     to_single[1, 3], to_single[2, 4] = problem.log_n0, problem.log_d0
     moved = to_single @ problem.basis
     return condition, tuple(tuple(row) for row in (moved @ inverse @ moved.T * variance).tolist())
-
-
-@dataclass(frozen=True)
-class SurfaceBatch:
-    """Many surfaces fitted at once: arrays (R,), in single parameters and tokens; ln A and ln B, since A and B may overflow."""
-
-    E: np.ndarray
-    log_A: np.ndarray
-    log_B: np.ndarray
-    a: np.ndarray
-    b: np.ndarray
-    value: np.ndarray  # objective at the optimum
-    converged: np.ndarray  # passed the second-order test of a minimum
-    at_bound: np.ndarray  # a term vanished or an exponent ran away
-
-    def loss(self, parameters: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
-        """Loss of each surface at its own (parameters, tokens), (R,)."""
-        n, d = np.log(parameters), np.log(tokens)
-        return np.asarray(self.E + np.exp(self.log_A - self.a * n) + np.exp(self.log_B - self.b * d))
-
-    def optimal_tokens(self, flops: float) -> np.ndarray:
-        """Compute-optimal tokens of each surface under 6ND = flops, (R,)."""
-        log_g = (np.log(self.a) + self.log_A - np.log(self.b) - self.log_B) / (self.a + self.b)
-        return np.asarray(flops / 6 / np.exp(log_g + self.b / (self.a + self.b) * np.log(flops / 6)))
-
-
-def bootstrap_surface(
-    surface: Surface,
-    parameters: np.ndarray,
-    tokens: np.ndarray,
-    losses: np.ndarray,
-    weights: np.ndarray | None = None,
-    fresh_starts: int = 0,
-) -> SurfaceBatch:
-    """Refit the surface, with its objective, ties and pins, to many versions of its data at once.
-
-    Args:
-        surface: the point estimate, where each refit starts.
-        parameters, tokens: (n,).
-        losses: (R, n) replicated losses, or (n,) for all alike.
-        weights: (R, n) of the points, such as how often each was drawn; None for 1.
-        fresh_starts: also start from this many of each replicate's own best exponents, and keep the lowest end.
-    """
-    losses = np.atleast_2d(np.asarray(losses, dtype=float))
-    count = len(losses) if weights is None else len(weights)
-    n, d, y = checked_points(parameters, tokens, np.exp(np.log(losses).mean(axis=0)))
-    problem = Problem.of(n, d, y, surface.objective, surface.delta, surface.tie_exponents, dict(surface.pins))
-    target = np.broadcast_to(problem.target(losses), (count, len(y)))
-    warm = problem.scaled(surface.E, surface.A, surface.B, surface.a, surface.b)
-    best = minimise(problem, np.repeat(warm[None], count, axis=0), target, weights)
-    if fresh_starts:
-        starts = grid_starts(problem, target, weights, fresh_starts, _COARSE_GRID)
-        for i in range(fresh_starts):
-            best = best.lower(minimise(problem, starts[:, i], target, weights))
-    log_e, log_a, log_b, a, b = problem.unscaled(problem.theta(best.free)).T
-    value = best.cost * (math.exp(2 * problem.log_scale) if surface.objective == "squared" else 1.0)
-    return SurfaceBatch(np.exp(log_e), log_a, log_b, a, b, value, best.converged, np.asarray(problem.out(best.free).any(axis=1)))

@@ -22,7 +22,8 @@ from herd.scaling.link import Link, fit_link, refit_links
 from herd.scaling.link_problem import Level
 from herd.scaling.link_shapes import predict_links
 from herd.scaling.power_law import Interval, PowerLaw, fit_power_law
-from herd.scaling.surface import Surface, SurfaceBatch, bootstrap_surface, fit_surface
+from herd.scaling.surface import Surface, fit_surface
+from herd.scaling.surface_batch import SurfaceBatch, refit_surface
 
 STEPS = ("surface", "power_law", "log_linear")
 _RUNS_TO_REDRAW = 6  # fewer runs with several checkpoints say too little about how runs differ
@@ -250,7 +251,7 @@ def _scatter(law: Surface | PowerLaw, config: TaskLawConfig) -> np.ndarray:
 def _surfaces(law: Surface, n: np.ndarray, d: np.ndarray, config: TaskLawConfig) -> SurfaceBatch:
     rng = stream(config.seed, "task law", "step 1")
     noise = rng.normal(size=(config.replicates, len(n))) * _scatter(law, config)[:, None]
-    return bootstrap_surface(law, n, d, law.loss(n, d) * np.exp(noise))
+    return refit_surface(law, n, d, law.loss(n, d) * np.exp(noise))
 
 
 def _lines(law: PowerLaw, config: TaskLawConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from herd.scaling.surface import bootstrap_surface, fit_surface
+from herd.scaling.surface import fit_surface
+from herd.scaling.surface_batch import refit_surface
 from herd.scaling.surface_model import LARGEST_EXPONENT, SMALLEST_EXPONENT, Problem
 from herd.scaling.surface_solvers import SOLVERS, best_amounts, minimise
 
@@ -100,7 +101,7 @@ def test_row_7_bootstrap(epoch240) -> None:  # type: ignore[no-untyped-def]
     n, d, y = epoch240
     surface = fit_surface(n, d, y)
     weights = np.random.default_rng(0).multinomial(len(y), np.full(len(y), 1 / len(y)), 800).astype(float)
-    batch = bootstrap_surface(surface, n, d, y, weights)
+    batch = refit_surface(surface, n, d, y, weights)
     assert batch.converged.all()
     errors = [v.std(ddof=1) for v in (np.exp(batch.log_A), np.exp(batch.log_B), batch.E, batch.a, batch.b)]
     assert errors == pytest.approx([124.5, 1293, 0.0257, 0.0154, 0.0206], rel=0.2)
