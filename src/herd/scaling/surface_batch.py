@@ -11,6 +11,7 @@ from herd.scaling.surface_model import Problem
 from herd.scaling.surface_solvers import grid_starts, minimise
 
 _COARSE_GRID = np.geomspace(0.05, 1.5, 10)  # exponents of the fresh starts
+_MOVED = 1e-6  # of the objective
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Refits(SurfaceBatch):
     value: np.ndarray  # objective at the optimum
     converged: np.ndarray  # passed the second-order test of a minimum
     at_bound: np.ndarray  # a term vanished or an exponent ran away
+    moved: np.ndarray  # a fresh start ended lower than the point estimate's did: never, without fresh starts
 
 
 def refit_surface(
@@ -77,11 +79,12 @@ def refit_surface(
     problem = Problem.of(n, d, y, surface.objective, surface.delta, surface.tie_exponents, dict(surface.pins))
     target = np.broadcast_to(problem.target(losses), (count, len(y)))
     warm = problem.scaled(surface.E, surface.A, surface.B, surface.a, surface.b)
-    best = minimise(problem, np.repeat(warm[None], count, axis=0), target, weights)
+    first = best = minimise(problem, np.repeat(warm[None], count, axis=0), target, weights)
     if fresh_starts:
         starts = grid_starts(problem, target, weights, fresh_starts, _COARSE_GRID)
         for i in range(fresh_starts):
             best = best.lower(minimise(problem, starts[:, i], target, weights))
     log_e, log_a, log_b, a, b = problem.unscaled(problem.theta(best.free)).T
     value = best.cost * (math.exp(2 * problem.log_scale) if surface.objective == "squared" else 1.0)
-    return Refits(np.exp(log_e), log_a, log_b, a, b, value, best.converged, np.asarray(problem.out(best.free).any(axis=1)))
+    at_bound, moved = np.asarray(problem.out(best.free).any(axis=1)), best.cost < first.cost * (1 - _MOVED)
+    return Refits(np.exp(log_e), log_a, log_b, a, b, value, best.converged, at_bound, moved)

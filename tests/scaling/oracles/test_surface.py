@@ -8,7 +8,7 @@ import pytest
 from scipy import optimize
 
 from herd.scaling.surface import fit_surface
-from herd.scaling.surface_batch import refit_surface
+from herd.scaling.surface_bootstrap import bootstrap_surface
 from herd.scaling.surface_model import LARGEST_EXPONENT, SMALLEST_EXPONENT, Problem
 from herd.scaling.surface_solvers import SOLVERS, best_amounts, minimise
 
@@ -98,13 +98,9 @@ def test_scipy_as_it_comes_calls_success_away_from_the_optimum(epoch240) -> None
 
 
 def test_row_7_bootstrap(epoch240) -> None:  # type: ignore[no-untyped-def]
-    n, d, y = epoch240
-    surface = fit_surface(n, d, y)
-    weights = np.random.default_rng(0).multinomial(len(y), np.full(len(y), 1 / len(y)), 800).astype(float)
-    batch = refit_surface(surface, n, d, y, weights)
-    assert batch.converged.all()
-    errors = [v.std(ddof=1) for v in (np.exp(batch.log_A), np.exp(batch.log_B), batch.E, batch.a, batch.b)]
-    assert errors == pytest.approx([124.5, 1293, 0.0257, 0.0154, 0.0206], rel=0.2)
+    found = bootstrap_surface(fit_surface(*epoch240), *epoch240, replicates=1000)
+    assert found.status == "ok" and found.moved == 0
+    assert [found.standard_error(name) for name in "ABEab"] == pytest.approx([124.5, 1293, 0.0257, 0.0154, 0.0206], rel=0.2)
 
 
 @pytest.mark.parametrize("solver", SOLVERS.names())

@@ -1,0 +1,43 @@
+"""Do 95% intervals of the surface hold the truth 95 times in 100? 200 synthetic sweeps with a known surface."""
+
+import numpy as np
+import pytest
+
+from herd.scaling.surface import fit_surface
+from herd.scaling.surface_batch import SurfaceBatch
+from herd.scaling.surface_bootstrap import bootstrap_surface
+
+from .conftest import make_sweep
+from .test_surface import CHINCHILLA
+
+SWEEPS = 200
+TARGET = 1e23  # FLOPs, 33 times the largest budget
+QUANTITIES = {"a": "a", "b": "b", "ln D*": lambda batch: np.log(batch.optimal_tokens(TARGET))}
+
+
+def truth(quantity) -> float:  # type: ignore[no-untyped-def]
+    E, A, B, a, b = CHINCHILLA
+    batch = SurfaceBatch(*(np.array([x]) for x in (E, np.log(A), np.log(B), a, b)))
+    return float((getattr(batch, quantity) if isinstance(quantity, str) else quantity(batch))[0])
+
+
+def columns(seed: int, noise: float = 0.005):  # type: ignore[no-untyped-def]
+    """Eight budgets of seven sizes, the loss off by half a percent."""
+    cells = make_sweep(truth=CHINCHILLA, budgets=np.geomspace(6e18, 3e21, 8).tolist(), factors=np.geomspace(0.25, 4, 7).tolist())
+    n, d, y = (np.array([getattr(cell, name) for cell in cells]) for name in ("parameters", "tokens", "loss"))
+    return n, d, y * np.exp(noise * np.random.default_rng(seed).normal(size=len(y)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["huber_log", "squared_log"])
+def test_bootstrap_intervals_cover(objective: str) -> None:
+    held = dict.fromkeys(QUANTITIES, 0)
+    for seed in range(SWEEPS):
+        n, d, y = columns(seed)
+        found = bootstrap_surface(fit_surface(n, d, y, objective, check=False), n, d, y, replicates=400, seed=seed)
+        assert found.status == "ok"
+        for name, quantity in QUANTITIES.items():
+            low, high = found.interval(quantity)
+            held[name] += low <= truth(quantity) <= high
+    print(objective, {name: count / SWEEPS for name, count in held.items()})
+    assert all(0.90 <= count / SWEEPS <= 0.98 for count in held.values()), held
