@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from herd import __version__
@@ -24,6 +25,8 @@ Commands
 {stages}
   lineage PATH       what made a file: stages, configurations, commits, digests
   why ID [FOLDER]    what happened to a document (id, its beginning, or URL) in a `herd curate`, with its scores
+  curriculum [KEYS]  draw a pre-training curriculum (keys of pretrain; out=curriculum.png) and list its phases
+  batch [FOLDER] step=N   which documents were in a step of a `herd pretrain`
   doctor             what this machine has, and what is missing
 """
 
@@ -59,7 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _dispatch(argv: list[str]) -> None:
     from herd.recipe.commands import COMMANDS
 
-    others: dict[str, Callable[[list[str]], None]] = {"recipe": _recipe, "lineage": _lineage, "why": _why, "doctor": _doctor}
+    others: dict[str, Callable[[list[str]], None]] = {
+        "recipe": _recipe,
+        "lineage": _lineage,
+        "why": _why,
+        "curriculum": _curriculum,
+        "batch": _batch,
+        "doctor": _doctor,
+    }
     if not argv or argv[0] in ("-h", "--help", "help"):
         stages = "\n".join(f"  {name:<18} {command.summary}" for name, command in COMMANDS.items())
         print(USAGE.format(version=__version__, stages=stages))
@@ -151,7 +161,7 @@ def _recipe(argv: list[str]) -> None:
 
 def _help(command: str) -> None:
     """What to give a command; Hydra's own page (--hydra-help) tells of its flags."""
-    if command in ("lineage", "why", "doctor"):
+    if command in ("lineage", "why", "curriculum", "batch", "doctor"):
         print(next(line.strip() for line in USAGE.splitlines() if line.startswith(f"  {command}")))
         return
     from herd.recipe.usage import usage_lines
@@ -160,8 +170,6 @@ def _help(command: str) -> None:
 
 
 def _lineage(argv: list[str]) -> None:
-    from pathlib import Path
-
     from herd.runs.lineage import lineage
 
     if len(argv) != 1:
@@ -171,22 +179,52 @@ def _lineage(argv: list[str]) -> None:
 
 
 def _why(argv: list[str]) -> None:
-    from pathlib import Path
-
     from herd.curation.why import explain
 
     if not 1 <= len(argv) <= 2:
         raise UserError("`herd why` takes an id or a URL, and a folder: herd why 3fa94c runs/laptop/curate.")
-    if len(argv) == 2:
-        folder = Path(argv[1])
-    else:
-        found = sorted({path.resolve() for path in Path("runs").glob("*/curate")})
-        if len(found) != 1:
-            reason = "there is none under runs/" if not found else f"there are {len(found)} under runs/"
-            raise UserError(f"`herd why` needs the folder of a `herd curate` ({reason}): herd why {argv[0]} runs/laptop/curate.")
-        folder = found[0]
+    folder = Path(argv[1]) if len(argv) == 2 else _only("curate", f"herd why {argv[0]} runs/laptop/curate")
     for line in explain(argv[0], folder):
         print(line)
+
+
+def _only(stage: str, example: str) -> Path:
+    """The folder of the only finished ``stage`` under runs/; UserError unless there is exactly one."""
+    found = sorted({path.resolve() for path in Path("runs").glob(f"*/{stage}")})
+    if len(found) != 1:
+        reason = "there is none under runs/" if not found else f"there are {len(found)} under runs/"
+        raise UserError(f"Which `herd {stage}`? Its folder is needed ({reason}): {example}.")
+    return found[0]
+
+
+def _batch(argv: list[str]) -> None:
+    from herd.training.step_documents import batch_lines
+
+    steps = [argument.removeprefix("step=") for argument in argv if argument.startswith("step=")]
+    folders = [argument for argument in argv if not argument.startswith("step=")]
+    if len(steps) != 1 or not steps[0].isdigit() or len(folders) > 1:
+        raise UserError("`herd batch` takes a folder and a step, counted from 0: herd batch runs/laptop/pretrain step=120.")
+    folder = Path(folders[0]) if folders else _only("pretrain", f"herd batch runs/laptop/pretrain step={steps[0]}")
+    for line in batch_lines(folder, int(steps[0])):
+        print(line)
+
+
+def _curriculum(argv: list[str]) -> None:
+    from herd.config.loader import compose
+    from herd.recipe.job import make_job
+    from herd.report.figures_curriculum import curriculum_figure
+    from herd.report.style import png
+    from herd.runs.atomic import write_bytes
+    from herd.training.curriculum import Curriculum
+    from herd.training.pretrain_stage import plan_lines
+
+    out = next((argument.removeprefix("out=") for argument in argv if argument.startswith("out=")), "curriculum.png")
+    config = make_job("pretrain", compose("pretrain", [a for a in argv if not a.startswith("out=")])).config
+    curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
+    for line in plan_lines(config):
+        print(line)
+    write_bytes(Path(out), png(curriculum_figure(curriculum)))
+    print(out)
 
 
 def _doctor(argv: list[str]) -> None:

@@ -22,7 +22,7 @@ from herd.model.config import ModelConfig
 from herd.model.io import load_model
 from herd.model.transformer import Transformer
 from herd.runs.metrics import read_metrics
-from herd.runs.stage import Artifact, Inputs, StageRun
+from herd.runs.stage import Artifact, Inputs, StageRun, address_of
 from herd.training import pretrain_stage
 from herd.training.curriculum import Curriculum
 from herd.training.fit import TrainerConfig, fit
@@ -407,3 +407,10 @@ def write_golden() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     write_golden()
+
+
+def test_the_order_of_the_stages_is_part_of_the_address():
+    stages = list(config().curriculum.stages.items())
+    swapped = replace(config(), curriculum=replace(config().curriculum, stages=dict([stages[0], stages[2], stages[1]])))
+    addresses = {address_of(pretrain_stage.STAGE, c, Inputs({}, {})) for c in (config(), swapped)}
+    assert len(addresses) == 2

@@ -44,7 +44,10 @@ def pretraining(run: RunData) -> Figure | None:
     tokens = np.array([row["num_tokens"] for row in rows], dtype=float)
     with canvas(5.6, 3, 1, sharex=True, height_ratios=[3.2, 1, 1]) as (figure, axes):
         loss, rate, shape = axes[:, 0]
-        _shade_stages(rows, tokens, [loss, rate, shape])
+        ends_of: dict[str, float] = {}
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            ends_of[row.get("stage", "")] = token
+        shade_stages(ends_of, [loss, rate, shape])
         raw = np.array([_finite(row["loss"]) for row in rows])
         loss.plot(tokens, raw, color=BLUE, lw=0.8, alpha=0.35)
         loss.plot(tokens, _smooth(raw), color=BLUE, lw=1.6, label="training (smoothed)")
@@ -212,19 +215,25 @@ def _dpo_series(run: RunData, round_: Round) -> dict[str, list[dict[str, Any]]]:
     return series
 
 
-def _shade_stages(rows: list[dict[str, Any]], tokens: np.ndarray, panels: list[Axes]) -> None:
-    """A background for each stage of the curriculum, named at the top."""
-    begin, names = 0.0, list(dict.fromkeys(row.get("stage", "") for row in rows))
-    for i, name in enumerate(names):
-        end = float(max(t for t, row in zip(tokens, rows, strict=True) if row.get("stage", "") == name))
+def shade_stages(ends: dict[str, float], panels: list[Axes]) -> None:
+    """A background for each stage of the curriculum, named at the top; ``ends`` are the tokens at which each one ends."""
+    begin, last = 0.0, max(ends.values())
+    labels: list[tuple[list[str], float, float]] = []  # names, begin, end; stages too narrow for a name share one
+    for i, (name, end) in enumerate(ends.items()):
         for panel in panels:
             panel.axvspan(begin, end, color=_STAGE_SHADES[i % len(_STAGE_SHADES)], lw=0, zorder=0)
-        narrow = (end - begin) < 0.15 * tokens[-1]
-        panels[0].annotate(
-            name.replace("_", " "), ((begin + end) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, -4),
-            textcoords="offset points", ha="center", va="top", rotation=90 if narrow else 0, fontsize=8, color="#4a4f57",
-        )  # fmt: skip
+        narrow = (end - begin) < 0.025 * last
+        if narrow and labels and labels[-1][2] - labels[-1][1] < 0.025 * last * len(labels[-1][0]):
+            labels[-1] = ([*labels[-1][0], name], labels[-1][1], end)
+        else:
+            labels.append(([name], begin, end))
         begin = end
+    for names, start, end in labels:
+        text = " to ".join(dict.fromkeys((names[0], names[-1]))).replace("_", " ")
+        panels[0].annotate(
+            text, ((start + end) / 2, 1), xycoords=("data", "axes fraction"), xytext=(0, -4), textcoords="offset points",
+            ha="center", va="top", rotation=90 if (end - start) < 0.15 * last else 0, fontsize=8, color="#4a4f57",
+        )  # fmt: skip
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

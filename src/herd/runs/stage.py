@@ -105,6 +105,10 @@ class Inputs:
         single = {name: artifact.address for name, artifact in self._single.items()}
         return single | {n: {label: a.address for label, a in g.items()} for n, g in self._groups.items() if g}
 
+    def order(self) -> dict[str, list[str]]:
+        """Group -> its labels in the order given."""
+        return {name: list(group) for name, group in self._groups.items() if group}
+
     def paths(self, relative_to: Path) -> dict[str, Any]:
         """Name -> folder relative to ``relative_to``, for the manifest."""
 
@@ -176,6 +180,8 @@ def address_of(stage: Stage, config: Any, inputs: Inputs) -> str:
         "version": stage.version,
         "config": decisive,
         "inputs": inputs.addresses(),
+        # JSON is hashed with sorted keys, but the order of a group counts: the last round is the newest.
+        "order": inputs.order(),
         "outside": to_plain(outside),
     }
     return sha256_json(key)

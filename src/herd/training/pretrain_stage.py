@@ -1,7 +1,7 @@
 """`herd pretrain`: token shards to a trained model."""
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,11 +43,8 @@ class PretrainConfig:
 
 def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     """Train, and leave ``model/``, ``stages/<stage>/``, ``metrics.jsonl`` and ``curriculum.json``."""
-    flagship = inputs.get("flagship")
-    if flagship is not None:
-        config = as_forecast(config, flagship)
     shards = TokenShards(inputs["tokens"] / "tokens")
-    config = _over(config, shards.domains("train"))
+    config = settled(config, shards, inputs.get("flagship"))
     model_config = config.model.with_vocab_size(shards.vocab_size)
     curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
     curriculum.check_lengths(model_config.max_seq_len)
@@ -106,6 +103,16 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
     }
 
 
+def settled(config: PretrainConfig, shards: TokenShards, flagship: Artifact | None) -> PretrainConfig:
+    """What is trained in the end: ``config`` with the forecast's choices, and with every mix over the domains that there are."""
+    if flagship is not None:
+        config = as_forecast(config, flagship)
+    available = shards.domains("train")
+    stages = {name: replace(stage, mix=config.mix.over(stage.mix, available)) for name, stage in config.curriculum.stages.items()}
+    mix = replace(config.mix, weights=config.mix.over(config.mix.weights, available))
+    return replace(config, mix=mix, curriculum=replace(config.curriculum, stages=stages))
+
+
 def as_forecast(config: PretrainConfig, flagship: Artifact) -> PretrainConfig:
     """``config`` with the model, tokens, batch and learning rate that a scaling fit chose for the flagship.
 
@@ -127,13 +134,6 @@ def as_forecast(config: PretrainConfig, flagship: Artifact) -> PretrainConfig:
         curriculum=replace(config.curriculum, tokens=tokens, batch_tokens=batch_tokens),
         optimizer=replace(config.optimizer, lr=float(chosen["lr"])),
     )
-
-
-def _over(config: PretrainConfig, available: Collection[str]) -> PretrainConfig:
-    """The configuration with every mix over the domains that have tokens, where ``mix.absent`` asks for it."""
-    stages = {name: replace(stage, mix=config.mix.over(stage.mix, available)) for name, stage in config.curriculum.stages.items()}
-    mix = replace(config.mix, weights=config.mix.over(config.mix.weights, available))
-    return replace(config, mix=mix, curriculum=replace(config.curriculum, stages=stages))
 
 
 def plan_lines(config: PretrainConfig) -> Iterator[str]:
@@ -163,6 +163,11 @@ def plan_lines(config: PretrainConfig) -> Iterator[str]:
     yield total
 
 
+def stage_order(config: PretrainConfig) -> list[str]:
+    """The curriculum's stages in order, which the sorted keys of a hash or a manifest do not tell."""
+    return list(config.curriculum.stages)
+
+
 def pretraining_flops(model: ModelConfig, curriculum: Curriculum) -> float:
     """Floating-point operations of a run, forward and backward, under :data:`FLOPS_CONVENTION`."""
     return float(sum(flops_per_token(model, phase.seq_len, FLOPS_CONVENTION) * phase.tokens for phase in curriculum.phases))
@@ -176,4 +181,5 @@ STAGE = Stage(
     summary="pre-train a model by curriculum",
     inputs=("tokens",),
     optional=("flagship",),
+    fingerprint=stage_order,
 )
