@@ -6,7 +6,6 @@ that opens downwards has no minimum, and one whose minimum lies outside the samp
 refused, with a status instead of a number.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from herd.config.errors import UserError, nearest
 from herd.runs.seeds import stream
 from herd.scaling.records import Record, by_budget
-from herd.scaling.valley import CURVES, akima, find_valleys, parabola_design, parabolas
+from herd.scaling.valley import CURVES, akima, find_valleys, parabolas, vertex_errors_of
 
 AXES = ("tokens", "parameters")
 
@@ -155,28 +154,15 @@ def _vertex(curve: IsoFLOPCurve, at: float, config: IsoFLOPConfig) -> dict[str, 
     other = float(10 ** _along(np.array(at), x, curve._column(1 - AXES.index(curve.x))))
     found = (float(10**at), other) if curve.x == "tokens" else (other, float(10**at))
     result: dict[str, Any] = {"tokens": found[0], "parameters": found[1]}
-    freedom = len(loss) - 3
-    if freedom == 0:
+    errors = vertex_errors_of(x, loss)
+    if errors is None:
         return result | {"se_reason": "three points determine the parabola and leave no scatter to judge it by"}
-    assert curve.coefficients is not None and curve.centre is not None
-    c0, c1, c2 = curve.coefficients
-    design = parabola_design(x - curve.centre)
-    residual = loss - design @ np.array([c0, c1, c2])
-    std = math.sqrt(float(residual @ residual) / freedom)
-    result["residual_std"] = std
+    result["residual_std"] = errors[2]
     if curve.curve == "akima":
-        return result | _akima_errors(curve, std, config)
-    covariance = np.linalg.inv(design.T @ design) * std**2
-    # u* = -c1 / 2 c2;  dL*/dc at the vertex is (1, u*, u*^2) since dL/du = 0 there.
-    u = at - curve.centre
-    gradient = np.array([0.0, -1 / (2 * c2), c1 / (2 * c2**2)])
-    at_vertex = np.array([1.0, u, u * u])
+        return result | _akima_errors(curve, errors[2], config)
     step = 1e-4
     per_x = abs(np.diff(curve._log10_tokens(np.array([at - step, at + step])))[0]) / (2 * step)
-    return result | {
-        "log10_tokens_se": math.sqrt(float(gradient @ covariance @ gradient)) * float(per_x),
-        "loss_se": math.sqrt(float(at_vertex @ covariance @ at_vertex)),
-    }
+    return result | {"log10_tokens_se": errors[0] * float(per_x), "loss_se": errors[1]}
 
 
 def _akima_errors(curve: IsoFLOPCurve, std: float, config: IsoFLOPConfig) -> dict[str, Any]:
@@ -184,7 +170,7 @@ def _akima_errors(curve: IsoFLOPCurve, std: float, config: IsoFLOPConfig) -> dic
     noise = stream(config.seed, "akima redraws").normal(size=(config.redraws, len(curve.points))) * std
     at, lowest = curve.revisit(np.array([point[2] for point in curve.points]) + noise)
     ok = np.isfinite(at)
-    if ok.mean() < 0.5:
+    if ok.mean() < 0.8:  # what is left would look surer than it is
         return {"se_reason": f"{1 - ok.mean():.0%} of redrawn curves have no minimum inside their points"}
     return {"log10_tokens_se": float(at[ok].std(ddof=1)), "loss_se": float(lowest[ok].std(ddof=1))}
 

@@ -120,7 +120,7 @@ def fit_laws(records: Sequence[Record], config: LawsConfig | None = None) -> Law
 def errors_of(vertices: Sequence[IsoFLOPCurve], config: LawsConfig) -> list[float] | None:
     """Standard error of ln D* of every vertex, from redrawn sweeps; None when there is no noise to draw."""
     rng = stream(config.seed, "vertex replicates")
-    return vertex_errors(vertices, config.replicates, config.noise_floor, config.confidence, rng)
+    return vertex_errors(vertices, config.replicates, config.noise_floor, rng)
 
 
 def columns(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,13 +4,16 @@ Llama 3, section 3.2.1: N*(C) = A C^alpha, where N* counts the compute-optimal t
 
 Methods: ``ols`` weighs the points alike; ``wls`` by 1 / error^2; ``theil_sen`` takes the median of all pairwise slopes.
 
-Every interval is the wider of two. The first comes from the scatter of the points about the line, by Student's t, and needs no
-other knowledge; but a few points can lie on a line by luck. Where the points' own standard errors are known, they are carried
-through the same fit with the normal quantile, and the interval is never narrower than that. The least-squares fits are linear in
-ln y, so both are exact. Theil-Sen's is not: its exponent has Sen's interval, and the law's mean and predictions have Student's t
-times the standard deviation of a bootstrap of residuals.
+Every interval comes from the larger of two standard errors. The first is that of the scatter of the points about the line, with
+Student's t; it needs no other knowledge, but a few points can lie on a line by luck. The second carries the points' own standard
+errors through the same fit, where they are known; its quantile is the one with which the rule as a whole covers exactly what it
+promises if those errors are right (:func:`own_quantile`; the wider of two plain 95% intervals covers 98 to 99%). If they are too
+small, the scatter takes over: with four points or more the coverage then stays above 91% (86% with three), measured for 95%.
+The least-squares fits are linear in ln y, so both parts are exact. Theil-Sen's is not: its exponent has Sen's interval, and the
+law's mean and predictions have Student's t times the standard deviation of a bootstrap of residuals.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,7 +69,7 @@ class PowerLaw:
     largest_x: float  # for extrapolation ratios
     scatter: LineErrors | None = None  # from the scatter of the points, with points - 2 degrees of freedom
     own: LineErrors | None = None  # from the points' own standard errors, where they are known
-    widened: bool = False  # True: the exponent's interval comes from the points' own errors, not from their scatter
+    from_errors: bool = False  # True: the exponent's interval comes from the points' own errors, not from their scatter
 
     def predict(self, x: float) -> float:
         """y at ``x``."""
@@ -79,8 +82,8 @@ class PowerLaw:
             return None
         distance = math.log(x) - self.mean_log_x
         half = self._t() * self.scatter.at(distance, kind)
-        if self.own is not None:
-            half = max(half, self._normal() * self.own.at(distance, kind))
+        if self.own is not None and self.own.at(distance, kind) > self.scatter.at(distance, kind):
+            half = own_quantile(self.confidence, self.points - 2) * self.own.at(distance, kind)
         centre = math.log(self.predict(x))
         return math.exp(centre - half), math.exp(centre + half)
 
@@ -90,9 +93,6 @@ class PowerLaw:
 
     def _t(self) -> float:
         return float(stats.t.ppf(0.5 + self.confidence / 2, self.points - 2))
-
-    def _normal(self) -> float:
-        return float(stats.norm.ppf(0.5 + self.confidence / 2))
 
 
 def fit_power_law(
@@ -158,27 +158,34 @@ def fit_power_law(
     residual = log_y - level - exponent * (log_x - mean_x)
     variance = float(weights @ residual**2) / (len(xs) - 2)
     if method == "theil_sen":
-        scatter, from_errors = _resampled(log_x - mean_x, residual, law, own, replicates, seed)
+        scatter, own_errors = _resampled(log_x - mean_x, residual, law, own, replicates, seed)
     else:
         scatter = _carried(log_x - mean_x, weights, variance / weights, variance)
-        from_errors = _carried(log_x - mean_x, weights, own**2, float((own**2).mean())) if own is not None else None
-    law = replace(law, status="ok", reason="", residual_std=math.sqrt(variance), scatter=scatter, own=from_errors)
+        own_errors = _carried(log_x - mean_x, weights, own**2, float((own**2).mean())) if own is not None else None
+    law = replace(law, status="ok", reason="", residual_std=math.sqrt(variance), scatter=scatter, own=own_errors)
     law = replace(law, coefficient_interval=law.interval(1.0))
-    spread = law._t() * math.sqrt(scatter.slope)
-    by_scatter = (exponent - spread, exponent + spread)
-    interval = theil_sen.sen_interval(log_x, log_y, confidence) if method == "theil_sen" else by_scatter
+    if law.own is not None and law.own.slope > scatter.slope:
+        half = own_quantile(confidence, len(xs) - 2) * math.sqrt(law.own.slope)
+        return replace(law, exponent_interval=(exponent - half, exponent + half), from_errors=True)
+    half = law._t() * math.sqrt(scatter.slope)
+    interval = theil_sen.sen_interval(log_x, log_y, confidence) if method == "theil_sen" else (exponent - half, exponent + half)
     if interval is None:
-        return replace(law, reason=f"Sen's interval of the exponent at {confidence:.0%} needs more than {len(xs)} points")
-    return _widened(law, interval)
+        law = replace(law, reason=f"Sen's interval of the exponent at {confidence:.0%} needs more than {len(xs)} points")
+    return replace(law, exponent_interval=interval)
 
 
-def _widened(law: PowerLaw, interval: Interval) -> PowerLaw:
-    """The law with its exponent's interval, no narrower than the points' own errors make it."""
-    if law.own is None:
-        return replace(law, exponent_interval=interval)
-    half = law._normal() * math.sqrt(law.own.slope)
-    wide = min(interval[0], law.exponent - half), max(interval[1], law.exponent + half)
-    return replace(law, exponent_interval=wide, widened=wide != interval)
+@functools.lru_cache(maxsize=256)
+def own_quantile(confidence: float, freedom: int) -> float:
+    """Quantile of the points' own standard error, used where it exceeds that of their scatter.
+
+    The z with which the rule misses with probability 1 - confidence if the errors are right: for a standard normal Z and
+    S^2 ~ chi^2 / freedom independent, P(S > 1, |Z| > t S) + P(S <= 1) P(|Z| > z) = 1 - confidence.
+    """
+    t = stats.t.ppf(0.5 + confidence / 2, freedom)
+    # S at the middles of slices of equal probability.
+    scatter = np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, freedom) / freedom)
+    by_scatter = float(np.where(scatter > 1, 2 * stats.norm.sf(t * scatter), 0.0).mean())
+    return float(stats.norm.isf((1 - confidence - by_scatter) / float((scatter <= 1).mean()) / 2))
 
 
 def _checked_errors(errors: Sequence[float] | np.ndarray | None, x: np.ndarray, method: str) -> np.ndarray | None:

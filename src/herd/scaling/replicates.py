@@ -26,7 +26,7 @@ class Redrawn:
 
     log10_tokens: np.ndarray  # (R, V)
     losses: np.ndarray  # (R, V), nats
-    std: np.ndarray  # (R,) noise of one cell, nats
+    std: np.ndarray  # (R,) noise of one cell on ln L
 
 
 def quantiles(values: np.ndarray, confidence: float) -> Interval:
@@ -48,26 +48,24 @@ def redraw_curves(curves: Sequence[IsoFLOPCurve], count: int, floor: float, rng:
     freedom = sum(len(curve.used) - 3 for curve in curves)
     if freedom == 0 and floor == 0:
         return None
-    squares = sum((curve.residual_std or 0.0) ** 2 * (len(curve.used) - 3) for curve in curves)
+    # Pooled relative to the loss: where noise is, large budgets have less of it, and absolute pooling overstates theirs.
+    squares = sum(((curve.residual_std or 0.0) / (curve.loss or 1.0)) ** 2 * (len(curve.used) - 3) for curve in curves)
     std = np.sqrt(squares / rng.chisquare(freedom, count)) if freedom else np.zeros(count)
-    std = np.maximum(std, floor)
     positions, optimal = np.full((count, len(curves)), np.nan), np.full((count, len(curves)), np.nan)
     for i, curve in enumerate(curves):
-        noise = rng.normal(size=(count, len(curve.used))) * std[:, None]
-        positions[:, i], optimal[:, i] = curve.revisit(curve.fitted() + noise)
+        fitted = curve.fitted()
+        noise = rng.normal(size=(count, len(fitted))) * np.maximum(std[:, None] * fitted, floor)
+        positions[:, i], optimal[:, i] = curve.revisit(fitted + noise)
     return Redrawn(positions, optimal, std)
 
 
-def vertex_errors(
-    curves: Sequence[IsoFLOPCurve], count: int, floor: float, confidence: float, rng: np.random.Generator
-) -> list[float] | None:
-    """Standard error of ln D* of every curve: half of the redraws' central interval, in units of the normal's."""
+def vertex_errors(curves: Sequence[IsoFLOPCurve], count: int, floor: float, rng: np.random.Generator) -> list[float] | None:
+    """Standard error of ln D* of every curve: half of the redraws' central 68%, which a few far vertices do not stretch."""
     drawn = redraw_curves(curves, count, floor, rng) if len(curves) > 2 else None
     if drawn is None or not np.isfinite(drawn.log10_tokens).any(axis=0).all():
         return None
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(drawn.log10_tokens, [tail, 1 - tail], axis=0)
-    return (math.log(10) * (high - low) / 2 / stats.norm.ppf(1 - tail)).tolist()
+    low, high = np.nanquantile(drawn.log10_tokens, stats.norm.cdf([-1, 1]), axis=0)
+    return (math.log(10) * (high - low) / 2).tolist()
 
 
 def frontier_losses(
@@ -89,7 +87,8 @@ def frontier_losses(
     lowest = -min(curve.loss or 0.0 for curve in curves)
     E, k, g, reference = solve_loss_laws(budgets, np.nan_to_num(drawn.losses[enough]), weights[enough], lowest)
     law = E[:, None] + k[:, None] * (np.asarray(flops) / reference) ** -g[:, None]
-    return np.asarray(law + rng.normal(size=law.shape) * drawn.std[enough][:, None])
+    noise = rng.normal(size=law.shape) * np.maximum(drawn.std[enough][:, None] * law, floor)
+    return np.asarray(law + noise)
 
 
 def redraw_surface(

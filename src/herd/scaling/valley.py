@@ -5,6 +5,7 @@ where the true curve is not symmetric. ``akima``: Akima's interpolant (Akima 197
 al. 2024 use; it follows any shape, and any noise.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,26 @@ def parabolas(x: np.ndarray, losses: np.ndarray) -> np.ndarray:
 def parabola_design(x: np.ndarray) -> np.ndarray:
     """Design matrix (n, 3) of a parabola at centred ``x`` (n,)."""
     return np.stack([np.ones_like(x), x, x * x], axis=1)
+
+
+def vertex_errors_of(x: np.ndarray, loss: np.ndarray) -> tuple[float, float, float] | None:
+    """Standard errors of a parabola's vertex (delta method) and of the loss there, and the scatter about it; None with 3 points.
+
+    x (n,) and loss (n,) have a parabola that opens upwards.
+    """
+    freedom = len(x) - 3
+    if freedom <= 0:
+        return None
+    centred = x - x.mean()
+    design = parabola_design(centred)
+    c = parabolas(x, loss[None])[0]
+    residual = loss - design @ c
+    std = math.sqrt(float(residual @ residual) / freedom)
+    covariance = np.linalg.inv(design.T @ design) * std**2
+    at = -c[1] / (2 * c[2])
+    # u* = -c1 / 2 c2;  dL*/dc at the vertex is (1, u*, u*^2) since dL/du = 0 there.
+    gradient, at_vertex = np.array([0.0, -1 / (2 * c[2]), c[1] / (2 * c[2] ** 2)]), np.array([1.0, at, at * at])
+    return math.sqrt(float(gradient @ covariance @ gradient)), math.sqrt(float(at_vertex @ covariance @ at_vertex)), std
 
 
 def akima(x: np.ndarray, losses: np.ndarray) -> Akima1DInterpolator:
