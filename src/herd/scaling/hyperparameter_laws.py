@@ -10,6 +10,7 @@ for all values alike.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -57,11 +58,11 @@ class SettingOptimum:
     parameters: float
     status: str  # ok | concave | no_interior_minimum | too_few_points
     reason: str
-    best: float | None  # of the setting, in its own unit; None unless ok
-    log_se: float | None  # standard error of ln best
-    near: Interval | None  # settings whose loss is within the configured fraction of the lowest, by the parabola
-    loss: float | None  # at the best setting, nats
     values: int  # different settings tried
+    best: float | None = None  # of the setting, in its own unit; None unless ok
+    log_se: float | None = None  # standard error of ln best; None with 3 values
+    near: Interval | None = None  # settings whose loss is within the configured fraction of the lowest, by the parabola
+    loss: float | None = None  # at the best setting, nats
 
 
 @dataclass(frozen=True)
@@ -137,19 +138,18 @@ def fit_hyperparameter_law(records: Sequence[Record], config: HyperparameterConf
 def _optimum(rows: Sequence[Record], config: HyperparameterConfig) -> SettingOptimum:
     x, loss = _profile(rows, config.setting)
     at = float(getattr(rows[0], config.against))
-    known = {"at": at, "budget": rows[0].budget, "parameters": rows[0].parameters, "values": len(x)}
-    nothing = {"best": None, "log_se": None, "near": None, "loss": None}
+    known: dict[str, Any] = {"at": at, "budget": rows[0].budget, "parameters": rows[0].parameters, "values": len(x)}
     if len(x) < config.min_points:
         reason = f"{len(x)} different {config.setting}, {config.min_points} needed"
-        return SettingOptimum(status="too_few_points", reason=reason, **known, **nothing)
+        return SettingOptimum(status="too_few_points", reason=reason, **known)
     valley = find_valleys(x, loss[None])
     if valley.status[0] == "concave":
         reason = "the parabola opens downwards: it has no minimum"
-        return SettingOptimum(status="concave", reason=reason, **known, **nothing)
+        return SettingOptimum(status="concave", reason=reason, **known)
     if valley.status[0] != "ok":
         side = "smaller" if valley.status[0] == "below" else "larger"
         reason = f"the minimum lies outside the {config.setting} tried: try a {side} one"
-        return SettingOptimum(status="no_interior_minimum", reason=reason, **known, **nothing)
+        return SettingOptimum(status="no_interior_minimum", reason=reason, **known)
     best, lowest = float(valley.at[0]), float(valley.lowest[0])
     c2 = float(parabolas(x, loss[None])[0, 2])
     half = math.sqrt(config.near * lowest / c2)
