@@ -94,11 +94,17 @@ def _stage(command: str, argv: list[str]) -> None:
         _hydra(command, overrides)
         return
     from herd.config.loader import compose
+    from herd.recipe.commands import get_stage
     from herd.recipe.graph import highlights, say
+    from herd.runs.stage import Artifact
 
     result = run_command(command, compose(command, overrides))
     folder = result.pop("artifact")
-    say(f"{command}: done{highlights(result)}")
+    show = get_stage(command).show
+    if show is not None:
+        show(Artifact.open(folder))
+    else:
+        say(f"{command}: done{highlights(result)}")
     print(folder)
 
 

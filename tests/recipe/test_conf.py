@@ -24,7 +24,7 @@ def test_command_composes_and_lists_every_key(command: str) -> None:
     job = make_job(command, composed)
     listed = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(listed, dict)
-    assert {*to_plain(job.config)} == {*listed} - {"run", "inputs", "hydra"}
+    assert {*to_plain(job.config)} == {*listed} - {"run", "inputs", "hydra", "out"}
 
 
 def _options() -> list[tuple[str, str, str]]:

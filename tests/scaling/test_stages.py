@@ -100,7 +100,7 @@ def test_figures_are_drawn_and_equal_inputs_give_equal_files(tmp_path: Path) -> 
 
 def test_a_foreign_table_gives_laws_without_a_model(tmp_path: Path) -> None:
     write_table(tmp_path / "table.csv", make_sweep(noise=0.01))
-    config = ScalingFitConfig(8e12, table=str(tmp_path / "table.csv"), replicates=200)
+    config = ScalingFitConfig(flagship_flops=8e12, table=str(tmp_path / "table.csv"), replicates=200)
     artifact = execute(FIT, config, {}, tmp_path / "runs", "x")
     chosen = json.loads((artifact / "flagship.json").read_text())
     assert "model" not in chosen and chosen["tokens"] == chosen["optimal_tokens"] and chosen["flops"] == 8e12
@@ -130,16 +130,16 @@ def test_a_flagship_outside_the_family_is_refused(tmp_path: Path) -> None:
 
 def test_fit_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give table=FILE or inputs\.sweep=FOLDER"):
-        execute(FIT, ScalingFitConfig(8e12), {}, tmp_path, "x")
+        execute(FIT, ScalingFitConfig(flagship_flops=8e12), {}, tmp_path, "x")
     with pytest.raises(UserError, match="No run table"):
-        execute(FIT, ScalingFitConfig(8e12, table="/nowhere.csv"), {}, tmp_path, "x")
+        execute(FIT, ScalingFitConfig(flagship_flops=8e12, table="/nowhere.csv"), {}, tmp_path, "x")
     for change, says in (
         ({"flagship_flops": -1}, "above 0"),
         ({"fallback": "guess"}, "Choices: refuse, surface, ratio"),
         ({"batch_multiple": 0}, "at least 1"),
     ):
         with pytest.raises(UserError, match=says):
-            replace(ScalingFitConfig(8e12), **change)
+            replace(ScalingFitConfig(flagship_flops=8e12), **change)
 
 
 def test_a_child_streams_its_output_and_ends_with_us(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

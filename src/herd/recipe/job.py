@@ -1,5 +1,6 @@
 """One stage command: composed configuration in, finished artifact out."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from herd.config.errors import UserError
 from herd.config.loader import load
 from herd.recipe.commands import COMMANDS, get_stage
+from herd.runs.manifest import MANIFEST, read_manifest
 from herd.runs.stage import Artifact, Stage, execute
 
 
@@ -35,10 +37,36 @@ class Job:
     config: Any
     inputs: dict[str, Any]
     run: RunConfig
+    out: str | None = None  # folder that gets a copy of the result
 
     def execute(self) -> Artifact:
-        """Run the stage, or return its finished result."""
-        return execute(self.stage, self.config, self.inputs, Path(self.run.root), self.run.name, self.run.node)
+        """Run the stage, or return its finished result; copy it where the user wants it."""
+        artifact = execute(self.stage, self.config, self.inputs, Path(self.run.root), self.run.name, self.run.node)
+        if self.out:
+            copy_result(artifact, Path(self.out))
+        return artifact
+
+
+def copy_result(artifact: Artifact, folder: Path) -> None:
+    """Copy a result, manifest last, into ``folder``; what an earlier copy left there is replaced, other files stay.
+
+    Raises:
+        UserError: the folder is a file, or holds a result of another command.
+    """
+    manifest = folder / MANIFEST
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out: '{folder}' is a file; give a folder.")
+    if manifest.exists():
+        before = read_manifest(folder)
+        if before["stage"] != artifact.manifest["stage"]:
+            raise UserError(f"out: '{folder}' holds a result of `herd {before['stage']}`; give another folder.")
+        for name in before["outputs"]:
+            (folder / name).unlink(missing_ok=True)
+        manifest.unlink()
+    for name in [*artifact.manifest["outputs"], MANIFEST]:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.path / name, target)
 
 
 def make_job(command: str, composed: DictConfig) -> Job:
@@ -48,12 +76,13 @@ def make_job(command: str, composed: DictConfig) -> Job:
     assert isinstance(plain, dict)
     values: dict[str, Any] = {str(key): value for key, value in plain.items() if key != "hydra"}
     run = load(RunConfig, values.pop("run"))
+    out = values.pop("out", None)  # only commands whose YAML lists it have it
     inputs = {name: value for name, value in (values.pop("inputs") or {}).items() if value}
     for name, node in COMMANDS[command].inputs.items():
         earlier = Path(run.root) / run.name / node
         if name not in inputs and (name in stage.inputs or earlier.exists()):
             inputs[name] = str(earlier)
-    return Job(stage, load(stage.config, values), inputs, run)
+    return Job(stage, load(stage.config, values), inputs, run, out)
 
 
 def input_overrides(inputs: Mapping[str, Any]) -> list[str]:

@@ -58,9 +58,9 @@ def run(config: ReportConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
 
 
 def has_study(data: RunData) -> bool:
-    """Whether the run holds what the scaling notebook reads: a fit, and the table that it fitted."""
+    """Whether the run holds what the scaling notebook reads: a fit with the table that it fitted."""
     fit = data.find("scaling-fit")
-    return fit is not None and (data.find("scaling-sweep") is not None or bool(fit.manifest["config"].get("table")))
+    return fit is not None and (fit.path / "table.csv").is_file()
 
 
 def render(title: str, meta: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:

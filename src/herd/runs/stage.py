@@ -45,6 +45,7 @@ class Stage:
     # What outside the configuration decides the result (content of user files, versions of a source): hashed into the address.
     fingerprint: Callable[[Any], Any] | None = None
     execution: tuple[str, ...] = ()  # keys of the configuration that say how to compute, not what: not in the address
+    show: Callable[["Artifact"], None] | None = None  # prints the finished result for the person who gave the command
 
 
 @dataclass(frozen=True)

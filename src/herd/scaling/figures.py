@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from herd.scaling.forecast import Forecast
 from herd.scaling.laws import Laws
+from herd.scaling.numbers import power, si
 from herd.scaling.records import by_budget
 
 STYLE: Any = {
@@ -48,7 +49,7 @@ def isoflop_curves(laws: Laws, axes: Axes) -> Axes:
         used = [r for r in rows if r.cell in curve.used]
         left = [r for r in rows if r.cell not in curve.used and np.isfinite(r.loss)]
         lost += [(r.tokens, colour) for r in rows if r.cell not in curve.used and not np.isfinite(r.loss)]
-        axes.plot([r.tokens for r in used], [r.loss for r in used], "o", ms=5, color=colour, label=f"{_power(curve.budget)}")
+        axes.plot([r.tokens for r in used], [r.loss for r in used], "o", ms=5, color=colour, label=f"{power(curve.budget)}")
         axes.plot([r.tokens for r in left], [min(r.loss, high * 1.02) for r in left], "o", ms=5, mfc="none", color=colour)
         if curve.coefficients is not None and curve.range is not None:
             x = np.geomspace(*curve.range, 120)
@@ -113,7 +114,7 @@ def loss_law(laws: Laws, axes: Axes, forecast: Forecast | None = None, measured:
     if laws.frontier is not None:
         law = laws.frontier
         offset = f"{law.E:.2f} + " if law.E > 0 else ""
-        text = f"frontier: {offset}{law.k:.2f} (C / {_power(law.reference)})$^{{-{law.g:.2f}}}$"
+        text = f"frontier: {offset}{law.k:.2f} (C / {power(law.reference)})$^{{-{law.g:.2f}}}$"
         axes.plot(x, law.loss(x), color=_LAW, lw=1.5, label=text)
     if laws.surface is not None and laws.surface.status == "ok":
         best = [float(laws.surface.loss(*laws.surface.optimum(v))) for v in x]
@@ -138,7 +139,7 @@ def training_curves(laws: Laws, curves: Mapping[str, Sequence[Mapping[str, Any]]
                 continue
             tokens, loss = np.array(points, dtype=float).T
             flops = tokens * record.flops / record.tokens
-            axes.plot(flops, _smooth(loss), lw=0.9, color=colour, alpha=0.75, label=_power(budget) if i == 0 else None)
+            axes.plot(flops, _smooth(loss), lw=0.9, color=colour, alpha=0.75, label=power(budget) if i == 0 else None)
     axes.set(xscale="log", xlabel="training compute so far (FLOPs)", ylabel="training loss (nats/token)")
     axes.set_title("Training curves of the cells")
     _legend(axes, title="FLOPs", loc="upper right")
@@ -197,21 +198,6 @@ def _colours(count: int) -> list[Any]:
     return [matplotlib.colormaps["viridis"](v) for v in np.linspace(0.05, 0.88, max(count, 1))]
 
 
-def _power(value: float) -> str:
-    """3e11 as 3×10¹¹."""
-    exponent = int(np.floor(np.log10(value) + 1e-9))
-    lead = f"{value / 10**exponent:.2g}"
-    digits = str(exponent).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
-    return f"10{digits}" if lead == "1" else f"{lead}×10{digits}"
-
-
-def _si(value: float, _: object = None) -> str:
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if value >= size * 0.999:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
-
-
 def _log_ticks(axes: Axes) -> None:
     """Readable ticks on logarithmic axes that span little more than a decade."""
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
@@ -222,4 +208,4 @@ def _log_ticks(axes: Axes) -> None:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
         axis.set_minor_formatter(NullFormatter())
         compute = "FLOPs" in axes.get_xlabel() and axis is axes.xaxis
-        axis.set_major_formatter(FuncFormatter(lambda v, _: _power(v)) if compute else FuncFormatter(_si))
+        axis.set_major_formatter(FuncFormatter(lambda v, _: power(v)) if compute else FuncFormatter(lambda v, _: si(v)))

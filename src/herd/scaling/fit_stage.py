@@ -2,45 +2,38 @@
 
 import math
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from herd.config.errors import UserError, nearest
 from herd.config.loader import from_dict
 from herd.model.counts import flops_per_token, parameter_count
 from herd.model.family import family_members
-from herd.runs.atomic import sha256_file, write_json
-from herd.runs.stage import Inputs, Stage, StageRun
+from herd.runs.atomic import write_json
+from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.scaling.figures import save_all
+from herd.scaling.fit_json import describe
+from herd.scaling.fit_options import FitOptions, fingerprint
+from herd.scaling.fit_report import show_fit
 from herd.scaling.forecast import FALLBACKS, Forecast, forecast
-from herd.scaling.isoflop import IsoFLOPConfig
-from herd.scaling.laws import Laws, LawsConfig, SurfaceConfig, fit_laws
+from herd.scaling.laws import Laws, fit_laws
 from herd.scaling.plan import PlanConfig
-from herd.scaling.power_law import PowerLaw
-from herd.scaling.record_readers import read_table
-from herd.scaling.records import usable
+from herd.scaling.records import usable, write_table
 
 
 @dataclass(frozen=True)
-class ScalingFitConfig:
+class ScalingFitConfig(FitOptions):
     """What to fit, and which run to forecast."""
 
-    flagship_flops: float  # training compute of the flagship's initial stage, FLOPs
-    table: Optional[str] = None  # noqa: UP045 (OmegaConf) CSV of runs; null = the sweep that is the input
-    columns: dict[str, str] = field(default_factory=dict)  # our column -> the table's, for foreign tables
-    where: dict[str, str] = field(default_factory=dict)  # the table's column -> value that its rows must have
+    flagship_flops: float | None = None  # training compute of the flagship's initial stage, FLOPs; null = no flagship
+    target_flops: list[float] = field(default_factory=list)  # further runs to forecast, FLOPs
     fallback: str = "refuse"  # tokens when under three budgets have an optimum: refuse | surface | ratio (a guess)
     batch_multiple: int = 1024  # the flagship's batch is a multiple of this many tokens: its curriculum's longest row
-    confidence: float = 0.95  # of every interval
-    replicates: int = 1000  # redrawn sweeps behind the intervals
-    isoflop: IsoFLOPConfig = field(default_factory=IsoFLOPConfig)
-    surface: SurfaceConfig = field(default_factory=SurfaceConfig)
-    seed: int = 0  # of the replicates
-    noise_floor: float = 0.0  # smallest standard deviation of a cell's loss between seeds that is believed, nats
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.flagship_flops) and self.flagship_flops > 0):
-            raise UserError(f"flagship_flops {self.flagship_flops}: give a number of FLOPs above 0.")
+        super().__post_init__()
+        for name, value in (("flagship_flops", self.flagship_flops), *(("target_flops", v) for v in self.target_flops)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} {value}: give a number of FLOPs above 0.")
         if self.fallback not in FALLBACKS:
             raise UserError(
                 f"Unknown fallback '{self.fallback}'.{nearest(self.fallback, FALLBACKS)} Choices: {', '.join(FALLBACKS)}."
@@ -48,36 +41,24 @@ class ScalingFitConfig:
         if self.batch_multiple < 1:
             raise UserError(f"batch_multiple {self.batch_multiple}: at least 1.")
 
-    def laws(self) -> LawsConfig:
-        """The part that the fit itself reads."""
-        return LawsConfig(
-            isoflop=self.isoflop,
-            surface=self.surface,
-            confidence=self.confidence,
-            replicates=self.replicates,
-            seed=self.seed,
-            noise_floor=self.noise_floor,
-        )
-
 
 def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
-    """Write ``fit.json``, ``flagship.json`` and ``figures/``."""
+    """Write ``fit.json``, ``table.csv`` (the rows that were read), ``figures/`` and, where asked for one, ``flagship.json``."""
     sweep = inputs.get("sweep")
     if (sweep is None) == (config.table is None):
         raise UserError("`herd scaling-fit` fits one table: give table=FILE or inputs.sweep=FOLDER (a finished sweep).")
-    source = Path(config.table) if config.table else sweep / "table.csv"  # type: ignore[operator]
-    laws = fit_laws(read_table(source, config.columns, config.where), config.laws())
-    # The rules that trained the cells choose the flagship's shape, batch and learning rate; a foreign table has none.
-    plan = from_dict(PlanConfig, sweep.manifest["config"]["plan"]) if sweep else None
-    vocabulary = 0
-    if plan is not None and sweep is not None:
-        vocabulary = plan.vocab_size or int(sweep.metrics["vocab_size"])
-    chosen, target = choose_flagship(laws, config, plan, vocabulary)
-    fit = describe(laws, target)
+    table = config.read(sweep)
+    laws = fit_laws(table.records, config.laws())
+    chosen, target = None, None
+    if config.flagship_flops is not None:
+        chosen, target = choose_flagship(laws, config, config.flagship_flops, *_plan_of(sweep))
+        write_json(stage_run.folder / "flagship.json", chosen)
+    further = [forecast(laws, flops, config.fallback) for flops in config.target_flops]
+    fit = describe(laws, table, target, further)
     write_json(stage_run.folder / "fit.json", fit)
-    write_json(stage_run.folder / "flagship.json", chosen)
-    save_all(laws, target, stage_run.folder / "figures")
-    return {
+    write_table(stage_run.folder / "table.csv", table.records)
+    save_all(laws, target or next(iter(further), None), stage_run.folder / "figures")
+    metrics = {
         "status": fit["status"],
         "alpha": fit["alpha"],
         "alpha_interval": fit["alpha_interval"],
@@ -86,6 +67,10 @@ def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
         "optima": len(laws.vertices),  # budgets with an optimum inside their points
         "noise_floor": config.noise_floor,
         "best_cell_loss": min(record.loss for record in usable(laws.records)),
+    }
+    if chosen is None:
+        return metrics
+    return metrics | {
         "flagship": {name: chosen[name] for name in ("parameters", "tokens", "flops")}
         | {f"{name}_interval": chosen[f"optimal_{name}_interval"] for name in ("parameters", "tokens")},
         "predicted_loss": chosen["predicted_loss"],
@@ -94,10 +79,18 @@ def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
     }
 
 
+def _plan_of(sweep: Artifact | None) -> tuple[PlanConfig | None, int]:
+    """The rules that trained the cells, and their vocabulary: they choose the flagship's shape; a foreign table has none."""
+    if sweep is None:
+        return None, 0
+    plan = from_dict(PlanConfig, sweep.manifest["config"]["plan"])
+    return plan, plan.vocab_size or int(sweep.metrics["vocab_size"])
+
+
 def choose_flagship(
-    laws: Laws, config: ScalingFitConfig, plan: PlanConfig | None, vocab_size: int
+    laws: Laws, config: ScalingFitConfig, flops: float, plan: PlanConfig | None, vocab_size: int
 ) -> tuple[dict[str, Any], Forecast]:
-    """The run that ``flagship_flops`` should buy: size and tokens by the law; shape, batch and learning rate by the plan's rules.
+    """The run that ``flops`` should buy: size and tokens by the law; shape, batch and learning rate by the plan's rules.
 
     Returns ``flagship.json`` and the forecast behind it. Without a plan (a foreign table) there is no model, batch or learning
     rate, and size and tokens are the law's own.
@@ -105,7 +98,6 @@ def choose_flagship(
     Raises:
         UserError: no law and no allowed fallback, or a size outside the family of shapes.
     """
-    flops = config.flagship_flops
     first = forecast(laws, flops, config.fallback)
     flagship: dict[str, Any] = {
         "predicts": "initial_loss",  # held-out loss at the end of the flagship's initial stage
@@ -157,41 +149,13 @@ def choose_flagship(
     return flagship, final
 
 
-def describe(laws: Laws, chosen: Forecast) -> dict[str, Any]:
-    """``fit.json``: every law with its status; what could not be fitted is null, with the reason."""
-    tokens: PowerLaw | None = laws.tokens
-    return {
-        "status": chosen.method if chosen.method == "ratio" else "ok" if chosen.method == "power_law" else "surface",
-        "alpha": tokens.exponent if tokens else None,
-        "alpha_interval": tokens.exponent_interval if tokens else None,
-        "A": tokens.coefficient if tokens else None,
-        "A_interval": tokens.coefficient_interval if tokens else None,
-        "tokens_law": asdict(tokens) if tokens else None,
-        "loss_law": asdict(laws.frontier) if laws.frontier else None,
-        "surface": asdict(laws.surface) if laws.surface else None,
-        "curves": [asdict(curve) for curve in laws.curves],
-        "reasons": laws.reasons,
-        "dropped": [asdict(dropped) for curve in laws.curves for dropped in curve.dropped],
-        "confidence": laws.config.confidence,
-        "forecast": asdict(chosen),
-    }
-
-
-def fingerprint(config: ScalingFitConfig) -> Any:
-    """The content of a table given by name."""
-    if config.table is None:
-        return None
-    if not Path(config.table).is_file():
-        raise UserError(f"No run table '{config.table}': give table=FILE, or inputs.sweep=FOLDER of a finished sweep.")
-    return sha256_file(Path(config.table))
-
-
 STAGE = Stage(
     name="scaling-fit",
-    version=2,
+    version=3,
     config=ScalingFitConfig,
     run=run,
     summary="IsoFLOP parabolas, power law, forecast of the flagship",
     optional=("sweep",),
     fingerprint=fingerprint,
+    show=show_fit,
 )

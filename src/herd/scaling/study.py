@@ -13,7 +13,7 @@ from herd.runs.stage import Artifact
 from herd.scaling.fit_stage import ScalingFitConfig
 from herd.scaling.forecast import Forecast, forecast
 from herd.scaling.laws import Laws, fit_laws
-from herd.scaling.record_readers import read_table
+from herd.scaling.record_readers import read_runs
 from herd.scaling.records import Record
 
 
@@ -22,8 +22,8 @@ class Study:
     """What `herd scaling-sweep`, `herd scaling-fit` and the flagship's `herd pretrain` left in one run."""
 
     laws: Laws
-    forecast: Forecast  # of the flagship as it was chosen
-    flagship: dict[str, Any]  # flagship.json
+    forecast: Forecast | None  # of the flagship as it was chosen, None where the fit chose none
+    flagship: dict[str, Any] | None  # flagship.json
     measured: float | None  # the flagship's own loss at the end of its initial stage, None while it is not trained
     curves: dict[str, list[dict[str, Any]]]  # cell -> rows of its metrics.jsonl, empty without a sweep of ours
 
@@ -47,23 +47,27 @@ def load_study(folder: Path) -> Study:
     fit = stages.get("scaling-fit")
     if fit is None:
         raise UserError(f"'{folder}' holds no finished scaling-fit: run `herd scaling-fit`, or `herd recipe`, first.")
-    config = from_dict(ScalingFitConfig, fit.manifest["config"])
-    sweep = stages.get("scaling-sweep") if config.table is None else None
-    if sweep is None and config.table is None:
-        raise UserError(f"'{folder}' holds a scaling-fit without the sweep that it fitted.")
-    source = sweep / "table.csv" if sweep else Path(str(config.table))
-    laws = fit_laws(read_table(source, config.columns, config.where), config.laws())
-    flagship = json.loads((fit / "flagship.json").read_text(encoding="utf-8"))
-    size = flagship["flops"] / (6 * flagship["tokens"])
-    trained = stages.get("pretrain")
+    laws = laws_of(fit)
+    flagship = target = None
+    if (fit.path / "flagship.json").exists():
+        flagship = json.loads((fit / "flagship.json").read_text(encoding="utf-8"))
+        size = flagship["flops"] / (6 * flagship["tokens"])
+        target = forecast(laws, flagship["flops"], fit.manifest["config"]["fallback"], size)
+    trained, sweep = stages.get("pretrain"), stages.get("scaling-sweep")
     curves = {path.stem: read_metrics(path) for path in sorted((sweep.path / "curves").glob("*.jsonl"))} if sweep else {}
     return Study(
         laws=laws,
-        forecast=forecast(laws, flagship["flops"], config.fallback, size),
+        forecast=target,
         flagship=flagship,
         measured=trained.metrics.get("initial_loss") if trained else None,
         curves=curves,
     )
+
+
+def laws_of(fit: Artifact) -> Laws:
+    """The laws of a finished `herd scaling-fit`, fitted again from the table that it kept: the same numbers to the bit."""
+    config = from_dict(ScalingFitConfig, fit.manifest["config"])
+    return fit_laws(read_runs(str(fit / "table.csv")).records, config.laws())
 
 
 def _artifacts(folder: Path) -> Iterator[Artifact]:
