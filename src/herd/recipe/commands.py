@@ -17,6 +17,7 @@ class Command:
     module: str  # module that exports STAGE
     summary: str  # one line for `herd --help`
     inputs: dict[str, str] = field(default_factory=dict)  # input -> node of the same run that it defaults to
+    unless: str = ""  # key of the configuration that, when set, stands in for the inputs
 
 
 COMMANDS: dict[str, Command] = {
@@ -48,6 +49,13 @@ COMMANDS: dict[str, Command] = {
         "herd.scaling.fit_stage",
         "IsoFLOP parabolas, power law, forecast of the flagship",
         {"sweep": "scaling-sweep"},
+        unless="table",
+    ),
+    "scaling-forecast": Command(
+        "herd.scaling.forecast_stage",
+        "loss, size and benchmarks of larger runs, each with its interval",
+        {"fit": "scaling-fit"},
+        unless="table",
     ),
     "pretrain": Command("herd.training.pretrain_stage", "pre-train a model by curriculum", {"tokens": "tokenize"}),
     "dialogs": Command("herd.alignment.dialogs_stage", "documentation to chat prompts and seed dialogs", {"documents": "curate"}),

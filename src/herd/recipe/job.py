@@ -78,7 +78,8 @@ def make_job(command: str, composed: DictConfig) -> Job:
     run = load(RunConfig, values.pop("run"))
     out = values.pop("out", None)  # only commands whose YAML lists it have it
     inputs = {name: value for name, value in (values.pop("inputs") or {}).items() if value}
-    for name, node in COMMANDS[command].inputs.items():
+    defaults = {} if values.get(COMMANDS[command].unless) else COMMANDS[command].inputs
+    for name, node in defaults.items():
         earlier = Path(run.root) / run.name / node
         if name not in inputs and (name in stage.inputs or earlier.exists()):
             inputs[name] = str(earlier)

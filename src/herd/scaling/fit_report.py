@@ -83,17 +83,17 @@ def law_lines(fit: Mapping[str, Any]) -> list[str]:
     reasons = fit["reasons"]
     if fit["alpha"] is not None:
         lines.append(
-            f"[bold]tokens[/]     D* = A C^alpha: alpha {fit['alpha']:.4f} {_plain(span(fit['alpha_interval'], '.4f'))}, "
-            f"A {fit['A']:.4g} {_plain(span(fit['A_interval'], '.3g'))}  ({level}; {fit['tokens_law']['points']} optima, "
+            f"[bold]tokens[/]     D* = A C^alpha: alpha {fit['alpha']:.4f} {plain(span(fit['alpha_interval'], '.4f'))}, "
+            f"A {fit['A']:.4g} {plain(span(fit['A_interval'], '.3g'))}  ({level}; {fit['tokens_law']['points']} optima, "
             f"{fit['tokens_law']['method']}, {fit['tokens_law']['status']})"
         )
     else:
-        lines.append(f"[bold]tokens[/]     no law: {_plain(reasons.get('tokens', ''))}")
+        lines.append(f"[bold]tokens[/]     no law: {plain(reasons.get('tokens', ''))}")
     jackknife = fit["jackknife"]
     if jackknife["status"] == "ok":
         low, high = (pick(jackknife["left_out"], key=lambda one: one["exponent"]) for pick in (min, max))
         lines.append(
-            f"[bold]jackknife[/]  without one budget alpha lies in {_plain(span((low['exponent'], high['exponent']), '.4f'))} "
+            f"[bold]jackknife[/]  without one budget alpha lies in {plain(span((low['exponent'], high['exponent']), '.4f'))} "
             f"(without {compute(low['budget'])}, without {compute(high['budget'])}); "
             f"standard error {jackknife['exponent_se']:.4f}"
         )
@@ -104,28 +104,28 @@ def law_lines(fit: Mapping[str, Any]) -> list[str]:
             f"  ({law['points']} optima, {law['status']})"
         )
     elif "frontier" in reasons:
-        lines.append(f"[bold]loss[/]       no law along the optima: {_plain(reasons['frontier'])}")
+        lines.append(f"[bold]loss[/]       no law along the optima: {plain(reasons['frontier'])}")
     lines += _surface_lines(fit.get("surface"), reasons, level)
     return lines
 
 
 def _surface_lines(surface: Mapping[str, Any] | None, reasons: Mapping[str, str], level: str) -> list[str]:
     if not surface:
-        return [f"[bold]surface[/]    none: {_plain(reasons.get('surface', ''))}"]
+        return [f"[bold]surface[/]    none: {plain(reasons.get('surface', ''))}"]
     first = (
         f"[bold]surface[/]    L = {surface['E']:.4f} + {surface['A']:.4g} / N^{surface['a']:.4f} + {surface['B']:.4g} / "
         f"D^{surface['b']:.4f}  ({surface['points']} runs, {surface['objective']}, {surface['status']})"
     )
     if surface["reason"]:
-        first += f": {_plain(surface['reason'])}"
+        first += f": {plain(surface['reason'])}"
     ranges = surface["intervals"]
     if not ranges:
         return [first]
-    parts = ", ".join(f"{name} {_plain(span(ranges[name], '.4g'))}" for name in "EABab")
+    parts = ", ".join(f"{name} {plain(span(ranges[name], '.4g'))}" for name in "EABab")
     return [
         first,
         f"           {level}: {parts}",
-        f"           its D* grows as C^{surface['tokens_exponent']:.4f} {_plain(span(ranges['tokens_exponent'], '.4f'))}",
+        f"           its D* grows as C^{surface['tokens_exponent']:.4f} {plain(span(ranges['tokens_exponent'], '.4f'))}",
     ]
 
 
@@ -140,13 +140,13 @@ def forecast_table(forecasts: Sequence[Mapping[str, Any]], confidence: float) ->
         first += [span(one["tokens_interval"], "si"), si(one["parameters"], 4), span(one["parameters_interval"], "si")]
         laws = list(one["by_law"].items())
         if not laws:
-            table.add_row(*(_plain(cell) for cell in first), "-", "no interval", "no law of the loss")
+            table.add_row(*(plain(cell) for cell in first), "-", "no interval", "no law of the loss")
         for i, (name, law) in enumerate(laws):
             cells = first if i == 0 else [""] * len(first)
-            table.add_row(*(_plain(c) for c in cells), f"{law['loss']:.4f}", _plain(span(law["interval"], ".4f")), name)
+            table.add_row(*(plain(c) for c in cells), f"{law['loss']:.4f}", plain(span(law["interval"], ".4f")), name)
     return table
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Square brackets as themselves; rich reads them as markup."""
     return text.replace("[", "\\[")
