@@ -155,13 +155,18 @@ def test_the_jacobian_is_the_derivative() -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
-def test_the_covariance_is_the_scatter_of_refits(objective: str) -> None:
-    n, d, y = points(count=80)
-    rng = np.random.default_rng(3)
-    fits = [fit_surface(n, d, y * np.exp(0.003 * rng.normal(size=80)), objective, delta=3e-3, check=False) for _ in range(40)]
-    theta = np.array([[*np.log([s.E, s.A, s.B]), s.a, s.b] for s in fits])
+@pytest.mark.parametrize("delta", [4e-4, 1e-3, 3e-3])  # Huber's: nearly absolute values, the usual, nearly squares
+def test_the_covariance_is_the_scatter_of_refits(objective: str, delta: float) -> None:
+    if objective != "huber_log" and delta != 1e-3:
+        return
+    n, d, y = points(count=60)
+    exact = fit_surface(n, d, y, objective, delta)
+    noise = np.exp(0.004 * np.random.default_rng(3).normal(size=(200, 60)))
+    batch = refit_surface(exact, n, d, y * noise)
+    theta = np.stack([np.log(batch.E), batch.log_A, batch.log_B, batch.a, batch.b], axis=1)
+    fits = [fit_surface(n, d, y * row, objective, delta, check=False) for row in noise[:30]]
     said = np.mean([np.sqrt(np.diag(np.array(s.covariance))) for s in fits], axis=0)
-    assert said == pytest.approx(theta.std(axis=0), rel=0.3)
+    assert said == pytest.approx(theta.std(axis=0), rel=0.2)
 
 
 def test_replicates_scatter_as_refits_do() -> None:

@@ -203,18 +203,18 @@ def _covariance(problem: Problem, free: np.ndarray, target: np.ndarray) -> tuple
     """Condition number of the scaled Jacobian, and the covariance of (ln E, ln A, ln B, a, b) in single parameters and tokens.
 
     s^2 (J'J)^-1 with s^2 the residual variance; for Huber's loss s^2 = mean psi^2 / (mean psi')^2 (Huber 1981, section 7.6).
+    One size of noise for all points is assumed; where it is not so, the bootstrap by rows is right and this is not.
     """
     jacobian, residual = problem.jacobian(free, target)
-    _, psi, curve, _ = problem.influence(residual)
     size = np.linalg.norm(jacobian, axis=0)
     if not (size > 0).all():
         return math.inf, None
     condition = float(np.linalg.cond(jacobian / size))
-    if condition > _SINGULAR or not curve.any():
+    square, bend = problem.noise(residual)
+    if condition > _SINGULAR or bend == 0:
         return condition, None
     inverse = np.linalg.inv((jacobian / size).T @ (jacobian / size)) / np.outer(size, size)
-    variance = float(psi @ psi) / (len(psi) - len(problem.free)) / float(curve.mean()) ** 2
     to_single = np.eye(5)  # ln A = ln A' + a mean(ln N) + constant
     to_single[1, 3], to_single[2, 4] = problem.log_n0, problem.log_d0
     moved = to_single @ problem.basis
-    return condition, tuple(tuple(row) for row in (moved @ inverse @ moved.T * variance).tolist())
+    return condition, tuple(tuple(row) for row in (moved @ inverse @ moved.T * square / bend**2).tolist())

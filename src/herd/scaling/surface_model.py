@@ -167,6 +167,22 @@ class Problem:
         (e, s, t), residual = self.residuals(free, target)
         return np.stack([e[0], s[0], t[0], -self.u * s[0], -self.v * t[0]], axis=1) @ self.basis, residual[0]
 
+    def noise(self, residual: np.ndarray) -> tuple[float, float]:
+        """Mean psi^2 per degree of freedom and mean psi' of residuals (n,) at an optimum; both are needed for any variance.
+
+        Where Huber's delta is small against the scatter, few residuals lie within it, and the fit has drawn as many as it has
+        parameters to 0: counting them overstates psi'. There it is delta times the density of the residuals at 0, from
+        a window of Silverman's width, corrected for the residuals' being smaller than the noise.
+        """
+        count, freedom = len(residual), len(residual) - len(self.free)
+        _, psi, curve, _ = self.influence(residual)
+        square = float(psi @ psi) / freedom
+        sizes = np.sort(np.abs(residual))
+        window = 1.06 * 1.4826 * float(np.median(sizes[len(self.free) :])) * count**-0.2
+        if self.objective != "huber_log" or self.delta >= window:
+            return square, float(curve.mean())
+        return square, self.delta / window * float((sizes < window).mean()) * (freedom / count) ** 0.5
+
     def evaluate(self, free: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> Derivatives:
         """Objective and derivatives of (R, k) free parameters against targets (R, n), with weights (R, n) of the points."""
         step = max(1, _IN_CACHE // len(self.u))
