@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from herd.scaling.profile import profile_surface
 from herd.scaling.surface import fit_surface
 from herd.scaling.surface_batch import SurfaceBatch
 from herd.scaling.surface_bootstrap import bootstrap_surface
@@ -26,6 +27,22 @@ def columns(seed: int, noise: float = 0.005):  # type: ignore[no-untyped-def]
     cells = make_sweep(truth=CHINCHILLA, budgets=np.geomspace(6e18, 3e21, 8).tolist(), factors=np.geomspace(0.25, 4, 7).tolist())
     n, d, y = (np.array([getattr(cell, name) for cell in cells]) for name in ("parameters", "tokens", "loss"))
     return n, d, y * np.exp(noise * np.random.default_rng(seed).normal(size=len(y)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["huber_log", "squared_log"])
+def test_profile_intervals_cover(objective: str) -> None:
+    held = {"a": 0, "b": 0, "tokens": 0}
+    for seed in range(SWEEPS):
+        data = columns(seed)
+        surface = fit_surface(*data, objective, check=False)
+        for name in held:
+            profile = profile_surface(surface, *data, name, TARGET if name == "tokens" else None)
+            known = truth(name) if name != "tokens" else np.exp(truth(QUANTITIES["ln D*"]))
+            assert profile.status == "ok"
+            held[name] += profile.interval[0] <= known <= profile.interval[1]
+    print(objective, {name: count / SWEEPS for name, count in held.items()})
+    assert all(0.90 <= count / SWEEPS <= 0.98 for count in held.values()), held
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from herd.config.errors import UserError
-from herd.scaling.surface_model import HIGH, LOW, OBJECTIVES, PARAMETERS, Problem
+from herd.scaling.surface_model import HIGH, LOW, OBJECTIVES, PARAMETERS, Problem, log_optimal_size
 from herd.scaling.surface_solvers import SOLVERS, Solution, best_amounts, grid_starts, lbfgs, minimise
 
 _SPARE_POINTS = 3  # degrees of freedom to judge the parameters by
@@ -59,10 +59,9 @@ class Surface:
         return np.asarray(self.E + self.A * np.power(parameters, -self.a) + self.B * np.power(tokens, -self.b))
 
     def optimum(self, flops: float) -> tuple[float, float]:
-        """Compute-optimal (parameters, tokens) under 6ND = flops: N = G (C/6)^(b/(a+b)), G = (aA / bB)^(1/(a+b))."""
-        log_g = (math.log(self.a * self.A) - math.log(self.b * self.B)) / (self.a + self.b)
-        log_n = log_g + self.b / (self.a + self.b) * math.log(flops / 6)
-        return math.exp(log_n), flops / 6 / math.exp(log_n)
+        """Compute-optimal (parameters, tokens) under 6ND = flops."""
+        best = math.exp(log_optimal_size(math.log(self.A), math.log(self.B), self.a, self.b, flops))
+        return best, flops / 6 / best
 
     def jacobian(self, parameters: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
         """d ln L / d (ln E, ln A, ln B, a, b) at (parameters, tokens), broadcast to (..., 5)."""

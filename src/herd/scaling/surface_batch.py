@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from herd.scaling.surface import Surface, checked_points
-from herd.scaling.surface_model import Problem
+from herd.scaling.surface_model import Problem, log_optimal_size
 from herd.scaling.surface_solvers import grid_starts, minimise
 
 _COARSE_GRID = np.geomspace(0.05, 1.5, 10)  # exponents of the fresh starts
@@ -42,8 +42,7 @@ class SurfaceBatch:
 
     def optimal_tokens(self, flops: float) -> np.ndarray:
         """Compute-optimal tokens of each surface under 6ND = flops, (R,)."""
-        log_g = (np.log(self.a) + self.log_A - np.log(self.b) - self.log_B) / (self.a + self.b)
-        return np.asarray(flops / 6 / np.exp(log_g + self.b / (self.a + self.b) * np.log(flops / 6)))
+        return np.asarray(flops / 6 / np.exp(log_optimal_size(self.log_A, self.log_B, self.a, self.b, flops)))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Everything works on a batch of R replicates at once, which differ in their losse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -256,6 +257,11 @@ class Problem:
     def crossed(self) -> np.ndarray:
         """1, u, v, u v of the points, (n, 4)."""
         return np.stack([np.ones_like(self.u), self.u, self.v, self.u * self.v], axis=1)
+
+
+def log_optimal_size(log_A: Any, log_B: Any, a: Any, b: Any, flops: float) -> Any:
+    """ln of the compute-optimal parameters under 6ND = flops, (ln aA - ln bB + b ln(C/6)) / (a + b) (Hoffmann et al. 2022, eq. 4)."""
+    return (np.log(a) + log_A - np.log(b) - log_B + b * np.log(flops / 6)) / (a + b)
 
 
 def _checked(pins: Mapping[str, float], tie_exponents: bool) -> dict[str, float]:
