@@ -260,7 +260,7 @@ class Problem:
 
 
 def log_optimal_size(log_A: Any, log_B: Any, a: Any, b: Any, flops: float) -> Any:
-    """ln of the compute-optimal parameters under 6ND = flops, (ln aA - ln bB + b ln(C/6)) / (a + b) (Hoffmann et al. 2022, eq. 4)."""
+    """ln of the compute-optimal parameters under 6ND = flops: (ln aA - ln bB + b ln(C/6)) / (a + b) (Hoffmann et al., eq. 4)."""
     return (np.log(a) + log_A - np.log(b) - log_B + b * np.log(flops / 6)) / (a + b)
 
 
