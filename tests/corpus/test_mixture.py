@@ -15,6 +15,7 @@ from herd.config.errors import UserError
 from herd.corpus.epochs import DocumentStream
 from herd.corpus.mixture import MixConfig, Mixture, Phase, Quota
 from herd.corpus.packing import IGNORE, PackedRows
+from herd.corpus.permutation import Permutation
 from herd.corpus.shards import TokenShards
 
 PAPER = {"general": 0.50, "maths": 0.25, "code": 0.17, "multilingual": 0.08}
@@ -47,7 +48,7 @@ def equal(a: PackedRows, b: PackedRows) -> bool:
 
 
 def retold(shards: TokenShards, phases: list[Phase], seed: int) -> list[list[Row]]:
-    """Every row of every phase, by walking the sources token by token."""
+    """Every row of every phase, by walking the sources token by token; rows of one epoch and phase are then dealt shuffled."""
 
     def walk(domain: str) -> Iterator[tuple[int, int, bool]]:
         source = shards.source("train", domain)
@@ -60,17 +61,28 @@ def retold(shards: TokenShards, phases: list[Phase], seed: int) -> list[list[Row
             epoch += 1
 
     walkers = {domain: walk(domain) for domain in shards.domains("train")}
+    walked = dict.fromkeys(walkers, 0)
     told = []
-    for phase in phases:
-        quota, rows = Quota(phase.weights), []
-        for row in range(phase.rows):
-            before, after = quota.counts(np.array([row, row + 1]))
-            name = quota.names[int(np.argmax(after - before))]
+    for number, phase in enumerate(phases):
+        quota = Quota(phase.weights)
+        names = [quota.names[int(i)] for i in np.diff(quota.counts(np.arange(phase.rows + 1)), axis=0).argmax(axis=1)]
+        dealt: dict[str, list[Row]] = {name: [] for name in names}
+        filled: dict[tuple[str, int], list[int]] = {}  # by which epoch
+        for name in names:
             taken = [next(walkers[name]) for _ in range(phase.seq_len)]
             begins = [i for i, (_, _, first) in enumerate(taken) if first or i == 0]
             lengths = [b - a for a, b in pairwise([*begins, phase.seq_len])]
-            rows.append((name, [t[0] for t in taken], [t[1] for t in taken], lengths))
-        told.append(rows)
+            epoch_tokens, place = len(shards.source("train", name).tokens), walked[name]
+            walked[name] += phase.seq_len
+            if place // epoch_tokens == (walked[name] - 1) // epoch_tokens:
+                filled.setdefault((name, place // epoch_tokens), []).append(len(dealt[name]))
+            dealt[name].append((name, [t[0] for t in taken], [t[1] for t in taken], lengths))
+        for (name, epoch), rows in filled.items():
+            order = Permutation.of(len(rows), seed, "row order", name, number, epoch)(np.arange(len(rows))).tolist()
+            for row, moved in zip(rows, [dealt[name][rows[i]] for i in order], strict=True):
+                dealt[name][row] = moved
+        queues = {name: iter(rows) for name, rows in dealt.items()}
+        told.append([next(queues[name]) for name in names])
     return told
 
 

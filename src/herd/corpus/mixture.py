@@ -1,8 +1,8 @@
 """Which tokens are in which row: a pure function of (seed, phase, row number), however many workers ask and how.
 
 Each row comes from one source. Rows are dealt so that, at every point of a phase, each source has had its share within
-a row or so. The rows of a source read its stream of documents one after another, through all phases, so no token is
-seen twice before the source has been read once.
+a row or so. The rows of a source cover its stream of documents one after another, through all phases, so no token is
+seen twice before the source has been read once; within a phase and an epoch they come in a shuffled order.
 """
 
 import math
@@ -16,6 +16,7 @@ import torch
 from herd.config.errors import UserError, nearest
 from herd.corpus.epochs import DocumentStream
 from herd.corpus.packing import PackedRows, RowArrays, bytes_of, cut_rows
+from herd.corpus.permutation import Permutation
 from herd.corpus.shards import TokenShards
 
 MAX_ROWS = 2**32 - 1  # rows of one phase: shares are exact in 64-bit integers up to here
@@ -181,8 +182,27 @@ class Mixture:
             places = np.flatnonzero(np.diff(before[:, k]))
             if not len(places):
                 continue
-            offset = self._used[phase][name] + int(before[0, k]) * spec.seq_len
-            span = self._streams[name].read(offset, len(places) * spec.seq_len + 1)
-            arrays = cut_rows(span.tokens, span.starts, spec.seq_len)
-            parts.append((name, places, arrays, span.documents[:-1].reshape(-1, spec.seq_len)))
+            dealt = int(before[0, k]) + np.arange(len(places))
+            spans = [self._streams[name].read(first, spec.seq_len + 1) for first in self._begins(phase, name, dealt).tolist()]
+            arrays = cut_rows(np.stack([span.tokens for span in spans]), np.stack([span.starts for span in spans]))
+            parts.append((name, places, arrays, np.stack([span.documents[:-1] for span in spans])))
         return parts
+
+    def _begins(self, phase: int, name: str, rows: np.ndarray) -> np.ndarray:
+        """(n,) numbers of a source's rows within a phase -> (n,) where each begins in the source's stream.
+
+        Neighbours in the stream are pieces of one document, of one step otherwise. So the rows that an epoch fills are dealt in
+        a shuffled order; one that reaches into the next epoch keeps its place, and so no token comes before its turn.
+        """
+        used, length, epoch_tokens = self._used[phase][name], self.phases[phase].seq_len, self._streams[name].epoch_tokens
+        total = (self._used[phase + 1][name] - used) // length
+        epochs = (used + rows * length) // epoch_tokens
+        begins = rows.copy()
+        for epoch in np.unique(epochs).tolist():
+            low = max(0, -((used - epoch * epoch_tokens) // length))  # its first row, and the first that it does not fill
+            high = min(total, ((epoch + 1) * epoch_tokens - used) // length)
+            inside = (rows >= low) & (rows < high)
+            if inside.any():
+                order = Permutation.of(high - low, self.seed, "row order", name, phase, epoch)
+                begins[inside] = low + order(rows[inside] - low)
+        return used + begins * length

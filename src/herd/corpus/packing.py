@@ -73,20 +73,19 @@ class RowArrays:
         return [tuple(np.diff(np.append(np.flatnonzero(row), width)).tolist()) for row in self.starts]
 
 
-def cut_rows(tokens: np.ndarray, starts: np.ndarray, seq_len: int) -> RowArrays:
-    """Cut a stream into rows by stride ``seq_len``; each row's last target is the token after it.
+def cut_rows(tokens: np.ndarray, starts: np.ndarray) -> RowArrays:
+    """Rows of stretches of a stream; each row's last target is the token after it.
 
     Args:
-        tokens: (n * seq_len + 1,) ids, documents end to end.
-        starts: (n * seq_len + 1,) bool, True at the first token of a document.
-        seq_len: T.
+        tokens: (n, T + 1) ids, documents end to end.
+        starts: (n, T + 1) bool, True at the first token of a document.
     """
-    inputs = tokens[:-1].reshape(-1, seq_len)
+    inputs = tokens[:, :-1]
     # The token after position t is its target, unless another document begins there.
-    targets = np.where(starts[1:], IGNORE, tokens[1:]).reshape(-1, seq_len)
-    parts = starts[:-1].reshape(-1, seq_len).copy()
+    targets = np.where(starts[:, 1:], IGNORE, tokens[:, 1:])
+    parts = starts[:, :-1].copy()
     parts[:, :1] = True
-    place = np.arange(seq_len)
+    place = np.arange(parts.shape[1])
     positions = place - np.maximum.accumulate(np.where(parts, place, 0), axis=1)
     return RowArrays(inputs, targets, positions, parts)
 

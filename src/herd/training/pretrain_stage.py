@@ -175,7 +175,7 @@ def pretraining_flops(model: ModelConfig, curriculum: Curriculum) -> float:
 
 STAGE = Stage(
     name="pretrain",
-    version=1,
+    version=2,
     config=PretrainConfig,
     run=run,
     summary="pre-train a model by curriculum",
