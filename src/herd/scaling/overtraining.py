@@ -166,7 +166,7 @@ def _central(values: np.ndarray, confidence: float) -> Interval:
     return float(low), float(high)
 
 
-def _solve(u: np.ndarray, v: np.ndarray, y: np.ndarray, rounds: int = 6) -> tuple[np.ndarray, ...]:
+def _solve(u: np.ndarray, v: np.ndarray, y: np.ndarray, rounds: int = 3) -> tuple[np.ndarray, ...]:
     """E, a, b, eta (R,) of laws E + a exp(eta u) + b exp(eta v) through losses y (R, n)."""
     grid = np.linspace(math.log(_SMALLEST), math.log(_LARGEST), 200)
     best = _linear(u, v, y.T[None], np.exp(grid))[0].argmin(axis=0)
