@@ -57,6 +57,7 @@ COMMANDS: dict[str, Command] = {
         {"fit": "scaling-fit"},
         unless="table",
     ),
+    "mix-fit": Command("herd.scaling.mix_fit_stage", "mixtures and held-out losses to mixture laws and the mix to train next"),
     "pretrain": Command("herd.training.pretrain_stage", "pre-train a model by curriculum", {"tokens": "tokenize"}),
     "dialogs": Command("herd.alignment.dialogs_stage", "documentation to chat prompts and seed dialogs", {"documents": "curate"}),
     "preferences": Command("herd.alignment.preferences_stage", "graded pairs of responses, some edited", {"dialogs": "dialogs"}),

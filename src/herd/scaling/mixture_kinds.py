@@ -81,7 +81,7 @@ def exponential(x: np.ndarray, y: np.ndarray, weights: np.ndarray, sizes: Sizes)
         start = np.array([level, *t, *([0.0, 0.1] if sized else [])])
         starts.append(np.clip(start, low, high))
     problem_weights = np.ones((len(starts), len(y)))
-    first, cost, converged = minimise(evaluate, np.array(starts), low, high, iterations=1000)
+    first, cost, converged = minimise(evaluate, np.array(starts), low, high, iterations=500)
     best = int(cost.argmin())
     theta, done = first[best : best + 1], converged[best : best + 1]
     if rows > 1 or not np.all(weights == 1):
