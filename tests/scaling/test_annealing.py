@@ -122,7 +122,8 @@ def test_runs_of_the_sweep_are_gathered_by_candidate(tmp_path: Path) -> None:
     for number, (seed, mix) in enumerate([(s, m) for s in (0, 1) for m in mixes[:3]]):
         anneal = (
             "{share: 0.3, schedule: {kind: linear, warmup_steps: 0, warmup_share: 0.0, start: 0.55, final: 0.0, "
-            "decay_share: 0.2, horizon_steps: 0}, ramp: [{start: 0.0, batch: 1.0, seq_len: 256}], rope_scaling: null, average_checkpoints: 0, "
+            "decay_share: 0.2, horizon_steps: 0}, ramp: [{start: 0.0, batch: 1.0, seq_len: 256}], "
+            "rope_scaling: null, average_checkpoints: 0, "
             f"mix: {json.dumps(mix).replace(chr(34), '')}}}"
         )
         overrides = ["curriculum=cosine", f"seed={seed}", *(f"curriculum.{k}={v}" for k, v in stages.items())]

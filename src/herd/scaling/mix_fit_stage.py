@@ -32,7 +32,7 @@ class MixFitConfig:
     max_epochs: Optional[float] = None  # noqa: UP045 passes over each source at most; null = no limit
     available_tokens: dict[str, float] = field(default_factory=dict)  # source -> tokens there are, for max_epochs
     budget_tokens: Optional[float] = None  # noqa: UP045 tokens of the run to come, for max_epochs
-    replicates: int = 100  # refits to redrawn runs behind the intervals
+    replicates: int = 100  # refits to reweighted runs behind the intervals
     confidence: float = 0.95  # of every interval
     seed: int = 0  # of folds, replicates and candidates
 

@@ -105,7 +105,7 @@ def propose_mixture(
         limits: see :class:`Limits`.
         weights: domain -> weight of its loss, summing to 1; by default all alike.
         size: model size to predict for, where the laws have sizes.
-        replicates: refits to rows drawn with replacement, behind the intervals.
+        replicates: refits to reweighted rows, behind the intervals.
         candidates: mixtures drawn.
 
     Raises:
