@@ -1,6 +1,9 @@
 """`herd mix-fit`: tables, gathered runs, what it writes, and its refusals."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +168,23 @@ def test_bad_requests_are_refused(tmp_path: Path, overrides: list[str], message:
 
 def test_the_stage_reads_nothing_but_its_table() -> None:
     assert STAGE.inputs == () and MixFitConfig(table="x").kind == "exponential"
+
+
+def test_the_notebook_runs_and_is_the_script(tmp_path: Path) -> None:
+    import jupytext
+
+    write_table(tmp_path / "mixtures.csv")
+    script = data_root() / "notebooks" / "data_mix.py"
+    environment = {
+        **os.environ,
+        "HERD_RUN_FOLDER": str(tmp_path),
+        "HERD_FIGURES_FOLDER": str(tmp_path / "figures"),
+        "MPLBACKEND": "agg",
+    }
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("KL up to") == 3 and "no annealing runs" in done.stdout
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"held_out", "proposal"}
+    notebook = jupytext.read(script.with_suffix(".ipynb"))
+    assert all(not cell.get("outputs") for cell in notebook.cells)
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in jupytext.read(script).cells]
