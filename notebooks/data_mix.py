@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Data mix of a run
 # From a few small runs on different mixes to the mix to train next (section 3.1.2 of "The Llama 3 Herd of Models"), and from
-# short annealing runs to the worth of each source (section 3.1.3). `HERD_RUN_FOLDER` names the run (default: `../runs/laptop`), which
-# holds `mix/` (`herd pretrain -m +sweeps=mix_laptop`) or a `mixtures.csv`, and may hold `anneal/` (`+sweeps=anneal_laptop`); with
-# `HERD_FIGURES_FOLDER` set, every figure is also saved there as PNG.
+# short annealing runs to the worth of each source (section 3.1.3). `HERD_RUN_FOLDER` names the run (default:
+# `../runs/laptop`), which holds `mix/` (`herd pretrain -m +sweeps=mix_laptop`) or a `mixtures.csv`, and may hold `anneal/`
+# (`+sweeps=anneal_laptop`); with `HERD_FIGURES_FOLDER` set, every figure is also saved there as PNG.
 
 # %%
 import os
@@ -93,9 +93,8 @@ for max_kl in (0.02, 0.1, 0.5):
     chosen = propose_mixture(laws["exponential"], prior, Limits(max_kl=max_kl), replicates=50)
     low, high = chosen.gain_interval
     mix = ", ".join(f"{s} {v:.2f}" for s, v in zip(chosen.sources, chosen.shares, strict=True))
-    print(
-        f"KL up to {max_kl:4}: gain {chosen.gain:.3f} [{low:.3f}, {high:.3f}]  distance {chosen.distance:.2f}  {chosen.status}: {mix}"
-    )
+    gain = f"{chosen.gain:.3f} [{low:.3f}, {high:.3f}]"
+    print(f"KL up to {max_kl:4}: gain {gain}  distance {chosen.distance:.2f}  {chosen.status}: {mix}")
     if chosen.reason:
         print(f"    {chosen.reason}")
 
@@ -118,9 +117,7 @@ if (RUN_FOLDER / "anneal").is_dir():
     print(f"{appraisal.units} seeds, noise of one run {appraisal.noise:.3f} nats, default mix {appraisal.default_loss:.3f}")
     for c in appraisal.candidates:
         low, high = c.gain_interval
-        print(
-            f"{c.name:14} gain {c.gain:+.3f} [{low:+.3f}, {high:+.3f}]  {c.status}, best with probability {c.best_probability:.2f}"
-        )
+        print(f"{c.name:14} gain {c.gain:+.3f} [{low:+.3f}, {high:+.3f}]  {c.status}, best of all: {c.best_probability:.0%}")
 
     def draw(axes):
         places = np.arange(len(appraisal.candidates))
