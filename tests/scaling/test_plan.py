@@ -167,7 +167,7 @@ def test_refusals() -> None:
             dataclasses.replace(CONFIG, **change)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="min_steps"):
         TrainingRule(min_steps=10, max_steps=5)
-    with pytest.raises(UserError, match="above the device's peak"):
+    with pytest.raises(UserError, match="exceed the device's peak"):
         SpeedRule(flops_per_second=2e15, peak_flops_per_second=1e15)
     with pytest.raises(UserError, match="exponent between 0 and 1"):
         TokensLaw(0.3, 1.5)

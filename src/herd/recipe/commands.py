@@ -58,6 +58,12 @@ COMMANDS: dict[str, Command] = {
         unless="table",
     ),
     "mix-fit": Command("herd.scaling.mix_fit_stage", "mixtures and held-out losses to mixture laws and the mix to train next"),
+    "scaling-next": Command(
+        "herd.scaling.next_stage",
+        "the runs that pin the goal down most for their cost",
+        {"sweep": "scaling-sweep"},
+        unless="table",
+    ),
     "pretrain": Command("herd.training.pretrain_stage", "pre-train a model by curriculum", {"tokens": "tokenize"}),
     "dialogs": Command("herd.alignment.dialogs_stage", "documentation to chat prompts and seed dialogs", {"documents": "curate"}),
     "preferences": Command("herd.alignment.preferences_stage", "graded pairs of responses, some edited", {"dialogs": "dialogs"}),

@@ -180,8 +180,13 @@ def _text(value: object) -> str:
 
 def with_seed(cell: Cell, seed: int) -> Cell:
     """The same cell with weights and data order of ``seed``: another cell, whose loss shows what a seed is worth."""
-    overrides = [*cell.overrides, f"seed={seed}"]
-    return replace(cell, id=_id(overrides), overrides=overrides, seed=seed)
+    return replace(with_overrides(cell, [f"seed={seed}"]), seed=seed)
+
+
+def with_overrides(cell: Cell, more: Sequence[str]) -> Cell:
+    """The same cell trained with further Hydra overrides: another cell."""
+    overrides = [*cell.overrides, *more]
+    return replace(cell, id=_id(overrides), overrides=overrides)
 
 
 def _id(overrides: Sequence[str]) -> str:

@@ -105,7 +105,7 @@ class SpeedRule:
             raise UserError("speed: devices must be at least 1, flops_per_second above 0, seconds_per_step 0 or more.")
         if self.peak_flops_per_second is not None and self.peak_flops_per_second < self.flops_per_second:
             raise UserError(
-                f"speed: {self.flops_per_second:.3g} FLOPs a second are above the device's peak, {self.peak_flops_per_second:.3g}."
+                f"speed: {self.flops_per_second:.3g} FLOPs a second exceed the device's peak, {self.peak_flops_per_second:.3g}."
             )
 
     def seconds(self, flops: float, steps: int) -> float:
