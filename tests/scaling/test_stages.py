@@ -1,5 +1,6 @@
 """Stages: the child process of a sweep, the fit and its flagship, the study that a notebook opens."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -19,7 +21,9 @@ from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
 from herd.scaling import sweep_stage
 from herd.scaling.fit_stage import STAGE as FIT
 from herd.scaling.fit_stage import ScalingFitConfig
-from herd.scaling.plan import PlanConfig, plan_cells
+from herd.scaling.next_stage import STAGE as NEXT
+from herd.scaling.next_stage import ScalingNextConfig
+from herd.scaling.plan import PlanConfig, plan_cells, read_plan, write_plan
 from herd.scaling.plan_rules import SizeRule, TrainingRule
 from herd.scaling.record_readers import read_table
 from herd.scaling.records import Record, write_table
@@ -172,6 +176,127 @@ def _alive(pid: int) -> bool:
     """Whether a process runs; one that ended but was not yet reaped does not."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
     return bool(state) and not state.startswith("Z")
+
+
+def test_a_terminal_gets_a_table_and_the_lines_that_it_lacks(tmp_path: Path) -> None:
+    """In a pseudo-terminal: cells' lines are in the table, other lines above it."""
+    plan = plan_cells(PLAN)
+    write_plan(tmp_path / "cells.json", plan)
+    script = f"""
+import sys
+from pathlib import Path
+from herd.scaling.plan import read_plan
+from herd.scaling.sweep_stage import run_child
+from herd.scaling.sweep_view import SweepView
+child = "print('  cell 1/9: 1e11 FLOPs: loss 3'); print('  cells/c1: 5/9 steps'); print('herd: a word to the person')"
+with SweepView(read_plan(Path({str(tmp_path / "cells.json")!r})).cells, Path({str(tmp_path)!r})).shown() as view:
+    result = run_child([sys.executable, "-c", child], view.line)
+print(result)
+"""
+    ours, theirs = os.openpty()
+    done = subprocess.run([sys.executable, "-c", script], stderr=theirs, stdout=subprocess.PIPE, text=True, check=True)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a pseudo-terminal is an error
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    text = shown.decode()
+    assert done.stdout == "(0, 'herd: a word to the person')\n"
+    assert "herd: a word to the person" in text and plan.cells[0].id in text and "waiting" in text
+    assert "cell 1/9" not in text and "5/9 steps" not in text
+
+
+def finished_plan(root: Path, noise: float = 0.02) -> Artifact:
+    """A scaling-sweep artifact of planned cells whose losses are a known surface's."""
+    E, A, B, a, b = LAPTOP
+    plan, rng = plan_cells(PLAN), np.random.default_rng(0)
+    losses = [E + A / c.parameters**a + B / c.tokens**b + noise * rng.normal() for c in plan.cells]
+    rows = [
+        Record(c.id, c.budget, c.parameters, c.tokens, c.flops, loss, steps=c.steps, seconds=c.seconds)
+        for c, loss in zip(plan.cells, losses, strict=True)
+    ]
+
+    def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+        write_table(stage_run.folder / "table.csv", rows)
+        write_plan(stage_run.folder / "cells.json", plan)
+        return {"vocab_size": 1024}
+
+    stage = Stage("scaling-sweep", 1, ScalingSweepConfig, run, "synthetic")
+    return execute(stage, ScalingSweepConfig(PLAN, "cells"), {}, root, "study", "sweep")
+
+
+NEXT_PLAN = replace(PLAN, sizes=replace(PLAN.sizes, count=9), seeds=[0, 1])
+
+
+def test_scaling_next_ranks_untrained_cells_that_a_sweep_can_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = finished_plan(tmp_path)
+    config = ScalingNextConfig(NEXT_PLAN, budget=1.5e12, goal="log_tokens", goal_flops=8e12)
+    artifact = execute(NEXT, config, {"sweep": sweep.path}, tmp_path, "study")
+    content = json.loads((artifact / "next.json").read_text())
+    assert content["status"] == "ok" and 0 < content["cost"] <= 1.5e12
+    assert content["variance_after"] < content["variance_before"] == content["ranked"][0]["variance_before"]
+    per_cost = [row["gain_per_cost"] for row in content["ranked"]]
+    assert per_cost == sorted(per_cost, reverse=True) and len(content["ranked"]) > 30
+    now = content["now"]["all"]
+    assert now["interval"][0] < np.log(optimum(LAPTOP, 8e12)[1]) < now["interval"][1]
+    assert content["misallocation"]["wasted_flops_mean"] > 0
+    # What it writes is a plan: the earlier cells and the new ones, none of them the same run twice.
+    earlier, cells = read_plan(sweep / "cells.json").cells, read_plan(artifact / "cells.json").cells
+    assert cells[: len(earlier)] == earlier
+    assert [cell.id for cell in cells[len(earlier) :]] == [row["cell"] for row in content["chosen"]]
+    trained = {(cell.budget, cell.parameters) for cell in earlier}
+    assert all(row["seed"] == 1 or (row["budget"], row["parameters"]) not in trained for row in content["ranked"])
+    seeded = sweep_stage._with_seeds(read_plan(artifact / "cells.json"), 0)
+    assert len({cell.id for cell in seeded.cells}) == len(cells) and all(cell.seed is not None for cell in seeded.cells)
+    said = capsys.readouterr().err
+    assert "10 times the largest fitted compute" in said and said.count("train c") == len(content["chosen"])
+    assert "the interval should shrink to" in said and "wastes" in said
+
+
+def test_scaling_next_for_a_decision_between_two_settings(tmp_path: Path) -> None:
+    rows = [
+        replace(r, cell=f"{mix}-{r.cell}", loss=r.loss + more, mixture=mix)
+        for mix, more, seed in (("web", 0.0, 0), ("code", 0.01, 1))
+        for r in make_sweep(noise=0.03, seed=seed)
+    ]
+    write_table(tmp_path / "runs.csv", rows)
+    config = ScalingNextConfig(
+        NEXT_PLAN,
+        budget=0.02,
+        unit="hours",
+        goal="decision",
+        goal_flops=8e12,
+        table=str(tmp_path / "runs.csv"),
+        compare="mixture",
+        settings={"web": ["mix=web"], "code": ["mix=code"]},
+    )
+    artifact = execute(NEXT, config, {}, tmp_path / "runs", "x")
+    content = json.loads((artifact / "next.json").read_text())
+    assert 0.5 < content["right_before"] < content["right_after"] < 1 and content["cost"] <= 0.02
+    for cell, row in zip(read_plan(artifact / "cells.json").cells, content["chosen"], strict=True):
+        assert cell.overrides[-1] == f"mix={row['setting']}"
+
+
+def test_scaling_next_refusals(tmp_path: Path) -> None:
+    good = {"plan": NEXT_PLAN, "budget": 1e12, "goal": "alpha", "goal_flops": 8e12}
+    for change, says in (
+        ({"goal": "aplha"}, "Did you mean 'alpha'"),
+        ({"budget": 0}, "above 0"),
+        ({"unit": "days"}, "Choices: flops, hours"),
+        ({"goal": "decision"}, "between two settings"),
+        ({"compare": "mixture"}, "Other goals take neither"),
+        ({"confidence": 90}, "fraction between 0 and 1"),
+    ):
+        with pytest.raises(UserError, match=says):
+            ScalingNextConfig(**{**good, **change})
+    with pytest.raises(UserError, match="reads one table"):
+        execute(NEXT, ScalingNextConfig(**good), {}, tmp_path, "x")
+    with pytest.raises(UserError, match="No run table"):
+        execute(NEXT, ScalingNextConfig(**good, table="/nowhere.csv"), {}, tmp_path, "x")
+    sweep = finished_plan(tmp_path)
+    with pytest.raises(UserError, match="Every cell of the plan is trained"):
+        execute(NEXT, ScalingNextConfig(**{**good, "plan": PLAN}), {"sweep": sweep.path}, tmp_path, "x")
 
 
 def test_too_few_cells_are_one_clear_line() -> None:

@@ -1,8 +1,10 @@
 """The sweeper in real Hydra multiruns of a stand-in application: pairs, order, skips, failures, deaths, refusals."""
 
+import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,14 +16,17 @@ import pytest
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
 
 from herd.config.errors import UserError
 from herd.scaling.plan import PlanConfig, plan_cells, write_plan
 from herd.scaling.plan_rules import SizeRule, TrainingRule
 from herd.scaling.record_readers import read_table
-from herd.scaling.records import Record
+from herd.scaling.records import Record, write_table
 from herd.scaling.sweep_folder import make_record
+from herd.scaling.sweep_view import SweepView, law_so_far
 
+from .conftest import make_sweep
 from .sweep_app import job
 
 APP = Path(__file__).with_name("sweep_app.py")
@@ -162,6 +167,49 @@ def test_a_dying_worker_costs_its_cell_only(sweep: Sweep) -> None:
     assert {cell.id for cell in sweep.plan.cells if dim_of(cell) == 24} <= set(lost)
     assert sum(r.status == "ok" for r in table) >= 2
     assert all("terminated" in error.lower() for error in lost.values())
+
+
+def test_submitit_runs_the_cells_in_processes_of_its_own(sweep: Sweep) -> None:
+    """Slurm's launcher with its executor for one machine: every cell is a job with folders and a pickle of its own."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra `cluster`")
+    child = sweep.start("hydra.launcher.timeout_min=5", "hydra.sweeper.batch_size=2", "fail=raise", launcher="submitit_local")
+    _, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors
+    table = sweep.table()
+    failed = [r for r in table if r.status != "ok"]
+    assert len(table) == 6 and [r.cell for r in failed] == [cell.id for cell in sweep.plan.cells if dim_of(cell) == 24]
+    assert all("on fire" in r.error for r in failed)
+
+
+def test_the_law_so_far_stands_beside_each_finished_cell(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep.run()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "loss " in line]
+    assert len(lines) == 6 and all("no alpha yet: 0 of " in line for line in lines)
+    truth = make_sweep(noise=0.01)
+    for count, says in ((3, "0 of 1"), (8, "1 of 2"), (10, "an interval needs 3"), (20, "from 4 of 4 budgets")):
+        assert says in law_so_far(truth[:count])
+    known = re.search(r"alpha so far ([\d.]+) \[([\d.]+), ([\d.]+)\]", law_so_far(truth))
+    assert known and float(known[2]) < 0.35 / 0.68 < float(known[3])
+    assert "above the largest" in law_so_far(make_sweep(factors=(0.1, 0.2, 0.3, 0.4)))
+
+
+def test_the_live_table_shows_every_cell_in_its_state(sweep: Sweep) -> None:
+    sweep.run("fail=raise")
+    (sweep.out / sweep.plan.cells[0].id / "result.json").unlink()
+    rows = [r for r in sweep.table() if r.cell not in (sweep.plan.cells[0].id, sweep.plan.cells[1].id)]
+    write_table(sweep.out / "table.csv", rows)
+    (sweep.out / sweep.plan.cells[1].id / "started").unlink()
+    view, out = SweepView(sweep.plan.cells, sweep.out), io.StringIO()
+    Console(file=out, width=150).print(view.table())
+    lines = {cell.id: next(line for line in out.getvalue().splitlines() if cell.id in line) for cell in sweep.plan.cells}
+    assert "training" in lines[sweep.plan.cells[0].id] and "waiting" in lines[sweep.plan.cells[1].id]
+    for record in rows:
+        assert ("on fire" in lines[record.cell]) == (record.status == "failed")
+        assert record.status != "ok" or f"{record.loss:.3f}" in lines[record.cell]
+    assert "no alpha yet" in out.getvalue()
+    empty = io.StringIO()
+    Console(file=empty, width=150).print(SweepView(sweep.plan.cells, sweep.folder / "none").table())
+    assert empty.getvalue().count("waiting") == 6
 
 
 def test_all_cells_failing_is_an_error_with_the_first_reason(sweep: Sweep) -> None:

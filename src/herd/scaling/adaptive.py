@@ -7,8 +7,8 @@ Each wave does one thing, the first of these that is needed:
 3. seeds: a few cheap cells once more with other seeds, because no fit tells a seed's noise from a law's misfit;
 4. goal: the cells that take most off the variance of the goal per FLOP (see `next_runs`), among new sizes and new seeds.
 
-It ends when the goal's interval is narrower than asked, when the budget is spent, or when no cell is left. A decision reads nothing
-but the results of earlier waves, so a sweep that was stopped takes the same decisions again and goes on where it was.
+It ends when the goal's interval is narrower than asked, when the budget is spent, or when no cell is left. A decision reads
+nothing but the results of earlier waves, so a sweep that was stopped takes the same decisions again and goes on where it was.
 """
 
 import math
@@ -53,7 +53,9 @@ class Wave:
     """One decision, with its reasons."""
 
     number: int
-    status: str  # train | reached (the interval is narrow enough) | spent | exhausted (no cell left): the last three end the sweep
+    status: (
+        str  # train | reached (the interval is narrow enough) | spent | exhausted (no cell left): the last three end the sweep
+    )
     kind: str  # coarse | centre | seeds | fill | goal | end
     reason: str  # one line
     cells: tuple[str, ...]  # ids to train
@@ -109,10 +111,12 @@ def decide(pool: Sequence[Cell], records: Sequence[Record], config: WavesConfig,
         width = f"{2 * estimate.half_width:.3g} wide, {config.target_interval:g} was asked for"
         return wave("reached", "end", f"the {config.confidence:.0%} interval of {config.goal} is {width}")
     if not state.open:
-        return wave("exhausted", "end", "every cell of the pool was trained")
+        return wave("exhausted", "end", "every cell between the smallest and largest sizes was trained")
     if not state.affordable:
         cheapest = min(cell.flops for cell in state.open)
-        return wave("spent", "end", f"{spent:.3g} of {total_flops:.3g} FLOPs are spent, the cheapest cell left costs {cheapest:.3g}")
+        return wave(
+            "spent", "end", f"{spent:.3g} of {total_flops:.3g} FLOPs are spent, the cheapest cell left costs {cheapest:.3g}"
+        )
     if posterior is None or estimate is None:
         fill = sorted(state.affordable, key=lambda cell: (cell.seed or 0, cell.flops, cell.id))[: config.cells]
         return wave("train", "fill", f"no fit yet: {missing}", {cell.id: "to have enough runs for a fit" for cell in fill})
@@ -127,8 +131,17 @@ class _State:
     left: float  # FLOPs
 
     @property
-    def open(self) -> list[Cell]:
+    def untried(self) -> list[Cell]:
         return [cell for cell in self.pool if cell.id not in self.tried]
+
+    @property
+    def open(self) -> list[Cell]:
+        """Untried cells between the smallest and the largest size of their budget: beyond, a law would be believed blindly."""
+        ends: dict[float, list[float]] = {}
+        for cell in self.pool:
+            if cell.id in self.tried:
+                ends.setdefault(cell.budget, []).append(cell.parameters)
+        return [c for c in self.untried if c.budget in ends and min(ends[c.budget]) <= c.parameters <= max(ends[c.budget])]
 
     @property
     def affordable(self) -> list[Cell]:
@@ -174,7 +187,7 @@ def _beyond_the_edge(state: _State) -> tuple[str, str, dict[str, str]] | None:
         tried = {cell.parameters for cell in state.pool if cell.id in state.tried and cell.budget == budget}
         beyond = [
             cell
-            for cell in state.open
+            for cell in state.untried
             if cell.budget == budget and (cell.parameters < min(tried) if smaller else cell.parameters > max(tried))
         ]
         if beyond:
@@ -223,7 +236,9 @@ def _towards_the_goal(
     share = math.sqrt(batch.variance_after / batch.variance_before)
     says = f" ({estimate.status}: {estimate.reason})" if estimate.status != "ok" else ""
     width = 2 * estimate.half_width
-    reason = f"the interval of {config.goal} is {width:.3g} wide{says}, {width * share:.3g} expected after {len(batch.chosen)} cells"
+    reason = (
+        f"the interval of {config.goal} is {width:.3g} wide{says}, {width * share:.3g} expected after {len(batch.chosen)} cells"
+    )
     reasons = {}
     for ranked in batch.chosen[: config.cells]:
         cell = cells[ranked.candidate.name]

@@ -12,7 +12,7 @@ from herd.runs.atomic import sha256_file, write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.scaling.misallocation import misallocation
 from herd.scaling.next_runs import Batch, Candidate, Ranked, choose_batch, rank
-from herd.scaling.plan import Cell, Plan, PlanConfig, plan_cells, read_plan, vocabulary_of, with_overrides, write_plan
+from herd.scaling.plan import Cell, Plan, PlanConfig, plan_cells, read_plan, vocabulary_of, with_overrides, with_seed, write_plan
 from herd.scaling.posterior import GOALS, LAWS, Goal, Posterior, fit_posterior
 from herd.scaling.record_readers import read_table
 from herd.scaling.records import Record
@@ -35,7 +35,9 @@ class ScalingNextConfig:
     columns: dict[str, str] = field(default_factory=dict)  # our column -> the table's, for foreign tables
     where: dict[str, str] = field(default_factory=dict)  # the table's column -> value that its rows must have
     compare: Optional[str] = None  # noqa: UP045 decision: the table's column whose values are the two settings
-    settings: dict[str, list[str]] = field(default_factory=dict)  # decision: value of that column -> Hydra overrides that train it
+    settings: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # decision: value of that column -> Hydra overrides that train it
     noise_floor: float = 0.0  # smallest standard deviation of ln L between seeds that is believed
     confidence: float = 0.9  # of every interval
 
@@ -51,10 +53,11 @@ class ScalingNextConfig:
             raise UserError(f"budget {self.budget}: give what the next runs may cost, in {self.unit} above 0.")
         if not 0 < self.confidence < 1:
             raise UserError(f"confidence {self.confidence}: give a fraction between 0 and 1, such as 0.9.")
-        if (self.goal == "decision") != (self.compare is not None and len(self.settings) == 2):
+        given = (self.compare is not None, len(self.settings))
+        if given != ((True, 2) if self.goal == "decision" else (False, 0)):
             raise UserError(
-                "goal=decision is between two settings: give compare=COLUMN and settings={VALUE: [OVERRIDES], VALUE: [OVERRIDES]}; "
-                "other goals take neither."
+                "goal=decision is between two settings: give compare=COLUMN and settings={VALUE: [OVERRIDES], "
+                "VALUE: [OVERRIDES]}. Other goals take neither."
             )
 
     def wanted(self) -> Goal:
@@ -72,7 +75,7 @@ def run(config: ScalingNextConfig, inputs: Inputs, stage_run: StageRun) -> dict[
     vocabulary = _vocabulary(config, inputs, sweep)
     plan = plan_cells(config.plan, vocabulary)
     earlier = read_plan(sweep / "cells.json").cells if sweep else ()
-    cells = _candidates(config, plan, {cell.id for cell in earlier})
+    cells = _candidates(config, plan, _trained(earlier, int(sweep.manifest["seed"]) if sweep else 0))
     ranked = rank(laws, config.wanted(), list(cells))
     batch = choose_batch(laws, config.wanted(), list(cells), config.budget, config.most)
     chosen = tuple(cells[one.candidate] for one in batch.chosen)
@@ -116,6 +119,11 @@ def _vocabulary(config: ScalingNextConfig, inputs: Inputs, sweep: Artifact | Non
     if tokens is not None:
         return vocabulary_of(tokens.path)
     return int(sweep.metrics["vocab_size"]) if sweep else 0
+
+
+def _trained(cells: Sequence[Cell], seed: int) -> set[str]:
+    """Ids of the sweep's cells, and those that they would have if the sweep's seed had been given with the cell."""
+    return {cell.id for cell in cells} | {with_seed(cell, seed).id for cell in cells if cell.seed is None}
 
 
 def _candidates(config: ScalingNextConfig, plan: Plan, trained: set[str]) -> dict[Candidate, Cell]:
@@ -216,8 +224,8 @@ def _lines(config: ScalingNextConfig, content: dict[str, Any], batch: Batch, cel
     if waste is not None:
         low, high = waste["wasted_flops_interval"]
         lines.append(
-            f"the size that the law names now wastes {waste['wasted_flops_mean'] / waste['flops']:.2%} of {waste['flops']:.3g} FLOPs "
-            f"[{low / waste['flops']:.2%}, {high / waste['flops']:.2%}]"
+            f"the size that the law names now wastes {waste['wasted_flops_mean'] / waste['flops']:.2%} of {waste['flops']:.3g} "
+            f"FLOPs [{low / waste['flops']:.2%}, {high / waste['flops']:.2%}]"
         )
     return lines
 

@@ -21,8 +21,9 @@ from herd.config.errors import UserError
 from herd.runs.atomic import write_json
 from herd.scaling.plan import Cell
 from herd.scaling.records import Record, write_table
+from herd.scaling.sweep_view import STARTED, law_so_far
 
-RESULT, CELL, STARTED = "result.json", "cell.json", "started"
+RESULT, CELL = "result.json", "cell.json"
 
 
 class Recorder:
@@ -131,7 +132,7 @@ class SweepFolder:
         self.records[job.cell.id] = record
         self._flops += job.cell.flops
         if show:
-            print(f"  {self._line(record)}", file=sys.stderr, flush=True)
+            print(f"  {self._line(record)}; {law_so_far(self.rows())}", file=sys.stderr, flush=True)
 
     def fail(self, job: Job, error: str) -> None:
         """Enter a cell that ended without leaving a result."""
@@ -234,6 +235,7 @@ def make_record(cell: Cell, result: Mapping[str, Any], metric: str, diverged_abo
         status=status,
         error=error,
         seconds=_seconds(result),
+        seed=cell.seed,
     )
 
 

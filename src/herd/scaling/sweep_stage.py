@@ -12,17 +12,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from herd.config.errors import UserError
 from herd.config.loader import compose, to_plain
 from herd.runs.stage import Inputs, Stage, StageRun
-from herd.scaling.plan import Cell, PlanConfig, plan_cells, vocabulary_of, write_plan
+from herd.scaling.adaptive import WavesConfig
+from herd.scaling.plan import Cell, Plan, PlanConfig, plan_cells, read_plan, vocabulary_of, with_seed, write_plan
 from herd.scaling.record_readers import read_table
 from herd.scaling.records import Record, usable, write_table
+from herd.scaling.sweep_view import SweepView
+from herd.scaling.sweep_waves import make_pool, train_waves
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class ScalingSweepConfig:
     overrides: list[str] = field(default_factory=list)  # further Hydra overrides of the multirun, e.g. hydra.launcher.n_jobs=4
     min_cells: int = 4  # cells that must succeed; the fit says later whether they are enough for a law
     seed: int = 0  # of the cells' weights and data order
+    adaptive: bool = False  # after each wave the results so far choose the next cells, see `waves`
+    waves: WavesConfig = field(default_factory=WavesConfig)  # how an adaptive sweep decides
 
     def __post_init__(self) -> None:
         if self.min_cells < 1:
@@ -41,31 +46,31 @@ class ScalingSweepConfig:
 
 
 def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
-    """Write ``table.csv``, ``cells.json`` and ``curves/<cell>.jsonl`` (each cell's own metrics)."""
-    tokens = inputs["tokens"]
-    vocabulary = config.plan.vocab_size or vocabulary_of(tokens.path)
-    plan = plan_cells(config.plan, vocabulary)
-    cells = stage_run.folder / "cells.json"
-    write_plan(cells, plan)
-    folder = stage_run.scratch / "sweep"
-    root = stage_run.folder.parent.parent  # of all runs: the cells are stages of their own in its store
-    command = [
-        *(sys.executable, "-m", "herd.cli", "pretrain", "-m", f"+sweeps={config.sweep}"),
-        f"inputs.tokens={_quoted(tokens.path)}",
-        f"seed={config.seed}",
-        f"run.root={_quoted(root)}",
-        "run.name=cells",
-        f"hydra.sweep.dir={_quoted(folder)}",
-        f"hydra.sweeper.cells={_quoted(cells)}",
-        *config.overrides,
-    ]
-    code, last = run_child(command)
-    if not (folder / "table.csv").exists():
-        raise UserError(f"The sweep ended with status {code} before its first cell: {last or 'no message'}")
-    records = read_table(folder / "table.csv")
-    check_sweep(records, len(plan.cells), config.min_cells, code, last)
+    """Write ``table.csv``, ``cells.json`` and ``curves/<cell>.jsonl`` (each cell's own metrics); ``waves.json`` if adaptive."""
+    vocabulary = config.plan.vocab_size or vocabulary_of(inputs["tokens"].path)
+    chosen = inputs.get("next")
+    ended: dict[str, Any] = {}
+    if config.adaptive:
+        if chosen is not None:
+            raise UserError("adaptive=true chooses its own cells: leave inputs.next out.")
+        cells, records, made = train_waves(
+            make_pool(config.plan, config.waves, vocabulary, config.seed),
+            config.waves,
+            config.plan.metric,
+            stage_run.folder / "waves.json",
+            stage_run.scratch / "finished.csv",
+            lambda plan: train(config, inputs, stage_run, plan, needed=0),
+        )
+        plan = Plan(tuple(cells), (), config.plan.metric, config.plan.speed.describe())
+        write_plan(stage_run.folder / "cells.json", plan)
+        check_sweep(records, len(plan.cells), config.min_cells)
+        ended = {"waves": len(made) - 1, "adaptive_status": made[-1].status, "goal": to_plain(made[-1].estimate)}
+    else:
+        plan = _with_seeds(read_plan(chosen / "cells.json") if chosen else plan_cells(config.plan, vocabulary), config.seed)
+        write_plan(stage_run.folder / "cells.json", plan)
+        records = train(config, inputs, stage_run, plan, config.min_cells)
     write_table(stage_run.folder / "table.csv", records)
-    _keep_curves(folder, plan.cells, stage_run.folder / "curves")
+    _keep_curves(stage_run.scratch / "sweep", plan.cells, stage_run.folder / "curves")
     stage_run.cost(tokens=int(sum(r.tokens for r in usable(records))), flops=sum(r.flops for r in usable(records)))
     counts = {status: sum(record.status == status for record in records) for status in ("ok", "failed", "diverged")}
     return {
@@ -75,7 +80,48 @@ def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict
         "best_loss": min(record.loss for record in usable(records)),
         "vocab_size": vocabulary,
         "flops": sum(record.flops for record in usable(records)),
+        **ended,
     }
+
+
+def train(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun, plan: Plan, needed: int) -> list[Record]:
+    """Train the cells of a plan in a multirun; a row for each, failed ones included.
+
+    Raises:
+        UserError: the multirun stopped before its end, or fewer than ``needed`` cells have a loss.
+    """
+    folder = stage_run.scratch / "sweep"
+    cells = stage_run.scratch / "cells.json"
+    write_plan(cells, plan)
+    (folder / "table.csv").unlink(missing_ok=True)  # of an earlier wave or attempt: its cells are found in their own folders
+    root = stage_run.folder.parent.parent  # of all runs: the cells are stages of their own in its store
+    command = [
+        *(sys.executable, "-m", "herd.cli", "pretrain", "-m", f"+sweeps={config.sweep}"),
+        f"inputs.tokens={_quoted(inputs['tokens'].path)}",
+        *([] if any(cell.seed is not None for cell in plan.cells) else [f"seed={config.seed}"]),
+        f"run.root={_quoted(root)}",
+        "run.name=cells",
+        f"hydra.sweep.dir={_quoted(folder)}",
+        f"hydra.sweeper.cells={_quoted(cells)}",
+        *config.overrides,
+    ]
+    if sys.stderr.isatty():
+        with SweepView(plan.cells, folder).shown() as view:
+            code, last = run_child(command, view.line)
+    else:
+        code, last = run_child(command)
+    if not (folder / "table.csv").exists():
+        raise UserError(f"The sweep ended with status {code} before its first cell: {last or 'no message'}")
+    records = read_table(folder / "table.csv")
+    check_sweep(records, len(plan.cells), needed, code, last)
+    return records
+
+
+def _with_seeds(plan: Plan, seed: int) -> Plan:
+    """Where some cells name their seed all do, since a seed for the whole multirun would be a second one for them."""
+    if all(cell.seed is None for cell in plan.cells):
+        return plan
+    return replace(plan, cells=tuple(cell if cell.seed is not None else with_seed(cell, seed) for cell in plan.cells))
 
 
 def check_sweep(records: Sequence[Record], planned: int, needed: int, code: int = 0, last: str = "") -> None:
@@ -91,8 +137,12 @@ def check_sweep(records: Sequence[Record], planned: int, needed: int, code: int 
         )
 
 
-def run_child(command: Sequence[str]) -> tuple[int, str]:
-    """Run a sweep as a child that ends with us; its output streams to our stderr. Returns its status and last line."""
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_child(command: Sequence[str], show: Callable[[str], None] = _to_stderr) -> tuple[int, str]:
+    """Run a sweep as a child that ends with us; each line that it prints is shown. Returns its status and last line."""
     environment = {
         **os.environ,
         # A job per core, a thread each: faster than one job with all the threads.
@@ -114,7 +164,7 @@ def run_child(command: Sequence[str]) -> tuple[int, str]:
     assert child.stdout is not None
     try:
         for line in child.stdout:
-            print(line, end="", file=sys.stderr, flush=True)
+            show(line.removesuffix("\n"))
             last = line.strip() or last
         return child.wait(), last
     except BaseException:
@@ -163,10 +213,11 @@ def fingerprint(config: ScalingSweepConfig) -> Any:
 
 STAGE = Stage(
     name="scaling-sweep",
-    version=1,
+    version=2,
     config=ScalingSweepConfig,
     run=run,
     summary="train the cells of a sweep (Hydra multirun), gather their table",
     inputs=("tokens",),
+    optional=("next",),
     fingerprint=fingerprint,
 )
