@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from herd.config.errors import UserError
+from herd.scaling.link_shapes import predict_links
 from herd.scaling.task_law import TaskHistory, TaskLawConfig, fit_task_law, trailing_mean
 
 E, A, B, ALPHA, BETA = 0.5, 40.0, 90.0, 0.25, 0.27
@@ -69,6 +70,20 @@ def test_the_interval_carries_both_steps() -> None:
     at_point = law.link.interval(near.loss, "prediction")
     assert near.accuracy_interval[1] - near.accuracy_interval[0] > 0.8 * (at_point[1] - at_point[0])
     assert far.status == "extrapolated_link" and "the link has points from" in far.reason
+
+
+def test_the_checkpoints_of_a_run_are_no_independent_points() -> None:
+    rng = np.random.default_rng(6)
+    runs = [
+        TaskHistory(r.run, r.parameters, r.tokens, r.losses, [a + shift for a in r.accuracies])
+        for r, shift in zip(ladder(checkpoints=20), 0.03 * rng.normal(size=16), strict=True)
+    ]
+    law = fit_task_law(runs, TaskLawConfig(replicates=200))
+    drawn = predict_links(law.link.kind, law._replicates.links, np.full(200, 0.9))
+    low, high = law.link.interval(0.9, confidence=0.6827)
+    naive = (high - low) / 2
+    # Sixteen runs that each lie 0.03 off know the curve to about 0.03 / 4, however many checkpoints they have.
+    assert drawn.std() > 2 * naive and 0.004 < drawn.std() < 0.02
 
 
 def paper(step: str, rng: np.random.Generator | None = None) -> tuple[list[TaskHistory], list[TaskHistory]]:
