@@ -70,6 +70,7 @@ def test_ties_and_pins_against_a_naive_least_squares(pins: dict[str, float], tie
     naive = optimize.least_squares(residual, start, x_scale=0.1, xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=20_000)
     assert surface.status == "ok" and surface.free == len(names) and surface.freedom == 60 - len(names)
     assert surface.value <= naive.cost * (1 + 1e-9) and surface.value == pytest.approx(naive.cost, rel=1e-6)
+    assert surface.residual_std**2 * surface.freedom == pytest.approx(2 * surface.value, rel=1e-9)
     for name, value in pins.items():
         assert getattr(surface, name) == pytest.approx(value, rel=1e-12)
     assert not tie or surface.a == surface.b

@@ -1,5 +1,7 @@
 """The surface's bootstrap: replicates are certified optima, units matter, refusals; coverage is in test_coverage.py."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from herd.runs.seeds import stream
 from herd.scaling.resampling import bootstrap_counts
 from herd.scaling.surface import fit_surface
 from herd.scaling.surface_bootstrap import bootstrap_surface
+from herd.scaling.surface_solvers import Solution, minimise
 
 from .test_surface import points
 
@@ -67,6 +70,30 @@ def test_few_rows_are_told_apart_from_an_interval() -> None:
     found = bootstrap_surface(surface, n, d, y, replicates=200)
     assert found.status == "undetermined" and "too few different runs" in found.reason
     assert len(found.batch.a) == 200 - found.undetermined - found.not_converged
+
+
+def test_refits_that_stop_early_are_left_out_and_counted(sweep, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    surface = fit_surface(*sweep)
+    monkeypatch.setattr("herd.scaling.surface_batch.minimise", lambda *a: minimise(*a, iterations=8))
+    found = bootstrap_surface(surface, *sweep, replicates=100)
+    assert found.status == "not_converged" and 0 < found.not_converged == 100 - len(found.batch.a)
+    assert f"{found.not_converged} of 100" in found.reason and found.batch.converged.all()
+
+
+def test_a_lower_end_of_a_fresh_start_counts(sweep, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    surface = fit_surface(*sweep)
+    honest = bootstrap_surface(surface, *sweep, replicates=20)
+    turns = itertools.cycle([True, False])
+
+    def first_stays(problem, start, target, weight):  # type: ignore[no-untyped-def]
+        if next(turns):
+            at = problem.evaluate(start, target, weight)
+            return Solution(start, at.cost, np.ones(len(start), dtype=bool), 1)
+        return minimise(problem, start, target, weight)
+
+    monkeypatch.setattr("herd.scaling.surface_batch.minimise", first_stays)
+    found = bootstrap_surface(surface, *sweep, replicates=20)
+    assert found.moved == 20 and found.batch.a == pytest.approx(honest.batch.a, rel=1e-5)
 
 
 def test_refusals(sweep) -> None:  # type: ignore[no-untyped-def]
