@@ -7,8 +7,8 @@ without the recipe's noise floor, and asked for the flagship, which no fit has s
 three decades and 5 to 9 sizes over +-4x on the surface of Hoffmann et al. 2022, with noise of 0.3 to 1% of the loss.
 """
 
+import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,31 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import save
 
+from herd.runs.stage import Artifact
 from herd.scaling.isoflop import fit_isoflop
 from herd.scaling.laws import LawsConfig, errors_of
 from herd.scaling.power_law import METHODS, fit_power_law
+from herd.scaling.record_readers import read_runs
 from herd.scaling.records import Record
-from herd.scaling.study import Study, load_study
 from herd.scaling.validation import roll_out
 
 HOFFMANN = (1.69, 406.4, 410.7, 0.34, 0.28)  # E, A, B, a, b
+FLOOR = 0.04  # nats, noise_floor of conf/recipe/laptop.yaml
 SWEEPS, TARGETS = 500, (1e21, 1e22, 1e24)
 
 
-def flagship(study: Study) -> list[dict[str, Any]]:
+def flagship(folder: Path) -> list[dict[str, Any]]:
     """The study's own largest run, predicted from its sweep."""
-    chosen, measured = study.flagship, study.measured
-    run = Record("flagship", chosen["flops"], chosen["parameters"], chosen["tokens"], chosen["flops"], measured or np.nan)
-    budgets = sorted({record.budget for record in study.records})
+    sweep, fit, pretrain = (Artifact.open(folder / name) for name in ("sweep", "fit", "pretrain"))
+    records = read_runs(str(sweep / "table.csv")).records
+    chosen = json.loads((fit / "flagship.json").read_text(encoding="utf-8"))
+    measured = pretrain.metrics["initial_loss"]
+    run = Record("flagship", chosen["flops"], chosen["parameters"], chosen["tokens"], chosen["flops"], measured)
+    budgets = sorted({record.budget for record in records})
     rows = []
     for cut in (budgets[-1], budgets[-2]):
-        for floor in (0.0, study.laws.config.noise_floor):
-            found = roll_out([*study.records, run], cut, replace(study.laws.config, noise_floor=floor))
+        for floor in (0.0, FLOOR):
+            found = roll_out([*records, run], cut, LawsConfig(noise_floor=floor))
             for score in found.scores:
                 for said in score.predictions:
                     if said.cell == run.cell:
@@ -96,7 +101,7 @@ def coverage(method: str, with_errors: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    results: dict[str, Any] = {"flagships": [flagship(load_study(Path(folder))) for folder in sys.argv[1:]]}
+    results: dict[str, Any] = {"flagships": [flagship(Path(folder)) for folder in sys.argv[1:]]}
     results["coverage"] = {
         f"{method}{', with the vertices own errors' if errors else ''}": coverage(method, errors)
         for method in METHODS.names()
