@@ -54,6 +54,8 @@ def test_both_laws_come_from_one_grid() -> None:
     assert rates.law.exponent == pytest.approx(-0.1250, abs=1e-6)
     assert batches.law.exponent == pytest.approx(0.3271, abs=1e-4)
     assert batches.best(1e22)[0] == pytest.approx(best_batch(1e22), rel=1e-3)
+    # The best of the other setting is a tenth of a decade from its optimum: 0.1 x 0.1^2 and 0.2 x 0.1^2.
+    assert (rates.optima[0].loss, batches.optima[0].loss) == pytest.approx((3.001, 3.002), abs=1e-4)
 
 
 def test_the_near_optimal_band_holds_the_settings_that_cost_little() -> None:

@@ -73,7 +73,8 @@ def test_the_optimum_is_that_of_a_plain_search() -> None:
             nnls(np.stack([np.ones(len(C)), (M / C * 1e18) ** eta, (M * C / 1e20) ** -eta], axis=1), y)[1] ** 2
             for eta in np.geomspace(0.005, 1, 600)
         )
-        assert ours <= best * (1 + 1e-9)
+        assert min(law.E, law.a, law.b) >= 0
+        assert ours == pytest.approx(best, rel=1e-4) and ours <= best * (1 + 1e-9)
 
 
 def test_intervals_cover_what_a_larger_run_measures() -> None:
