@@ -26,14 +26,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from herd.scaling import figures
-from herd.scaling.laws import fit_laws
-from herd.scaling.records import by_budget, usable
+from herd.scaling.figure_style import STYLE
+from herd.scaling.fit_json import surface_json
+from herd.scaling.jackknife import jackknife_budgets
+from herd.scaling.numbers import compute, si, span, times
+from herd.scaling.records import by_budget
 from herd.scaling.study import load_study
 
 RUN_FOLDER = Path(os.environ.get("HERD_RUN_FOLDER", "../runs/laptop"))
 FIGURES_FOLDER = os.environ.get("HERD_FIGURES_FOLDER")
 
-plt.rcParams.update(figures.STYLE)
+plt.rcParams.update(STYLE)
 study = load_study(RUN_FOLDER)
 laws, chosen = study.laws, study.forecast
 
@@ -84,10 +87,11 @@ panel("tokens_law", lambda axes: figures.tokens_law(laws, axes, chosen))
 panel("loss_law", lambda axes: figures.loss_law(laws, axes, chosen, study.measured))
 
 # %%
-print(f"flagship: {chosen.flops:.3g} FLOPs, {chosen.extrapolation_ratio:.1f} x the largest budget; method: {chosen.method}")
-print(f"  {study.flagship['parameters']:,.0f} parameters on {study.flagship['tokens']:,.0f} tokens")
-for name, law in chosen.by_law.items():
-    print(f"  loss by the {name}: {law['loss']:.3f}, interval {law['interval'][0]:.3f} to {law['interval'][1]:.3f}")
+if chosen is not None:
+    print(f"flagship: {chosen.flops:.3g} FLOPs, {times(chosen.extrapolation_ratio)} the largest budget; method: {chosen.method}")
+    print(f"  {study.flagship['parameters']:,.0f} parameters on {study.flagship['tokens']:,.0f} tokens")
+    for name, law in chosen.by_law.items():
+        print(f"  loss by the {name}: {law['loss']:.3f}, interval {span(law['interval'])}")
 if study.measured is not None:
     print(f"  measured: {study.measured:.3f}")
 for part, reason in laws.reasons.items():
@@ -95,17 +99,33 @@ for part, reason in laws.reasons.items():
 
 # %% [markdown]
 # ## How much hangs on one budget
-# The exponent and the forecast with each budget left out in turn.
+# The exponent, and the optimal tokens of the flagship, with each budget left out in turn; their spread is a standard error that
+# asks nothing of the noise.
 
 # %%
-budgets = sorted({record.budget for record in usable(laws.records)})
-for left_out in budgets:
-    rest = fit_laws([record for record in laws.records if record.budget != left_out], laws.config)
-    if rest.tokens is None:
-        print(f"without {left_out:.3g} FLOPs: no law ({rest.reasons['tokens']})")
-        continue
-    tokens = rest.tokens.predict(chosen.flops)
-    print(f"without {left_out:.3g} FLOPs: alpha {rest.tokens.exponent:.3f}, {tokens:,.0f} tokens at {chosen.flops:.3g} FLOPs")
+jackknife = jackknife_budgets(laws, chosen.flops if chosen else None)
+for row in jackknife.left_out:
+    tokens = f", {si(row.tokens)} tokens at {compute(jackknife.target)} FLOPs" if row.tokens else ""
+    print(f"without {compute(row.budget)} FLOPs: alpha {row.exponent:.3f} ({row.influence:+.3f}){tokens}")
+if jackknife.status == "ok":
+    print(f"standard error of alpha: {jackknife.exponent_se:.3f}; check first: {compute(jackknife.most_influential)} FLOPs")
+else:
+    print(jackknife.reason)
+
+# %% [markdown]
+# ## The surface and what it leaves
+# L = E + A / N^a + B / D^b over all cells, each parameter with its interval. A trend in the residuals is a misfit, not noise.
+
+# %%
+if laws.surface is not None:
+    described = surface_json(laws.surface, laws.config.confidence)
+    print(f"status: {laws.surface.status} {laws.surface.reason}")
+    for name in ("E", "A", "B", "a", "b", "tokens_exponent"):
+        bounds = (described["intervals"] or {}).get(name)
+        print(f"  {name:>15}  {described[name]:.4g}  {span(bounds, '.4g')}")
+    panel("residuals", lambda axes: figures.residuals(laws, axes))
+else:
+    print(laws.reasons["surface"])
 
 # %% [markdown]
 # ## Training curves

@@ -365,9 +365,10 @@ def test_the_notebook_runs_and_is_the_script(tmp_path: Path) -> None:
     }
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "flagship: 8" in done.stdout and done.stdout.count("without") == 4
+    assert "flagship: 8" in done.stdout and done.stdout.count("\nwithout") == 4
+    assert "tokens_exponent" in done.stdout and "standard error of alpha" in done.stdout
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert names == {"isoflop", "tokens_law", "loss_law", "training_curves"}
+    assert names == {"isoflop", "tokens_law", "loss_law", "residuals", "training_curves"}
     notebook = jupytext.read(script.with_suffix(".ipynb"))
     assert all(not cell.get("outputs") for cell in notebook.cells)
     assert [cell.source for cell in notebook.cells] == [cell.source for cell in jupytext.read(script).cells]

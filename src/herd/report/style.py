@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from herd.report.formats import si
-from herd.scaling.figures import STYLE
+from herd.scaling.figure_style import STYLE
 
 WIDTH = 8.4  # inches; the page shows figures at their width of 840 px
 INK, MUTED, FORECAST, BLUE = "#1c1e21", "#8a8f98", "#c8553d", "#2f5d8a"

@@ -11,65 +11,77 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy import stats
 
-from herd.scaling.forecast import Forecast
-from herd.scaling.laws import Laws
-from herd.scaling.numbers import power, si
-from herd.scaling.records import by_budget
-
-STYLE: Any = {
-    "figure.dpi": 110,
-    "savefig.dpi": 160,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.constrained_layout.use": True,
-}
-_FORECAST, _MEASURED, _LAW = "#c8553d", "#111111", "#2f5d8a"
+from herd.scaling.figure_style import FORECAST, LAW, MEASURED, STYLE, SURFACE, colours, legend, log_ticks, shade_extrapolation
+from herd.scaling.forecast import Forecast, measured_losses
+from herd.scaling.isoflop import IsoFLOPCurve
+from herd.scaling.laws import Laws, columns
+from herd.scaling.numbers import power, span
+from herd.scaling.records import by_budget, usable
+from herd.scaling.replicates import quantiles
+from herd.scaling.valley import parabola_design
 
 
 def isoflop_curves(laws: Laws, axes: Axes) -> Axes:
     """Loss against training tokens, one parabola per budget; hollow points were left out, stars are the optima."""
-    colours = _colours(len(laws.curves))
+    palette = colours(len(laws.curves))
     groups = by_budget(laws.records)
     high = max((r.loss for r in laws.records if r.status == "ok"), default=1.0)
     lost: list[tuple[float, Any]] = []
-    for curve, colour in zip(laws.curves, colours, strict=True):
+    for curve, colour in zip(laws.curves, palette, strict=True):
         rows = groups[curve.budget]
         used = [r for r in rows if r.cell in curve.used]
         left = [r for r in rows if r.cell not in curve.used and np.isfinite(r.loss)]
         lost += [(r.tokens, colour) for r in rows if r.cell not in curve.used and not np.isfinite(r.loss)]
-        axes.plot([r.tokens for r in used], [r.loss for r in used], "o", ms=5, color=colour, label=f"{power(curve.budget)}")
+        axes.plot(
+            [r.tokens for r in used],
+            [r.loss for r in used],
+            "o",
+            ms=4.5,
+            color=colour,
+            mec="white",
+            mew=0.4,
+            label=power(curve.budget),
+        )
         axes.plot([r.tokens for r in left], [min(r.loss, high * 1.02) for r in left], "o", ms=5, mfc="none", color=colour)
         if curve.coefficients is not None and curve.range is not None:
             x = np.geomspace(*curve.range, 120)
             axes.plot(x, curve.loss_at(x), "-" if curve.status == "ok" else ":", lw=1.3, color=colour)
+            half = _parabola_band(curve, x, laws.config.confidence)
+            if half is not None:
+                axes.fill_between(x, curve.loss_at(x) - half, curve.loss_at(x) + half, color=colour, alpha=0.18, lw=0)
         if curve.tokens is not None and curve.loss is not None:
-            axes.plot(curve.tokens, curve.loss, "*", ms=14, color=colour, mec="black", mew=0.9, zorder=5)
+            axes.plot(curve.tokens, curve.loss, "*", ms=12, color="white", mec="black", mew=1.0, zorder=5)
     for tokens, colour in lost:
         axes.plot(tokens, high * 1.02, "x", ms=6, color=colour)
-    axes.set(xscale="log", xlabel="training tokens", ylabel="held-out loss (nats/token)", title="IsoFLOP curves")
+    axes.set(xscale="log", xlabel="training tokens", ylabel=_loss_label(laws), title="IsoFLOP curves")
     refused = [curve for curve in laws.curves if curve.status != "ok"]
-    note = "★ optimum"
+    note = f"☆ optimum   band: {100 * laws.config.confidence:g}% of where the parabola lies"
     if any(curve.dropped for curve in laws.curves):
         note += "   ○ × not used"
     if refused:
         note += "   dotted: no optimum"
-    _legend(axes, title="FLOPs", ncols=2 if len(colours) > 5 else 1, loc="upper right")
+    legend(axes, title="FLOPs", ncols=2 if len(palette) > 5 else 1, loc="upper right")
     axes.text(0.0, 1.0, note, transform=axes.transAxes, fontsize=8.5, color="#555555", va="bottom")
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=20)
-    _log_ticks(axes)
+    log_ticks(axes)
     return axes
+
+
+def _parabola_band(curve: IsoFLOPCurve, tokens: np.ndarray, confidence: float) -> np.ndarray | None:
+    """Half-width of the interval of the parabola's mean at ``tokens``; None where the points leave no scatter."""
+    if curve.curve != "parabola" or curve.x != "tokens" or curve.residual_std is None or curve.centre is None:
+        return None
+    design = parabola_design(curve.log10_x - curve.centre)
+    at = parabola_design(np.log10(tokens) - curve.centre)
+    variance = np.einsum("ij,jk,ik->i", at, np.linalg.inv(design.T @ design), at)
+    return np.asarray(stats.t.ppf(0.5 + confidence / 2, len(design) - 3) * curve.residual_std * np.sqrt(variance))
+
+
+def _loss_label(laws: Laws) -> str:
+    units = {record.loss_unit for record in laws.records if record.status == "ok"}
+    return f"held-out loss ({', '.join(sorted(units))})"
 
 
 def tokens_law(laws: Laws, axes: Axes, forecast: Forecast | None = None) -> Axes:
@@ -79,8 +91,14 @@ def tokens_law(laws: Laws, axes: Axes, forecast: Forecast | None = None) -> Axes
     errors = np.array([10 ** (v.log10_tokens_se or 0.0) for v in vertices])
     d = np.array([v.tokens for v in vertices], dtype=float)
     if len(c):
-        span = np.stack([d - d / errors, d * errors - d])
-        axes.errorbar(c, d, yerr=span, fmt="*", ms=11, color=_MEASURED, elinewidth=1, capsize=2, label="IsoFLOP optima ± s.e.")
+        bars = np.stack([d - d / errors, d * errors - d])
+        axes.errorbar(
+            c, d, yerr=bars, fmt="*", ms=10, color=MEASURED, elinewidth=1, capsize=2, zorder=4, label="IsoFLOP optima ± s.e."
+        )
+    for curve in laws.curves:
+        if curve.status != "ok":  # a budget without an optimum stays visible
+            label = "budget without optimum" if curve is next(c for c in laws.curves if c.status != "ok") else None
+            axes.plot(curve.budget, 0.03, "x", ms=6, color="#999999", transform=axes.get_xaxis_transform(), label=label)
     law = laws.tokens
     title = "Compute-optimal tokens"
     if law is not None:
@@ -88,13 +106,19 @@ def tokens_law(laws: Laws, axes: Axes, forecast: Forecast | None = None) -> Axes
         if law.status == "ok":
             band = np.array([law.interval(v) or (np.nan, np.nan) for v in x])
             level = f"{100 * law.confidence:.0f}%"
-            axes.fill_between(x, band[:, 0], band[:, 1], color=_LAW, alpha=0.15, lw=0, label=f"{level} interval of the law")
-        axes.plot(x, [law.predict(v) for v in x], color=_LAW, lw=1.5, label=_law_text(laws))
+            axes.fill_between(x, band[:, 0], band[:, 1], color=LAW, alpha=0.15, lw=0, label=f"{level} interval of the law")
+        inside = x <= laws.largest_budget
+        axes.plot(x[inside], [law.predict(v) for v in x[inside]], color=LAW, lw=1.6, label=_law_text(laws))
+        axes.plot(x[~inside], [law.predict(v) for v in x[~inside]], color=LAW, lw=1.4, ls=(0, (5, 2)))
+        if laws.surface is not None and laws.surface.status == "ok":
+            best = [laws.surface.optimum(v)[1] for v in x]
+            axes.plot(x, best, color=SURFACE, lw=1.2, ls=(0, (1, 1.2)), label="surface's optimum")
     if forecast is not None:
         _point_with_interval(axes, forecast.flops, forecast.tokens, forecast.tokens_interval, laws)
     axes.set(xscale="log", yscale="log", xlabel="training compute (FLOPs)", ylabel="training tokens", title=title)
-    _legend(axes, loc="upper left")
-    _log_ticks(axes)
+    shade_extrapolation(axes, laws.largest_budget, forecast.flops if forecast else None)
+    legend(axes, loc="upper left")
+    log_ticks(axes)
     return axes
 
 
@@ -108,31 +132,66 @@ def loss_law(laws: Laws, axes: Axes, forecast: Forecast | None = None, measured:
     if len(c):
         error = [v.loss_se or 0.0 for v in vertices]
         axes.errorbar(
-            c, [v.loss or np.nan for v in vertices], yerr=error, fmt="*", ms=11, color=_MEASURED, elinewidth=1, capsize=2,
+            c, [v.loss or np.nan for v in vertices], yerr=error, fmt="*", ms=11, color=MEASURED, elinewidth=1, capsize=2,
             label="loss at the optima ± s.e.",
         )  # fmt: skip
     if laws.frontier is not None:
         law = laws.frontier
         offset = f"{law.E:.2f} + " if law.E > 0 else ""
         text = f"frontier: {offset}{law.k:.2f} (C / {power(law.reference)})$^{{-{law.g:.2f}}}$"
-        axes.plot(x, law.loss(x), color=_LAW, lw=1.5, label=text)
+        axes.plot(x, law.loss(x), color=LAW, lw=1.5, label=text)
     if laws.surface is not None and laws.surface.status == "ok":
         best = [float(laws.surface.loss(*laws.surface.optimum(v))) for v in x]
-        axes.plot(x, best, "--", color="#5b8c5a", lw=1.5, label="surface, at its optimum")
+        axes.plot(x, best, color=SURFACE, lw=1.4, ls=(0, (1, 1.2)), label="surface, at its optimum")
+    _loss_bands(laws, x, axes)
     if forecast is not None and forecast.loss is not None:
         _point_with_interval(axes, forecast.flops, forecast.loss, forecast.loss_interval, laws)
     if measured is not None and forecast is not None:
-        axes.plot(forecast.flops, measured, "D", ms=7, color=_MEASURED, mfc="white", mew=1.5, zorder=6, label="measured")
-    axes.set(xscale="log", xlabel="training compute (FLOPs)", ylabel="held-out loss (nats/token)", title="Compute-optimal loss")
-    _legend(axes, loc="upper right")
-    _log_ticks(axes)
+        axes.plot(forecast.flops, measured, "D", ms=7, color=MEASURED, mfc="white", mew=1.5, zorder=6, label="measured")
+    axes.set(xscale="log", xlabel="training compute (FLOPs)", ylabel=_loss_label(laws), title="Compute-optimal loss")
+    shade_extrapolation(axes, laws.largest_budget, forecast.flops if forecast else None)
+    legend(axes, loc="upper right")
+    log_ticks(axes)
+    return axes
+
+
+def _loss_bands(laws: Laws, flops: np.ndarray, axes: Axes) -> None:
+    """Where one measured run would lie, by each law at its own optimum."""
+    coarse = flops[:: max(len(flops) // 25, 1)]
+    tokens = coarse / 6
+    if laws.surface is not None and laws.surface.status == "ok":
+        tokens = np.array([laws.surface.optimum(float(v))[1] for v in coarse])
+    for name, (_, drawn) in measured_losses(laws, coarse, coarse / 6 / tokens, tokens).items():
+        bounds = np.array([quantiles(column, laws.config.confidence) for column in drawn.T])
+        colour = LAW if name == "frontier" else SURFACE
+        axes.fill_between(coarse, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.14, lw=0)
+
+
+def residuals(laws: Laws, axes: Axes) -> Axes:
+    """What the surface leaves of every cell's loss, against tokens per parameter: a trend is a misfit, not noise."""
+    rows = usable(laws.records)
+    n, d, y = columns(rows)
+    assert laws.surface is not None
+    left = 100 * (y / laws.surface.loss(n, d) - 1)
+    groups = by_budget(rows)
+    for (budget, members), colour in zip(groups.items(), colours(len(groups)), strict=True):
+        picked = [i for i, row in enumerate(rows) if row in members]
+        axes.plot((d / n)[picked], left[picked], "o", ms=4.5, color=colour, mec="white", mew=0.4, label=power(budget))
+    axes.axhline(0, color="#888888", lw=0.8)
+    std = 100 * laws.surface.residual_std
+    axes.axhspan(-2 * std, 2 * std, color=SURFACE, alpha=0.1, lw=0)
+    axes.set(xscale="log", xlabel="tokens per parameter", ylabel="loss above the surface (%)")
+    axes.set_title("Residuals of the surface (band: ± 2 standard deviations)")
+    if len(groups) <= 12:
+        legend(axes, title="FLOPs", ncols=2 if len(groups) > 5 else 1, loc="best")
+    log_ticks(axes)
     return axes
 
 
 def training_curves(laws: Laws, curves: Mapping[str, Sequence[Mapping[str, Any]]], axes: Axes) -> Axes:
     """Training loss of every cell against the compute spent so far; each budget ends on its own vertical."""
     groups = by_budget(laws.records)
-    for (budget, rows), colour in zip(groups.items(), _colours(len(groups)), strict=True):
+    for (budget, rows), colour in zip(groups.items(), colours(len(groups)), strict=True):
         for i, record in enumerate(rows):
             points = [(row["num_tokens"], row["loss"]) for row in curves.get(record.cell, []) if "loss" in row]
             if len(points) < 2:
@@ -142,8 +201,8 @@ def training_curves(laws: Laws, curves: Mapping[str, Sequence[Mapping[str, Any]]
             axes.plot(flops, _smooth(loss), lw=0.9, color=colour, alpha=0.75, label=power(budget) if i == 0 else None)
     axes.set(xscale="log", xlabel="training compute so far (FLOPs)", ylabel="training loss (nats/token)")
     axes.set_title("Training curves of the cells")
-    _legend(axes, title="FLOPs", loc="upper right")
-    _log_ticks(axes)
+    legend(axes, title="FLOPs", loc="upper right")
+    log_ticks(axes)
     return axes
 
 
@@ -177,35 +236,13 @@ def save_all(laws: Laws, forecast: Forecast | None, folder: Path, measured: floa
 
 def _point_with_interval(axes: Axes, x: float, y: float, interval: Sequence[float] | None, laws: Laws) -> None:
     if interval is not None:
-        axes.plot([x, x], list(interval), color=_FORECAST, lw=2.2, solid_capstyle="round")
+        axes.plot([x, x], list(interval), color=FORECAST, lw=2.2, solid_capstyle="round")
     label = f"forecast, {100 * laws.config.confidence:.0f}% interval" if interval is not None else "forecast, no interval"
-    axes.plot(x, y, "o", ms=8, color=_FORECAST, mec="white", zorder=5, label=label)
-
-
-def _legend(axes: Axes, **options: Any) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(**options)
+    axes.plot(x, y, "o", ms=8, color=FORECAST, mec="white", zorder=5, label=label)
 
 
 def _law_text(laws: Laws) -> str:
     law = laws.tokens
     assert law is not None
-    span = f" [{law.exponent_interval[0]:.2f}, {law.exponent_interval[1]:.2f}]" if law.exponent_interval else ", no interval"
-    return f"$D^* = {law.coefficient:.3g}\\, C^{{\\alpha}}$, α = {law.exponent:.3f}{span}"
-
-
-def _colours(count: int) -> list[Any]:
-    return [matplotlib.colormaps["viridis"](v) for v in np.linspace(0.05, 0.88, max(count, 1))]
-
-
-def _log_ticks(axes: Axes) -> None:
-    """Readable ticks on logarithmic axes that span little more than a decade."""
-    for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
-        if scale != "log":
-            continue
-        low, high = axis.get_view_interval()
-        narrow = high / max(low, 1e-300) < 300
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
-        axis.set_minor_formatter(NullFormatter())
-        compute = "FLOPs" in axes.get_xlabel() and axis is axes.xaxis
-        axis.set_major_formatter(FuncFormatter(lambda v, _: power(v)) if compute else FuncFormatter(lambda v, _: si(v)))
+    interval = f" {span(law.exponent_interval)}" if law.exponent_interval else ", no interval"
+    return f"$D^* = {law.coefficient:.3g}\\, C^{{\\alpha}}$, α = {law.exponent:.3f}{interval}"

@@ -9,6 +9,7 @@ from herd.config.loader import from_dict
 from herd.model.counts import flops_per_token, parameter_count
 from herd.model.family import family_members
 from herd.runs.atomic import write_json
+from herd.runs.metrics import read_metrics
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.scaling.figures import save_all
 from herd.scaling.fit_json import describe
@@ -18,6 +19,7 @@ from herd.scaling.forecast import FALLBACKS, Forecast, forecast
 from herd.scaling.laws import Laws, fit_laws
 from herd.scaling.plan import PlanConfig
 from herd.scaling.records import usable, write_table
+from herd.scaling.wandb_sweep import SweepWandbConfig, log_sweep
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class ScalingFitConfig(FitOptions):
     flagship_flops: float | None = None  # training compute of the flagship's initial stage, FLOPs; null = no flagship
     target_flops: list[float] = field(default_factory=list)  # further runs to forecast, FLOPs
     fallback: str = "refuse"  # tokens when under three budgets have an optimum: refuse | surface | ratio (a guess)
+    wandb: SweepWandbConfig = field(default_factory=SweepWandbConfig)  # the sweep's cells and laws on a dashboard
     batch_multiple: int = 1024  # the flagship's batch is a multiple of this many tokens: its curriculum's longest row
 
     def __post_init__(self) -> None:
@@ -57,7 +60,9 @@ def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
     fit = describe(laws, table, target, further)
     write_json(stage_run.folder / "fit.json", fit)
     write_table(stage_run.folder / "table.csv", table.records)
-    save_all(laws, target or next(iter(further), None), stage_run.folder / "figures")
+    figures = save_all(laws, target or next(iter(further), None), stage_run.folder / "figures")
+    summary = {name: fit[name] for name in ("status", "alpha", "alpha_interval", "A", "A_interval")}
+    log_sweep(config.wandb, stage_run.folder, table.records, curves_of(sweep), summary, figures)
     metrics = {
         "status": fit["status"],
         "alpha": fit["alpha"],
@@ -77,6 +82,11 @@ def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
         "predicted_loss_interval": chosen["predicted_loss_interval"],
         "extrapolation_ratio": chosen["extrapolation_ratio"],
     }
+
+
+def curves_of(sweep: Artifact | None) -> dict[str, list[dict[str, Any]]]:
+    """Cell -> rows of its metrics.jsonl, as a sweep of ours keeps them."""
+    return {path.stem: read_metrics(path) for path in sorted((sweep.path / "curves").glob("*.jsonl"))} if sweep else {}
 
 
 def _plan_of(sweep: Artifact | None) -> tuple[PlanConfig | None, int]:

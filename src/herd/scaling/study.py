@@ -8,9 +8,8 @@ from typing import Any
 
 from herd.config.errors import UserError
 from herd.config.loader import from_dict
-from herd.runs.metrics import read_metrics
 from herd.runs.stage import Artifact
-from herd.scaling.fit_stage import ScalingFitConfig
+from herd.scaling.fit_stage import ScalingFitConfig, curves_of
 from herd.scaling.forecast import Forecast, forecast
 from herd.scaling.laws import Laws, fit_laws
 from herd.scaling.record_readers import read_runs
@@ -54,13 +53,12 @@ def load_study(folder: Path) -> Study:
         size = flagship["flops"] / (6 * flagship["tokens"])
         target = forecast(laws, flagship["flops"], fit.manifest["config"]["fallback"], size)
     trained, sweep = stages.get("pretrain"), stages.get("scaling-sweep")
-    curves = {path.stem: read_metrics(path) for path in sorted((sweep.path / "curves").glob("*.jsonl"))} if sweep else {}
     return Study(
         laws=laws,
         forecast=target,
         flagship=flagship,
         measured=trained.metrics.get("initial_loss") if trained else None,
-        curves=curves,
+        curves=curves_of(sweep),
     )
 
 
