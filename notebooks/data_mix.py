@@ -29,7 +29,7 @@ import numpy as np
 
 from herd.scaling import mixture_figures
 from herd.scaling.annealing import gather_seeds, rank_by_seeds
-from herd.scaling.figures import STYLE
+from herd.scaling.figure_style import STYLE
 from herd.scaling.mixture_law import fit_mixture
 from herd.scaling.mixture_proposals import Limits, propose_mixture
 from herd.scaling.mixture_records import gather_mixtures, read_mixtures

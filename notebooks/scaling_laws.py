@@ -30,8 +30,9 @@ from herd.scaling.figure_style import STYLE
 from herd.scaling.fit_json import surface_json
 from herd.scaling.jackknife import jackknife_budgets
 from herd.scaling.numbers import compute, si, span, times
-from herd.scaling.records import by_budget
+from herd.scaling.records import by_budget, usable
 from herd.scaling.study import load_study
+from herd.scaling.validation import roll_out
 
 RUN_FOLDER = Path(os.environ.get("HERD_RUN_FOLDER", "../runs/laptop"))
 FIGURES_FOLDER = os.environ.get("HERD_FIGURES_FOLDER")
@@ -126,6 +127,25 @@ if laws.surface is not None:
     panel("residuals", lambda axes: figures.residuals(laws, axes))
 else:
     print(laws.reasons["surface"])
+
+# %% [markdown]
+# ## Would this forecast have come true?
+# The laws fitted on the lower half of the budgets alone, asked for what the others measured. Bias above 0 promises too much.
+
+# %%
+budgets = list(by_budget(usable(laws.records)))
+if len(budgets) > 3:
+    rolled = roll_out(laws.records, budgets[max(len(budgets) // 2 - 1, 2)], laws.config)
+    for score in rolled.scores:
+        if score.status != "ok":
+            print(f"{score.law:>13}: {score.status}, {score.reason}")
+            continue
+        covered = f"{score.coverage:.0%} inside the interval" if score.coverage is not None else "no interval"
+        print(
+            f"{score.law:>13}: error {score.error:.2%}, bias {score.bias:+.2%}, {covered}, {len(score.predictions)} measurements"
+        )
+else:
+    print("A roll-out needs at least four budgets.")
 
 # %% [markdown]
 # ## Training curves

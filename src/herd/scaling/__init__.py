@@ -1,1 +1,42 @@
-"""From a compute budget to a plan of cells, from their table to laws, from the laws to a forecast with its interval."""
+"""From a compute budget to a plan of cells, from their table to laws, from the laws to a forecast with its interval.
+
+The same in Python as on the command line. Compute in FLOPs, sizes in parameters and tokens, losses in the table's unit.
+
+==========================  ===========================================================================================
+``herd scaling-plan``       :func:`plan_cells` (budgets and rules -> cells)
+``herd scaling-fit``        :func:`read_runs` (any table -> records), :func:`fit_laws` (records -> laws)
+``herd scaling-forecast``   :func:`forecast_runs` (laws, runs -> law by law), :func:`forecast_tasks` (benchmarks)
+validation                  :func:`jackknife_budgets`, :func:`roll_out`
+single laws                 :func:`fit_isoflop`, :func:`fit_power_law`, :func:`fit_surface`
+benchmarks                  :func:`fit_link`, :func:`fit_task_law`
+==========================  ===========================================================================================
+"""
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "plan_cells": "plan",
+    "read_runs": "record_readers",
+    "TableOptions": "record_readers",
+    "fit_laws": "laws",
+    "LawsConfig": "laws",
+    "forecast_runs": "run_forecasts",
+    "forecast_tasks": "task_forecasts",
+    "jackknife_budgets": "jackknife",
+    "roll_out": "validation",
+    "fit_isoflop": "isoflop",
+    "fit_power_law": "power_law",
+    "fit_surface": "surface",
+    "fit_link": "link",
+    "fit_task_law": "task_law",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: the sweeper is loaded at each start of Hydra and needs none of it."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'herd.scaling' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"herd.scaling.{_EXPORTS[name]}"), name)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from herd.scaling.figures import STYLE
+from herd.scaling.figure_style import STYLE
 from herd.scaling.mixture_law import MixtureLaw
 from herd.scaling.mixture_proposals import Proposal
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from herd.config.errors import UserError, nearest
 from herd.scaling.raw_tables import WANDB, read_raw
@@ -22,8 +23,8 @@ class TableOptions:
     """How a table that is not ours becomes records."""
 
     columns: dict[str, str] = field(default_factory=dict)  # our column -> the table's; task/NAME -> the table's
-    where: dict[str, str] = field(default_factory=dict)  # the table's column -> value that its rows must have
-    constants: dict[str, str] = field(default_factory=dict)  # our column -> the value of all rows, where the table has none
+    where: dict[str, Any] = field(default_factory=dict)  # the table's column -> value that its rows must have
+    constants: dict[str, Any] = field(default_factory=dict)  # our column -> the value of all rows, where the table has none
     loss_unit: str | None = None  # convert every loss to this unit; null = as stated
     flops_convention: str | None = None  # count all FLOPs anew by this convention; null = as stated
     on_bad_rows: str = "refuse"  # refuse: one bad row ends it; drop: fit the others, and show what was dropped
