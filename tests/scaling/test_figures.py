@@ -70,6 +70,13 @@ def test_residuals_and_files(laws, tmp_path: Path) -> None:  # type: ignore[no-u
     assert [path.stem for path in paths] == ["isoflop", "tokens_law", "loss_law"] and all(p.stat().st_size > 5000 for p in paths)
 
 
+def test_runs_without_budgets_are_drawn_too(tmp_path: Path) -> None:
+    rows = [replace(row, budget=row.flops * (1 + i / 50), flops=row.flops * (1 + i / 50)) for i, row in enumerate(make_sweep())]
+    alone = fit_laws(rows, LawsConfig(replicates=100))
+    assert alone.tokens is None and len(figures.save_all(alone, None, tmp_path)) == 3
+    assert figures.isoflop_curves(alone, axes_of()).get_legend() is None
+
+
 def test_the_package_hands_out_its_functions() -> None:
     for name in herd.scaling.__all__:
         assert callable(getattr(herd.scaling, name))

@@ -62,7 +62,8 @@ def isoflop_curves(laws: Laws, axes: Axes) -> Axes:
         note += "   ○ × not used"
     if refused:
         note += "   dotted: no optimum"
-    legend(axes, title="FLOPs", ncols=2 if len(palette) > 5 else 1, loc="upper right")
+    if len(palette) <= 16:  # a set without budgets has a "curve" per run
+        legend(axes, title="FLOPs", ncols=2 if len(palette) > 5 else 1, loc="upper right")
     axes.text(0.0, 1.0, note, transform=axes.transAxes, fontsize=8.5, color="#555555", va="bottom")
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=20)
     log_ticks(axes)
@@ -99,6 +100,10 @@ def tokens_law(laws: Laws, axes: Axes, forecast: Forecast | None = None) -> Axes
         if curve.status != "ok":  # a budget without an optimum stays visible
             label = "budget without optimum" if curve is next(c for c in laws.curves if c.status != "ok") else None
             axes.plot(curve.budget, 0.03, "x", ms=6, color="#999999", transform=axes.get_xaxis_transform(), label=label)
+    if not len(c):
+        rows = usable(laws.records)
+        label = "runs: no budget has an optimum"
+        axes.plot([r.flops for r in rows], [r.tokens for r in rows], "o", ms=3, color="#bbbbbb", label=label)
     law = laws.tokens
     title = "Compute-optimal tokens"
     if law is not None:

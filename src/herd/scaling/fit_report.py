@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console
@@ -88,7 +89,7 @@ def law_lines(fit: Mapping[str, Any]) -> list[str]:
             f"{fit['tokens_law']['method']}, {fit['tokens_law']['status']})"
         )
     else:
-        lines.append(f"[bold]tokens[/]     no law: {plain(reasons.get('tokens', ''))}")
+        lines.append(f"[bold]tokens[/]     no law: {plain(shorten(reasons.get('tokens', ''), 240))}")
     jackknife = fit["jackknife"]
     if jackknife["status"] == "ok":
         low, high = (pick(jackknife["left_out"], key=lambda one: one["exponent"]) for pick in (min, max))
@@ -104,7 +105,7 @@ def law_lines(fit: Mapping[str, Any]) -> list[str]:
             f"  ({law['points']} optima, {law['status']})"
         )
     elif "frontier" in reasons:
-        lines.append(f"[bold]loss[/]       no law along the optima: {plain(reasons['frontier'])}")
+        lines.append(f"[bold]loss[/]       no law along the optima: {plain(shorten(reasons['frontier'], 240))}")
     lines += _surface_lines(fit.get("surface"), reasons, level)
     return lines
 
