@@ -110,7 +110,7 @@ _TELLING: tuple[dict[str, frozenset[str]], ...] = tuple(
     )
 )
 _WORDS = re.compile(r"[^\W\d_][\w\u0900-\u0963]*")  # with the vowel signs of Devanagari, which are no \w
-_ADDRESSES = re.compile(r"\b(?:https?://|www\.)\S+|\S+@\S+\.\S+")
+_ADDRESSES = re.compile(r"\b(?:https?://|www\.)\S+|(?<!\S)\S[^\s@]*+@\S[^\s.]*+\.\S+")
 
 # ISO 639-1 -> ISO 639-3 of every language that is claimed and has a two-letter code.
 _ISO_639_3 = dict(

@@ -13,7 +13,7 @@ import numpy as np
 UNSPACED = frozenset({"th", "zh", "ja", "lo", "km", "my"})
 
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff]")
-_TRAILING = re.compile(r"[ \t]+(?=\n|$)")
+_TRAILING = re.compile(r"[ \t](?<![ \t]{2})[ \t]*+(?=\n|$)")  # tried once a run: linear also in a million spaces
 _BLANK_LINES = re.compile(r"\n{3,}")
 _PLAIN_WORD = re.compile(r"\w+")
 _MARKED_SCRIPTS = re.compile("[\u0300-\u036f\u0483-\u1dff]")  # combining marks and the scripts that need them

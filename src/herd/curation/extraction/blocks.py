@@ -15,7 +15,7 @@ from herd.curation.text import word_set
 _TAG = re.compile(r"<([^>]*)>")  # the parser writes ">" in an attribute as "&gt;"
 _HEAD = re.compile(r"(/?)([^\s>/!]+)(.*)", re.DOTALL)
 _CLOSING, _BLOCK, _BREAK, _LINK, _MARK = 1, 2, 4, 8, 16  # what a tag does
-_BLOCKS = word_set(
+BLOCKS = word_set(
     "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption figure "
     "footer form h1 "
     "h2 h3 h4 h5 h6 header hgroup html legend li listing main menu nav noscript ol optgroup option p pre search section select "
@@ -30,7 +30,7 @@ _LINE_NUMBERS = re.compile(
 _CODE = re.compile(r"<(/?)(pre|listing|textarea|code)(?=[\s>])[^>]*>")
 _ANY_TAG = re.compile(r"<[^>]*>")
 # Cells that hold a line of code as it is written, one a row.
-_CODE_CELL = re.compile(r"<td\s[^>]*\bclass=\"[^\">]*\b(?:blob-code|hljs-ln-code|js-file-line)\b[^>]*>(.*?)</td>", re.DOTALL)
+_CODE_CELL = re.compile(r"<td\s[^<>]*\bclass=\"[^\"<>]*\b(?:blob-code|hljs-ln-code|js-file-line)\b[^<>]*>(.*?)</td>", re.DOTALL)
 CODE_LINES = 3  # of text in a <code>, from which on its line ends are meant
 _LINE = re.compile(r"\bclass=\"(?:[\w-]+ )*(?:code-|token-|view-)?line(?= |\")")  # a line of code, also without a line end
 CELL_CHARACTERS = 400  # a table's row is one line while no cell is longer than this,
@@ -99,7 +99,8 @@ def split_blocks(html: str, markdown: bool = False) -> tuple[list[Block], Elemen
     tags: dict[str, tuple[int, str, str]] = {}  # as it stands in the page -> read; most come many times
 
     if "blob-code" in html or "hljs-ln-code" in html or "js-file-line" in html:
-        html = _CODE_CELL.sub(r"<td><pre>\1</pre></td>", html)
+        end = html.rfind("</td>") + 5  # behind it no cell can end
+        html = _CODE_CELL.sub(r"<td><pre>\1</pre></td>", html[:end]) + html[end:] if end >= 5 else html
     pieces = _TAG.split(_lift_code(html) if "<code" in html else html)
     pieces.append("")
     for text, head in zip(pieces[::2], pieces[1::2], strict=True):
@@ -214,7 +215,7 @@ def _read_tag(head: str) -> tuple[int, str, str]:
         return 0, "", ""
     closing, tag, attributes = found.groups()
     kind = _CLOSING if closing else 0
-    if tag in _BLOCKS:
+    if tag in BLOCKS:
         kind |= _BLOCK
     elif tag in ("br", "hr", "img"):
         kind = _BREAK if not closing else kind

@@ -23,6 +23,8 @@ _REMOVED = word_set(
 _ASKED = _REMOVED | {"math"}  # names whose absence from a page spares work
 _REMOVED_ROLES = word_set("navigation banner contentinfo search complementary dialog")
 _SILENT = re.compile(r"<(?:!--|(script|style|svg)(?=[\s/>]))", re.IGNORECASE)  # what holds no text, or text of another kind
+# Whatever the case, as the parser reads them: the nearest end counts. A comment has no name.
+_ENDS = {"": re.compile("--(?=>)")} | {name: re.compile(f"</{name}", re.IGNORECASE) for name in ("script", "style", "svg")}
 _TEX = re.compile(r"<script[^>]{0,200}type\s*=\s*[\"']?math/", re.IGNORECASE)
 _STRUCTURED = 0.95  # least probability of formulas and code when structure is kept
 _CODE = 0.8  # least probability of a listing otherwise: it looks like no prose
@@ -73,20 +75,15 @@ def without_scripts(html: str) -> str:
         position = found.end()
         if name in endless or (name == "script" and _TEX.match(html, found.start())):
             continue
-        end = _end_of(html, name, position) if name else html.find("-->", position)
-        if end < 0:
+        ending = _ENDS[name].search(html, position)
+        if ending is None:
             endless.add(name)
             continue
         out.append(html[start : found.start()])
-        closed = html.find(">", end)
+        closed = html.find(">", ending.end())
         start = position = closed + 1 if closed >= 0 else len(html)
     out.append(html[start:])
     return "".join(out)
-
-
-def _end_of(html: str, name: str, position: int) -> int:
-    found = html.find(f"</{name}", position)
-    return found if found >= 0 else html.find(f"</{name.upper()}", position)
 
 
 def read_blocks(html: str, markdown: bool = False, names: frozenset[str] = _ASKED) -> tuple[list[Block], Elements]:

@@ -4,10 +4,13 @@ import html
 import re
 from typing import Any
 
-_SOURCE = re.compile(r'<annotation[^>]*encoding="application/x-tex[^"]*"[^>]*>(.*?)</annotation>', re.DOTALL | re.IGNORECASE)
+_SOURCE = re.compile(
+    r'<annotation[^<>]*encoding="application/x-tex[^"]*"[^<>]*>(.*?)</annotation(?:-xml)?>', re.DOTALL | re.IGNORECASE
+)
+_ANNOTATION_END = re.compile(r"</annotation(?:-xml)?>", re.IGNORECASE)
 _ANNOTATION = re.compile(r"<annotation(-xml)?\b.*?</annotation(-xml)?>", re.DOTALL | re.IGNORECASE)
-_STYLED = re.compile(r"^\{\\(?:displaystyle|textstyle)\s*(.*)\}$", re.DOTALL)
-_PIECE = re.compile(r"<(/?)([a-z0-9]+)[^>]*>|([^<]+)", re.IGNORECASE)
+_STYLED = re.compile(r"^\{\\(?:displaystyle|textstyle)\s*+(.*)\}$", re.DOTALL)
+_PIECE = re.compile(r"<(/?)([a-z0-9]++)[^>]*+>|([^<]+)", re.IGNORECASE)
 _MARKS = re.compile(r"[\\^_=${}]")
 _ALTERNATIVE, _CLASSES = re.compile(r'\salt="([^"]+)"'), re.compile(r'\sclass="([^"]+)"')
 _CLASS = re.compile(r"\b(?:math|tex|latex|equation|formula|katex|mwe)", re.IGNORECASE)
@@ -90,23 +93,26 @@ def picture(attributes: str) -> str:
 
 def mathml(source: str, alternative: str = "") -> str:
     """TeX of one `<math>` element: its annotation, else its alternative text, else written from its structure."""
-    found = _SOURCE.search(source)
+    # Behind the last end nothing is looked for: an element that none follows would be searched to the end of the page.
+    end = max((found.end() for found in _ANNOTATION_END.finditer(source)), default=0)
+    found = _SOURCE.search(source, 0, end)
     text = html.unescape(found.group(1)).strip() if found else alternative.strip()
     if text:
         styled = _STYLED.match(text)
         return styled.group(1).strip() if styled else text
-    return _linear(_ANNOTATION.sub("", source))
+    return _linear(_ANNOTATION.sub("", source[:end]) + source[end:])
 
 
 def _linear(source: str) -> str:
     """MathML without a source, written in a line: fractions, roots, sub- and superscripts as TeX, the rest as it reads."""
     stack: list[tuple[str, list[str]]] = [("", [])]
-    for closing, tag, text in _PIECE.findall(source):
+    end = source.rfind(">") + 1
+    for closing, tag, text in (*_PIECE.findall(source, 0, end), ("", "", source[end:].partition("<")[0])):
         if text:
             text = " ".join(html.unescape(text).split()).strip("\u2061\u2062\u2063\u2064")
             if text:
                 stack[-1][1].append(text)
-        elif not closing:
+        elif tag and not closing:
             stack.append((tag.lower(), []))
         elif len(stack) > 1 and stack[-1][0] == tag.lower():
             name, parts = stack.pop()

@@ -2,10 +2,12 @@
 
 import itertools
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
+from herd.curation.extraction.blocks import BLOCKS
 from herd.curation.text import word_set
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE)
@@ -21,6 +23,9 @@ _TAG = re.compile(r"</?[a-zA-Z][^ \n\t\r\f/>]*+")
 _FORMATTING = frozenset(
     f"<{name}" for name in word_set("a b big code em font i nobr s small strike strong tt u")
 )  # reopened in every block until they are closed
+# Steps that a tag costs behind the parser, in units of Cost.work: every one is cut out and read; one of a block also is an
+# element that is measured (about 25 and 2 microseconds where a step of the parser takes a tenth of one).
+_STEPS, _BLOCK_STEPS = 15, 200
 LONG = 4000  # characters; a shorter tag holds too few attributes to matter
 _LONG_TAG = re.compile(rf"<[a-zA-Z][^<>]{{{LONG},}}+")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
@@ -72,7 +77,7 @@ class Cost:
     """What parsing a page would take, from its tags alone."""
 
     depth: int  # elements open at a time, upper estimate
-    work: int  # steps on the stack of open elements
+    work: int  # steps on the stack of open elements, and those of reading what the parser made of it
     unclosed: int = 0  # elements that need an end tag and still have none at the end of the page
     names: frozenset[str] = frozenset()  # of the page's tags, in lower case; maybe more, never less
 
@@ -82,7 +87,7 @@ def cost(html: str, max_depth: int, max_work: int) -> Cost:
 
     An end tag counts only where an element of its name is open, since the parser ignores all others: pages that pair every
     start tag with a wrong end tag are as deep as those without. Each tag may walk the whole stack; an element with n
-    attributes takes n^2 / 2 comparisons.
+    attributes takes n^2 / 2 comparisons. A million short paragraphs are no work for the parser, but for the extraction.
     """
     work = 0
     for found in _LONG_TAG.finditer(html) if _has_long_tag(html) else ():
@@ -90,7 +95,10 @@ def cost(html: str, max_depth: int, max_work: int) -> Cost:
     if work > max_work:
         return Cost(0, work)
     tags = _TAG.findall(html)
-    spellings = {tag: tag.lower() for tag in set(tags)}
+    times = Counter(tags)
+    spellings = {tag: tag.lower() for tag in times}
+    blocks = sum(count for tag, count in times.items() if spellings[tag][1:] in BLOCKS)
+    work += _STEPS * len(tags) + _BLOCK_STEPS * blocks
     counted = {tag: name for tag, name in spellings.items() if name not in _FLAT_TAGS}
     names = frozenset(name.lstrip("</") for name in spellings.values())
     if not counted:

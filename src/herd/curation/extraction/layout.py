@@ -1,6 +1,5 @@
 """Kept blocks -> text: blank lines around paragraphs, one line for an item or a table's row, code as it stands."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,7 +7,6 @@ from herd.curation.extraction.blocks import Block, Elements
 from herd.curation.text import word_set
 
 _SPACED = word_set("p h1 h2 h3 h4 h5 h6 pre table ul ol dl blockquote section article figure")  # a blank line around
-_AROUND_BREAK = re.compile(r" *\n *")
 
 
 def write(blocks: list[Block], elements: Elements, markdown: bool) -> str:
@@ -22,7 +20,7 @@ def write(blocks: list[Block], elements: Elements, markdown: bool) -> str:
     for block in _whole_listings(blocks, elements):
         text = block.text.strip("\n") if block.pre else block.text
         if not block.pre and "\n" in text:
-            text = _AROUND_BREAK.sub("\n", text)
+            text = "\n".join(line.strip(" ") for line in text.split("\n"))
         if markdown:
             text = _mark(text, block, elements, counters)
         if out:
