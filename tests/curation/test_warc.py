@@ -144,14 +144,13 @@ def test_bodies_that_are_not_whole_are_named(tmp_path, body, http, rule):
     assert body_of(tmp_path, body, http, max_record_bytes=1_000_000) == ([], [rule])
 
 
-def test_the_header_names_the_encoding_of_a_page_that_is_not_utf8(tmp_path):
-    def content(body: bytes, charset: str):
-        return read(tmp_path, response("http://a", body, http=f"Content-Type: text/html; charset={charset}\r\n"))[0][0].content
+def test_the_header_names_the_encoding_of_a_page(tmp_path):
+    def charset(declared: str) -> str:
+        return read(tmp_path, response("http://a", b"\xff", http=f"Content-Type: text/html; charset={declared}\r\n"))[0][
+            0
+        ].charset
 
-    assert content("Ünïcode".encode("cp1252"), "ISO-8859-1") == "Ünïcode"
-    assert content("жизнь".encode("koi8-r"), '"koi8-r"') == "жизнь"
-    assert content("Ünïcode".encode(), "ISO-8859-1") == "Ünïcode".encode()  # the header is wrong: the bytes are UTF-8
-    assert content(b"\xff\xfe", "no-such-charset") == b"\xff\xfe"
+    assert [charset(c) for c in ("ISO-8859-1", '"koi8-r"', "utf-8; x=y")] == ["iso-8859-1", "koi8-r", "utf-8"]
 
 
 # --- damage ---

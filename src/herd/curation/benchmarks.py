@@ -121,7 +121,7 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
     try:
         for number, line in enumerate(lines(blocks(file), _LONGEST), start=1):
             try:
-                row = json.loads(line) if not isinstance(line, int) else None
+                row = json.loads(line) if isinstance(line, bytes) else None
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):

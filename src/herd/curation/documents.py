@@ -11,7 +11,9 @@ class Record:
     """One raw item as a source delivers it, before any decision."""
 
     url: str  # address, "" when the source has none
-    date: str  # ISO 8601, "" when unknown; the newest of several copies of a URL wins
+    date: (
+        str  # as the source gives it, see :mod:`herd.curation.dates`; "" when unknown; the newest of several copies of a URL wins
+    )
     language: str  # ISO 639-1
     domain: str  # one of DOMAINS
     source: str  # name of the source kind, e.g. "python"
@@ -20,6 +22,7 @@ class Record:
     content: bytes | str  # bytes when the encoding is still to be found out
     file: str = ""  # provenance: the file it was read from, relative to the source's folder
     position: int = 0  # which line, row, record or page of that file, from 1; 0 = the file as a whole
+    charset: str = ""  # of bytes, as the HTTP header declares it
 
     def digest(self) -> str:
         """16 hex digits of SHA-256 over address, date and content: the same record has the same id in every run.

@@ -1,7 +1,7 @@
 """URL de-duplication: one record per address, the newest (paper, section 3.1.1)."""
 
 import hashlib
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, quote_plus, unquote_to_bytes, urlsplit
 
 import numpy as np
 
@@ -14,26 +14,47 @@ _PORTS = {"http": 80, "https": 443}
 def normalise_url(url: str) -> str:
     """One spelling per address: no fragment, tracking parameters, default port, `www.` or final slash; http equals https.
 
-    Host in lower case, parameters sorted, percent-encoding uniform. What cannot be parsed is returned stripped. Idempotent.
+    Host in lower case and ASCII (Punycode), parameters sorted, percent-encoding uniform byte by byte: what is encoded in another
+    way than UTF-8 stays what it is, and an encoded slash is none. What cannot be parsed is returned stripped. Idempotent.
     """
     url = url.strip()
     try:
         parts = urlsplit(url)
-        host, port = (parts.hostname or "").lower().rstrip("."), parts.port
+        host, port = _host(parts.hostname or ""), parts.port
     except ValueError:
         return url
     scheme = parts.scheme.lower()
     if not scheme or not host:
         return url
-    while host.startswith("www."):
-        host = host[4:]
     if port and port != _PORTS.get(scheme):
         host = f"{host}:{port}"
-    pairs = parse_qsl(parts.query, keep_blank_values=True)
-    pairs = [(k, v) for k, v in pairs if not k.lower().startswith("utm_") and k.lower() not in _TRACKING]
-    path = quote(unquote(parts.path, errors="surrogateescape"), safe="/~!$&'()*+,;=:@", errors="surrogateescape").rstrip("/")
-    query = urlencode(sorted(pairs), errors="surrogatepass")
+    path = "/".join(quote(_bytes(part), safe="~!$&'()*+,;=:@") for part in parts.path.split("/")).rstrip("/")
+    pairs = [tuple(map(_bytes, part.replace("+", " ").partition("=")[::2])) for part in parts.query.split("&") if part]
+    names = [(pair, pair[0].decode("latin-1").lower()) for pair in pairs]
+    pairs = sorted(pair for pair, name in names if not name.startswith("utm_") and name not in _TRACKING)
+    query = "&".join(f"{quote_plus(name)}={quote_plus(value)}" for name, value in pairs)
     return f"{'http' if scheme == 'https' else scheme}://{host}{path}{'?' + query if query else ''}"
+
+
+def _host(name: str) -> str:
+    if ":" in name:  # an IPv6 address, which `urlsplit` takes out of its brackets
+        return f"[{name.lower()}]"
+    try:
+        name = name.encode("idna").decode("ascii")
+    except UnicodeError:  # no name of the Internet: as it stands
+        name = name.encode("utf-8", "replace").decode()
+    name = name.lower().rstrip(".")
+    while name.startswith("www."):
+        name = name[4:]
+    return name
+
+
+def _bytes(part: str) -> bytes:
+    """The bytes that a part of an address stands for, percent-encoding undone; lone surrogates are bytes that were no UTF-8."""
+    try:
+        return unquote_to_bytes(part.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return unquote_to_bytes(part.encode("utf-8", "surrogatepass"))
 
 
 def url_hash(url: str) -> int:

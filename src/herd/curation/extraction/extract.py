@@ -8,9 +8,10 @@ import numpy as np
 
 from herd.curation.extraction.blocks import Block, Elements, split_blocks
 from herd.curation.extraction.config import ExtractionConfig
+from herd.curation.extraction.encoding import Refusal, decode
 from herd.curation.extraction.evidence import collect, page_kind
 from herd.curation.extraction.formulas import write_formulas
-from herd.curation.extraction.guards import Refusal, cost, decode
+from herd.curation.extraction.guards import cost
 from herd.curation.extraction.layout import write
 from herd.curation.extraction.score import best_cut, log_odds
 from herd.curation.text import tidy, word_set
@@ -32,12 +33,12 @@ _CLOSED = re.compile(r"</(?:html|body)", re.IGNORECASE)
 _OPENED = re.compile(r"<(?:html|body)", re.IGNORECASE)
 
 
-def extract_html(raw: bytes | str, config: ExtractionConfig) -> str | Refusal:
-    """Main text of one page, or the reason why there is none."""
+def extract_html(raw: bytes | str, config: ExtractionConfig, charset: str = "") -> str | Refusal:
+    """Main text of one page, or the reason why there is none; ``charset`` is what its HTTP header declares."""
     if len(raw) > config.max_bytes:
         return Refusal("page_too_large", "longer than extraction.max_bytes", float(len(raw)), float(config.max_bytes))
     if isinstance(raw, bytes):
-        text = decode(raw, config.max_replaced)
+        text = decode(raw, config.max_replaced, charset=charset)
         if isinstance(text, Refusal):
             return text
     else:

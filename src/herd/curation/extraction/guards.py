@@ -10,8 +10,6 @@ import numpy as np
 from herd.curation.extraction.blocks import BLOCKS
 from herd.curation.text import word_set
 
-_CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.IGNORECASE)
-_BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 # Elements that never stay open (void) or that the next one of their kind closes are left out: they cannot nest by themselves.
 _FLAT = word_set(
     "area base br col embed hr img input link meta source track wbr p li td th tr dt dd option optgroup thead tbody "
@@ -29,47 +27,6 @@ _STEPS, _BLOCK_STEPS = 15, 200
 LONG = 4000  # characters; a shorter tag holds too few attributes to matter
 _LONG_TAG = re.compile(rf"<[a-zA-Z][^<>]{{{LONG},}}+")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a page gives no text."""
-
-    rule: str
-    detail: str
-    score: float | None = None
-    threshold: float | None = None
-
-
-def decode(raw: bytes, max_replaced: float, declared: bool = True) -> str | Refusal:
-    """Bytes -> text: byte-order mark, then UTF-8, then the page's declared charset, then Windows-1252.
-
-    Args:
-        raw: the content.
-        max_replaced: share of characters that may be undecodable.
-        declared: look for a `<meta charset>`; without it only UTF-8 counts.
-    """
-    for mark, encoding in _BOMS:
-        if raw.startswith(mark):
-            text = raw[len(mark) :].decode(encoding, "replace")
-            break
-    else:
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            text = raw.decode("utf-8", "replace")
-        found = _CHARSET.search(raw[:4096]) if declared else None
-        name = found.group(1).decode("ascii", "replace").lower() if found else ""
-        if declared and name not in ("utf-8", "utf8"):
-            name = "cp1252" if name in ("", "iso-8859-1", "latin1", "latin-1", "ascii", "us-ascii") else name
-            try:
-                text = raw.decode(name, "replace")
-            except (LookupError, UnicodeError):  # unknown, or no encoding of text ("hex", "idna")
-                return Refusal("unknown_encoding", f"the page declares the unknown encoding '{name[:40]}'")
-    share = text.count("\ufffd") / max(len(text), 1)
-    if share > max_replaced:
-        return Refusal("undecodable", "not valid text in its encoding", share, max_replaced)
-    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from herd.curation.blocklists import BlockLists, load_blocklists
 from herd.curation.config import CurateConfig, ExtractionConfig
+from herd.curation.dates import canonical
 from herd.curation.documents import RawEntry, Record
 from herd.curation.entries import documented
 from herd.curation.extraction import Refusal, decode, extract_html
@@ -40,6 +41,7 @@ class Prepared:
     text: str = ""
     language: str = ""
     domain: str = ""
+    date: str = ""  # in UTC and in one form; "" = unknown
     refused: bool = False
     decisions: list[dict[str, Any]] = field(default_factory=list)  # ledger rows without id, url and lines
 
@@ -53,7 +55,10 @@ class Prepared:
 
 def prepare(record: Record, config: CurateConfig, blocked: BlockLists) -> Prepared:
     """Raw record -> its text in its language without personal data, or the reason why there is none."""
-    found = Prepared(language=record.language, domain=record.domain)
+    found = Prepared(language=record.language, domain=record.domain, date=canonical(record.date))
+    if record.date.strip() and not found.date:
+        written = record.date[:40].encode("utf-8", "replace").decode()
+        found.decide("edited", "unknown_date", detail=f"'{written}' is no date: it is older than every other")
     if (listed := blocked.find(record.url)) is not None:
         found.decide("dropped", f"blocked_{listed.kind}", "url", detail=f"listed as {listed.entry}")
         return found
@@ -95,12 +100,12 @@ def _identify(found: Prepared, record: Record, config: CurateConfig) -> None:
 
 def _text(record: Record, config: ExtractionConfig) -> str | Refusal:
     if record.media == "html":
-        return extract_html(record.content, config)
+        return extract_html(record.content, config, record.charset)
     if len(record.content) > 4 * config.max_characters:  # at most four bytes a character: refused before it is decoded
         limit = 4.0 * config.max_characters
         return Refusal("text_too_long", "longer than extraction.max_characters allows", float(len(record.content)), limit)
     content = record.content
-    text = decode(content, config.max_replaced, declared=False) if isinstance(content, bytes) else content
+    text = decode(content, config.max_replaced, declared=False, charset=record.charset) if isinstance(content, bytes) else content
     if isinstance(text, Refusal):
         return text
     text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates, as JSON escapes can hold, become "?"
@@ -221,13 +226,14 @@ class _Chunks:
         self._characters = 0
 
     def add(self, record: Record, prepared: Prepared) -> None:
-        row = {name: getattr(record, name) for name in ("url", "date", "source", "group", "media", "file", "position")}
+        row = {name: getattr(record, name) for name in ("url", "source", "group", "media", "file", "position")}
         # Lone surrogates cannot be stored.
         row = {name: v.encode("utf-8", "replace").decode() if isinstance(v, str) else v for name, v in row.items()}
         row |= {"digest": int(record.digest(), 16), "ordinal": self._ordinal, "refused": prepared.refused, "text": prepared.text}
         row |= {
             "language": prepared.language,
             "domain": prepared.domain,
+            "date": prepared.date,
             "url_hash": url_hash(record.url),
             "characters": len(prepared.text),
         }

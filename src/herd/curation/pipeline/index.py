@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from herd.curation.dates import microseconds
 from herd.curation.documents import DOMAINS, document_id
 from herd.curation.near_duplicates import Duplicates, find_duplicates
 from herd.curation.pipeline.extract import partition_of
@@ -40,7 +41,7 @@ class _Columns:
     characters: np.ndarray  # int32
     url: np.ndarray  # uint64
     position: np.ndarray  # int64, place in its file
-    date: np.ndarray  # S20: longer dates are compared by their first 20 characters
+    date: np.ndarray  # int64, microseconds since 1970; the smallest number = unknown
     language: np.ndarray  # int32, rank of its name
     domain: np.ndarray  # int8
     file: np.ndarray  # int32, rank of the file's name
@@ -133,7 +134,7 @@ def _load(work: Work, shards: int) -> _Columns:
     kinds = numbers | {
         "shard": np.int32,
         "row": np.int32,
-        "date": "S20",
+        "date": np.int64,
         "domain": np.int8,
         "language": np.int32,
         "file": np.int32,
@@ -151,7 +152,7 @@ def _load(work: Work, shards: int) -> _Columns:
             pieces["shard"].append(np.full(table.num_rows, shard, np.int32))
             for name in numbers:
                 pieces[name].append(table[name].to_numpy().astype(numbers[name]))
-            pieces["date"].append(np.array([d.encode()[:20] for d in table["date"].to_pylist()], "S20"))
+            pieces["date"].append(np.array([microseconds(d) for d in table["date"].to_pylist()], np.int64))
             pieces["domain"].append(np.array([DOMAINS.index(d) for d in table["domain"].to_pylist()], np.int8))
             for name, known in codes.items():
                 values = table[name].to_pylist()

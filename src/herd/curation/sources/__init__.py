@@ -18,6 +18,7 @@ from herd.config.registry import Registry
 from herd.curation.documents import DOMAINS, RawEntry, Record
 from herd.curation.ledger import LedgerRow
 from herd.curation.sources.config import SourceConfig
+from herd.curation.sources.streams import printable
 from herd.runs.atomic import sha256_file
 from herd.runs.progress import progress
 
@@ -117,7 +118,7 @@ def nothing_found(config: SourceConfig, problem: LedgerRow | None) -> UserError:
 def content_hashes(path: Path) -> dict[str, str]:
     """SHA-256 of a file, or of each file of a folder, by relative name; empty when there is none (reading it will say so)."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
-    return {p.relative_to(path).as_posix(): sha256_file(p) for p in files}
+    return {printable(p.relative_to(path).as_posix()): sha256_file(p) for p in files}
 
 
 def file_fingerprint(config: SourceConfig) -> dict[str, Any]:

@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from herd.config.errors import UserError, nearest
+from herd.curation.dates import moment
 from herd.curation.documents import DOMAINS, Record
 from herd.curation.ledger import LedgerRow
 from herd.curation.sources import SOURCES, Context, Found, Shard, Source, file_fingerprint
 from herd.curation.sources.config import SourceConfig
-from herd.curation.sources.streams import Damaged, blocks, input_files, line_ranges, lines, named_or_refused, path_of, printable
+from herd.curation.sources.streams import (
+    Damaged,
+    input_files,
+    line_ranges,
+    lines,
+    named_or_refused,
+    path_of,
+    printable,
+    stretches,
+)
 
 _JSONL = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".jsonl.zst", ".ndjson.zst")
 _PACKED = (".gz", ".zst")
@@ -36,11 +46,14 @@ def jsonl_shards(config: SourceConfig, context: Context) -> list[Shard]:
 
 
 def read_jsonl(shard: Shard, config: SourceConfig, context: Context) -> Iterator[Found]:
-    """A line that is too long, not UTF-8 or not JSON loses that line alone; a damaged archive loses what follows the damage."""
+    """A line that is too long, not UTF-8 or not JSON loses that line alone; damage, what stands before the next gzip member."""
     file, number = printable(shard.name), shard.first - 1
     try:
-        for line in lines(blocks(path_of(shard.name, config), shard.start, shard.stop), config.max_record_bytes):
+        for line in lines(stretches(path_of(shard.name, config), shard.start, shard.stop), config.max_record_bytes):
             number += 1
+            if isinstance(line, Damaged):
+                yield named_or_refused(config, f"{file}:{number}", line)
+                continue
             if isinstance(line, int):
                 detail = f"the line has {line:,} bytes, source.max_record_bytes = {config.max_record_bytes:,}"
                 limit = float(config.max_record_bytes)
@@ -110,7 +123,7 @@ def _opened(path: Path) -> Any:
 
 
 def read_parquet(shard: Shard, config: SourceConfig, context: Context) -> Iterator[Found]:
-    """Rows of some row groups, named columns only; a page that cannot be decoded loses the rest of this part of the file."""
+    """Rows of some row groups, named columns only; a page that cannot be decoded loses the rest of its row group."""
     import pyarrow as pa
 
     file, number = printable(shard.name), shard.first - 1
@@ -121,16 +134,58 @@ def read_parquet(shard: Shard, config: SourceConfig, context: Context) -> Iterat
             groups = range(shard.start, table.num_row_groups if shard.stop < 0 else shard.stop)
             if not table.metadata.num_rows:
                 raise Damaged("empty_file", "the file has no rows")
-            try:
-                # One row group at a time: over several, pyarrow keeps what it has read.
-                for batch in (b for g in groups for b in table.iter_batches(_ROWS, row_groups=[g], columns=columns)):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield found(row, config, file, number)
-            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise Damaged("damaged_file", f"not a whole Parquet file ({str(error).splitlines()[0][:160]})") from error
+            for group in groups:  # one at a time: over several, pyarrow keeps what it has read
+                end = number + table.metadata.row_group(group).num_rows
+                try:
+                    for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns):
+                        for row in _rows(batch):
+                            number += 1
+                            yield found(row, config, file, number)
+                except (pa.ArrowException, OSError) as error:
+                    reason = str(error).splitlines()[0][:160]
+                    problem = Damaged("damaged_file", f"rows {number + 1} to {end} cannot be read ({reason})")
+                    yield named_or_refused(config, f"{file}:{number + 1}", problem)
+                number = end
     except Damaged as problem:
         yield named_or_refused(config, f"{file}:{number + 1}", problem)
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """Rows of a batch as Python values, or why one is none: a value that Python cannot hold loses its own row alone."""
+    columns = [_values(column) for column in batch.columns]
+    for row in zip(*columns, strict=True) if columns else ():
+        bad = next((value for value in row if isinstance(value, _Bad)), None)
+        yield dict(zip(batch.schema.names, row, strict=True)) if bad is None else "not_utf8"
+
+
+class _Bad:
+    """A value that cannot be converted."""
+
+
+def _values(column: Any) -> list[Any]:
+    """One value a row. A moment becomes text: Python's own type knows neither nanoseconds nor years beyond 9999."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return [None if value is None else moment(value, kind.unit) for value in column.cast(pa.int64()).to_pylist()]
+    if pa.types.is_date(kind):
+        unit = "D" if pa.types.is_date32(kind) else "ms"
+        values = column.cast(pa.int32() if unit == "D" else pa.int64()).to_pylist()
+        return [None if value is None else moment(value, unit) for value in values]
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):  # UnicodeDecodeError is a ValueError
+        return [_value(scalar) for scalar in column]
+
+
+def _value(scalar: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, pa.ArrowException):
+        return _Bad()
 
 
 def _columns(config: SourceConfig) -> list[str]:
@@ -139,7 +194,7 @@ def _columns(config: SourceConfig) -> list[str]:
 
 
 _EXPLAINED = {
-    "not_utf8": "the line is not UTF-8",
+    "not_utf8": "the line, or a value of the row, is not UTF-8",
     "not_json": "the line is not JSON (cut off, or not JSON lines)",
     "not_an_object": "the line is JSON, but no object",
     "no_text": "the text column is missing or no string (source.text_column)",
@@ -175,7 +230,7 @@ def _record(row: Mapping[str, Any], config: SourceConfig, file: str, number: int
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column) if column else None
-    if isinstance(value, datetime.date | datetime.datetime):
+    if isinstance(value, datetime.date | datetime.datetime):  # of the hub
         return value.isoformat()
     # Lone surrogates, which JSON escapes can hold, have no place in a file.
     return "" if value is None else str(value).encode("utf-8", "replace").decode("utf-8")

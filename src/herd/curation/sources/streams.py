@@ -11,6 +11,7 @@ from herd.curation.ledger import LedgerRow
 from herd.curation.sources.config import SourceConfig
 
 _BLOCK = 1 << 20  # bytes
+_MEMBER = b"\x1f\x8b\x08"  # how a gzip member begins
 _SMALL_BLOCK = 1 << 16  # bytes; what is lost before the damage of a file that is unpacked by others
 
 
@@ -71,14 +72,26 @@ def named_or_refused(config: SourceConfig, where: str, problem: Damaged) -> Ledg
 
 
 def blocks(path: Path, start: int = 0, stop: int = -1) -> Iterator[bytes]:
-    """Content in blocks of a megabyte, unpacked when the name ends in `.gz` or `.zst`.
+    """Content in blocks of a megabyte, unpacked when the name ends in `.gz` or `.zst`; see :func:`stretches`.
+
+    Raises:
+        Damaged: unreadable, empty, or a broken archive; what stands before the damage has been handed out.
+    """
+    for block in stretches(path, start, stop):
+        if isinstance(block, Damaged):
+            raise block
+        yield block
+
+
+def stretches(path: Path, start: int = 0, stop: int = -1) -> Iterator[bytes | Damaged]:
+    """Blocks of the content, and each damage that reading goes on behind: of a gzip file, at the next member.
 
     Args:
         path: the file.
         start, stop: range of bytes of a file that is not packed; -1 = to its end.
 
     Raises:
-        Damaged: unreadable, empty, or a broken archive; what stands before the damage has been handed out.
+        Damaged: unreadable, empty, or a broken archive of another kind.
     """
     try:
         if not path.stat().st_size:
@@ -94,14 +107,39 @@ def blocks(path: Path, start: int = 0, stop: int = -1) -> Iterator[bytes]:
                 while left > 0 and (block := raw.read(min(_BLOCK, left))):
                     left -= len(block)
                     yield block
-    except zlib.error as error:
-        raise Damaged("damaged_file", f"the archive is truncated or damaged ({error})") from error
     except OSError as error:
         raise Damaged("unreadable_file", f"it cannot be read ({error.strerror or error})") from error
 
 
-def _gzip(raw: BinaryIO) -> Iterator[bytes]:
+def _gzip(raw: BinaryIO) -> Iterator[bytes | Damaged]:
     """One member after the other. Not Python's `gzip`, which keeps to itself what it had unpacked when it meets the damage."""
+    start: int | None = 0
+    while start is not None:
+        begun = start  # of the member that is read
+        try:
+            for part in _members(raw, start):
+                if isinstance(part, int):
+                    begun = part
+                else:
+                    yield part
+            return
+        except zlib.error as error:
+            problem = Damaged("damaged_file", f"the archive is truncated or damaged ({error})")
+        except EOFError:
+            problem = Damaged("truncated_file", "the archive is truncated: it ends in the middle")
+        yield problem
+        start = _next_member(raw, begun + 1)
+
+
+def _members(raw: BinaryIO, start: int) -> Iterator[bytes | int]:
+    """Content of the gzip members from byte ``start`` on, before that of each where it begins.
+
+    Raises:
+        zlib.error: damaged.
+        EOFError: the last one is cut off.
+    """
+    raw.seek(start)
+    yield start
     unpacker = zlib.decompressobj(31)
     while packed := raw.read(_BLOCK):
         while packed:
@@ -109,6 +147,7 @@ def _gzip(raw: BinaryIO) -> Iterator[bytes]:
                 packed = packed.lstrip(b"\0")
                 if not packed:  # padding
                     break
+                yield raw.tell() - len(packed)
                 unpacker = zlib.decompressobj(31)
             if part := unpacker.decompress(packed, _BLOCK):
                 yield part
@@ -116,7 +155,24 @@ def _gzip(raw: BinaryIO) -> Iterator[bytes]:
     while part := unpacker.decompress(b"", _BLOCK):
         yield part
     if not unpacker.eof:
-        raise Damaged("truncated_file", "the archive is truncated: it ends in the middle")
+        raise EOFError
+
+
+def _next_member(raw: BinaryIO, start: int) -> int | None:
+    """Where a gzip member begins at or after ``start``: its mark, and behind it what unpacks."""
+    raw.seek(start)
+    window = raw.read(_BLOCK)
+    while window:
+        more = raw.read(_BLOCK)
+        joined, at = window + more, -1
+        while 0 <= (at := joined.find(_MEMBER, at + 1)) < len(window):
+            try:
+                if zlib.decompressobj(31).decompress(joined[at : at + _SMALL_BLOCK], _SMALL_BLOCK):
+                    return start + at
+            except zlib.error:
+                continue
+        start, window = start + len(window), more
+    return None
 
 
 def _zstd(path: Path) -> Iterator[bytes]:
@@ -131,11 +187,18 @@ def _zstd(path: Path) -> Iterator[bytes]:
         raise Damaged("truncated_file", f"the archive is truncated or damaged ({reason})") from error
 
 
-def lines(content: Iterator[bytes], most: int) -> Iterator[bytes | int]:
-    """Lines without their line feed; of one longer than ``most`` bytes, which is never held, its length."""
+def lines(content: Iterator[bytes | Damaged], most: int) -> Iterator[bytes | int | Damaged]:
+    """Lines without their line feed; of one longer than ``most`` bytes, which is never held, its length.
+
+    A damage stands for the line that it broke off, of which nothing is given.
+    """
     pending: list[bytes] = []
     size = 0
     for block in content:
+        if isinstance(block, Damaged):
+            yield block
+            pending, size = [], 0
+            continue
         *whole, rest = block.split(b"\n")
         if whole:
             size += len(whole[0])

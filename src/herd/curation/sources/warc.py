@@ -1,5 +1,6 @@
 """Source `warc`: web archives, plain or gzip: whole HTTP responses with status 200, and text derived from pages (WET)."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ _SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
 _KINDS = frozenset({"response", "resource", "conversion"})  # requests, metadata and revisits carry no page of their own
 _HTML = ("text/html", "application/xhtml+xml")
 _TEXT = ("text/plain", "text/markdown")
+_CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s"';,]{1,40})""", re.IGNORECASE)
 
 
 def warc_shards(config: SourceConfig, context: Context) -> list[Shard]:
@@ -79,8 +81,8 @@ def _page(item: WarcItem, config: SourceConfig, file: str) -> Found:
             rule, detail = problem.rule, problem.detail
     if rule:
         return LedgerRow(f"{file}@{item.offset}", "collect", "dropped", rule, score, detail=f"{url}: {detail}")
-    content = _text(body, declared)
-    return Record(url, date, config.language, config.domain, "warc", "", media, content, file, item.offset + 1)
+    charset, position = _charset(declared), item.offset + 1
+    return Record(url, date, config.language, config.domain, "warc", "", media, body, file, position, charset)
 
 
 def _media(declared: str, body: bytes) -> str:
@@ -91,20 +93,10 @@ def _media(declared: str, body: bytes) -> str:
     return "text" if kind in _TEXT else ""
 
 
-def _text(body: bytes, declared: str) -> bytes | str:
-    """Decoded when the response's header names the encoding and it is not UTF-8; a page may still name its own."""
-    charset = declared.lower().rpartition("charset=")[2].strip(" \"'").split(";")[0] if "charset=" in declared.lower() else ""
-    charset = "cp1252" if charset in ("iso-8859-1", "latin1", "us-ascii", "ascii") else charset  # as browsers do
-    if charset in ("", "utf-8", "utf8"):
-        return body
-    try:
-        body.decode("utf-8")
-        return body
-    except UnicodeDecodeError:
-        try:
-            return body.decode(charset)
-        except (LookupError, ValueError):
-            return body
+def _charset(declared: str) -> str:
+    """The encoding that a `Content-Type` names, "" for none."""
+    found = _CHARSET.search(declared)
+    return found.group(1).lower() if found else ""
 
 
 SOURCES.register("warc")(Source(warc_shards, read_warc, file_fingerprint))

@@ -75,8 +75,9 @@ def records(path: Path, kinds: frozenset[str], most: int) -> Iterator[WarcItem |
                     broken = found
         except OSError as error:
             placed = count == 0
-            detail = f"no record can be read {'here' if placed else 'after this one'} ({error})"
-            broken = Broken(last, "damaged_record", detail[:200])
+            if placed or not _padded(path, offset, last, packed):
+                detail = f"no record can be read {'here' if placed else 'after this one'} ({error})"
+                broken = Broken(last, "damaged_record", detail[:200])
         if broken is None and not _file_ends(path, last, packed):
             broken = Broken(last, "truncated_record", "the file ends within a record, or its length leads past others")
         if broken is not None and held is not None and not _whole(path, held.offset, packed):
@@ -182,15 +183,30 @@ def _file_ends(path: Path, offset: int, packed: bool) -> bool:
     """Whether the file ends with the record at ``offset``, where reading stopped without a word; zeros after it are padding."""
     if not packed:
         return _whole(path, offset, packed)
+    zeros = _zeros_behind(path, offset)
+    if zeros is not None:
+        return zeros >= 0
+    with path.open("rb") as raw:
+        raw.seek(offset)
+        # A record within a member with others has no member of its own: FastWARC has unpacked and checked all of it.
+        return raw.read(3) != _MAGIC
+
+
+def _padded(path: Path, first: int, last: int, packed: bool) -> bool:
+    """Whether it was only padding that FastWARC could not read, behind a whole last record or the member that holds all."""
+    own = packed and _whole(path, last, packed) and (_zeros_behind(path, last) or 0) > 0
+    return own or (packed and first != last and (_zeros_behind(path, first) or 0) > 0)
+
+
+def _zeros_behind(path: Path, offset: int) -> int | None:
+    """How many zeros end the file behind the gzip member at ``offset``; -1 if anything else does, None without a whole member."""
     end = _member_ends(path, offset)
     if end is None:
-        with path.open("rb") as raw:
-            raw.seek(offset)
-            # A record within a member with others has no member of its own: FastWARC has unpacked and checked all of it.
-            return raw.read(3) != _MAGIC
+        return None
     with path.open("rb") as raw:
         raw.seek(end)
-        return not any(block.strip(b"\0") for block in iter(lambda: raw.read(_BLOCK), b""))
+        clean = not any(block.strip(b"\0") for block in iter(lambda: raw.read(_BLOCK), b""))
+        return raw.tell() - end if clean else -1
 
 
 def _member_ends(path: Path, offset: int) -> int | None:
