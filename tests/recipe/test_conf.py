@@ -15,12 +15,14 @@ from herd.recipe.job import make_job
 from herd.scaling.plan import plan_cells
 from herd.training.curriculum import Curriculum
 
+# What only the user can say.
+NEEDED = {"mix-fit": ["table=mixes.csv"], "scaling-next": ["budget=1e12"]}
 RECIPES = sorted(path.stem for path in (conf_root() / "recipe").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_composes_and_lists_every_key(command: str) -> None:
-    composed = compose(command)
+    composed = compose(command, NEEDED.get(command, ()))
     job = make_job(command, composed)
     listed = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(listed, dict)
@@ -45,7 +47,7 @@ def _options() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("command", "group", "option"), _options())
 def test_every_group_option_composes(command: str, group: str, option: str) -> None:
-    composed = compose(command, [f"{group}={option}"])
+    composed = compose(command, [f"{group}={option}", *NEEDED.get(command, ())])
     for key in OmegaConf.missing_keys(composed):  # what only the user can say, as source.path
         OmegaConf.update(composed, key, "somewhere")
     if command == "recipe":
@@ -57,7 +59,8 @@ def test_every_group_option_composes(command: str, group: str, option: str) -> N
 @pytest.mark.parametrize("path", sorted((data_root() / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_sweep_composes(path: Path) -> None:
     command = OmegaConf.load(path).get("herd_command", "pretrain")
-    make_job(command, compose(command, [f"+sweeps={path.stem}"]))
+    # A multirun names its jobs' folders, by their number for example.
+    make_job(command, compose(command, [f"+sweeps={path.stem}", "run.node=job"]))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
