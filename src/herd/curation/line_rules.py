@@ -15,7 +15,7 @@ import numpy as np
 from herd.config.errors import UserError
 from herd.curation.documents import DOMAINS
 from herd.curation.measures import count_sentences
-from herd.curation.text import UNSPACED, ngram_hashes, tidy, tokenise, words
+from herd.curation.text import UNSPACED, ngram_hashes, run_length, tidy, tokenise, words
 
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _LONG_WORD = 1_000  # characters
@@ -179,7 +179,7 @@ def covered_lines(text: str, language: str, config: CoverageConfig) -> list[tupl
     document holds it at least ``copies`` times. Each word counts once; a line shorter than ``min_words`` words stays. The
     first occurrences go as well, as in line de-duplication.
     """
-    size = config.ngram_words * 3 if language in UNSPACED else config.ngram_words
+    size = run_length(config.ngram_words, language)
     tokens = tokenise(text, language)
     if len(tokens) < size + config.copies - 1:
         return []

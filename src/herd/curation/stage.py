@@ -229,7 +229,7 @@ def fingerprint(config: CurateConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="curate",
-    version=2,
+    version=3,
     config=CurateConfig,
     run=run,
     fingerprint=fingerprint,
