@@ -132,7 +132,8 @@ def test_a_page_that_says_everything_twice_is_dropped_in_any_script():
 def test_every_language_of_a_real_text_passes_every_preset(reference_data, configure):
     """The Universal Declaration of Human Rights in 39 languages, whole and in pieces of 2,000 characters: none lost by its script."""
     rules = {name: preset(name) for name in PRESETS}
-    assert all(own.multilingual == rules["laptop"].multilingual for own in rules.values())
+    for own in rules.values():
+        assert own.multilingual | {"max_kl_excess": 3.5} == rules["laptop"].multilingual
     pages = sorted((reference_data / "languages" / "udhr").glob("*.html"))
     assert len(pages) >= 39
     lost = {}
