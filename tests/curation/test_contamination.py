@@ -317,7 +317,7 @@ def test_half_a_surrogate_pair_is_no_id(tmp_path):
     with pytest.raises(UserError, match=r"a\.jsonl:1: id '\\ud800' holds half a surrogate pair"):
         read_examples(BenchmarkConfig("x", str(tmp_path / "a.jsonl"), fields=["q"], id_field="id"))
     (tmp_path / "s.jsonl").write_text('{"task": "x", "model": "\\ud800", "id": "1", "score": 1}\n', encoding="utf-8")
-    with pytest.raises(UserError, match="model .* holds half"):
+    with pytest.raises(UserError, match=r"model .* holds half"):
         read_scores(str(tmp_path / "s.jsonl"))
 
 

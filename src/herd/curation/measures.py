@@ -282,7 +282,14 @@ def _repeated(run: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _top(
-    n: int, step: int, places: np.ndarray, firsts: np.ndarray, ends: np.ndarray, scores: dict[str, float], total: int, characters: int
+    n: int,
+    step: int,
+    places: np.ndarray,
+    firsts: np.ndarray,
+    ends: np.ndarray,
+    scores: dict[str, float],
+    total: int,
+    characters: int,
 ) -> None:
     size, spaces = n * step, n - 1 if step == 1 else 0
     most, place = 1, 0  # without repeats the first n-gram is the most frequent one
@@ -299,7 +306,14 @@ def _top(
 
 
 def _duplicate(
-    n: int, step: int, places: np.ndarray, firsts: np.ndarray, ends: np.ndarray, scores: dict[str, float], total: int, characters: int
+    n: int,
+    step: int,
+    places: np.ndarray,
+    firsts: np.ndarray,
+    ends: np.ndarray,
+    scores: dict[str, float],
+    total: int,
+    characters: int,
 ) -> None:
     size = n * step
     lengths = ends[places + size] - ends[places]

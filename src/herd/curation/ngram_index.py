@@ -4,9 +4,10 @@
 ``index/index.json``                n, the number of documents, words and distinct n-grams; written last: it marks a whole index
 
 Words are those of :func:`herd.curation.text.words` (lower case, no punctuation; 3 n characters stand for n of them in unspaced
-scripts), and no n-gram crosses from one document to the next. The index takes 8 bytes for each distinct n-gram, so at most 8 bytes a word of the corpus; building it takes memory for one
-document file (about 24 bytes a word) or one file of the index, asking maps the files and reads the pages that are needed. That a
-run of words which is not in the corpus is found by chance has probability n-grams / 2^64.
+scripts), and no n-gram crosses from one document to the next. The index takes 8 bytes for each distinct n-gram, so at most 8
+bytes a word of the corpus; building it takes memory for one document file (about 24 bytes a word) or one file of the index,
+asking maps the files and reads the pages that are needed. That a run of words which is not in the corpus is found by chance has
+probability n-grams / 2^64.
 """
 
 import json

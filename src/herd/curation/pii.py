@@ -6,7 +6,8 @@ user's choice; the defaults are values reserved for documentation, which read li
 data themselves. So redacting twice changes nothing.
 
 Phone numbers are found in international form, after a word for "phone", and in national forms that other numbers do not have.
-Addresses in Chinese, Japanese, Korean and Thai letters, names, postal addresses and identity numbers are not found: they need a model or a country.
+Mail addresses in Chinese, Japanese, Korean or Thai letters are not found, nor are names, postal addresses and identity numbers:
+those need a model or a country.
 """
 
 import ipaddress
@@ -45,13 +46,18 @@ class PIIConfig:
 
 
 # What may not touch a match is said in ASCII: Chinese or Thai text goes on without a space before and after an address.
-# Letters of an e-mail address: ASCII, and the alphabets of languages written with spaces (Latin, Greek, Cyrillic, Armenian, Hebrew,
-# Arabic, Indic), which internationalised addresses may have (RFC 6531) and which do not run into the words around them.
-_LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u052f\u0531-\u0587\u05d0-\u05ea\u0620-\u065f\u0671-\u06d3\u0900-\u0963\u0980-\u0d4d"
+# Letters of an e-mail address: ASCII, and the alphabets of languages written with spaces, which internationalised addresses may
+# have (RFC 6531) and which do not run into the words around them.
+_LETTERS = (
+    r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"  # Latin
+    r"\u0370-\u052f\u0531-\u0587\u05d0-\u05ea\u0620-\u065f\u0671-\u06d3"  # Greek, Cyrillic, Armenian, Hebrew, Arabic
+    r"\u0900-\u0963\u0980-\u0d4d"  # Indic
+)
 # The local part takes what mail servers accept without quotes; the last label of the domain has letters only, or is a coded one.
 _EMAIL = re.compile(
     rf"(?<![{_LETTERS}0-9_.+\-])[{_LETTERS}0-9][{_LETTERS}0-9_.+\-!#$%&'*/=?^`{{|}}~]{{0,63}}(?<!\.)@"
-    rf"(?:[{_LETTERS}0-9](?:[{_LETTERS}0-9\-]{{0,61}}[{_LETTERS}0-9])?\.)+(?:xn--[A-Za-z0-9\-]{{1,58}}[A-Za-z0-9]|[{_LETTERS}]{{2,24}})"
+    rf"(?:[{_LETTERS}0-9](?:[{_LETTERS}0-9\-]{{0,61}}[{_LETTERS}0-9])?\.)+"
+    rf"(?:xn--[A-Za-z0-9\-]{{1,58}}[A-Za-z0-9]|[{_LETTERS}]{{2,24}})"
     rf"(?![{_LETTERS}0-9_])"
 )
 _DOTS = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}"
@@ -69,8 +75,8 @@ _PHONE = re.compile(
     )(?![A-Za-z0-9_\-]|\.\d)""",
     re.VERBOSE,
 )
-# National forms with spaces, where no other number stands beside them (a table, a dump of bytes): a leading 0, which numbers do not
-# have, and three groups (020 7946 0958) or five pairs (06 12 34 56 78), or 3-3-4 digits, which no thousands are grouped by.
+# National forms with spaces, where no other number stands beside them (a table, a dump of bytes): a leading 0, which numbers do
+# not have, and three groups (020 7946 0958) or five pairs (06 12 34 56 78), or 3-3-4 digits, which no thousands are grouped by.
 _SPACED_PHONE = re.compile(
     r"(?<![A-Za-z0-9_.,+\-/:=#$])(?<![0-9][ \t])(?<![^A-Za-z0-9][0-9A-Fa-f]{2} )(?:"
     r"0[1-9][0-9]{0,3} [0-9]{3,4} [0-9]{3,4}|0[1-9](?: [0-9]{2}){4}|\(0[1-9][0-9]{0,3}\) ?[0-9]{3,4} [0-9]{3,4}"
@@ -78,10 +84,13 @@ _SPACED_PHONE = re.compile(
     r")(?![A-Za-z0-9_\-/:=]|[.,][0-9]|[ \t]{1,8}(?:[0-9]|[0-9A-Fa-f]{2}(?![A-Za-z0-9])))"
 )
 _SPACED_HINT = re.compile(r"[0-9]\)? ?[0-9]{2,4} [0-9]{2,4}")
+# Words for "phone": with and without an edge (unspaced scripts, signs).
+_CUES: tuple[str, ...] = ("tel", "phone", "telephone", "fax", "mobile", "cell", "call", "whatsapp", "telefon", "t\u00e9l")
+_CUES += ("\u0442\u0435\u043b", "\u0442\u0435\u043b\u0435\u0444\u043e\u043d")  # Russian
+_BARE_CUES = ("\u260e", "电话", "電話", "手机", "手機", "传真", "傳真", "携帯", "전화", "โทร")
 _CUED_PHONE = re.compile(
-    r"(?P<cue>(?:(?<![A-Za-z0-9_])(?:tel|phone|telephone|fax|mobile|cell|call|whatsapp|telefon|t\u00e9l|\u0442\u0435\u043b(?:\u0435\u0444\u043e\u043d)?)"
-    r"(?![A-Za-z0-9_])|\u260e|\u7535\u8bdd|\u96fb\u8a71|\u624b\u673a|\u624b\u6a5f|\u4f20\u771f|\u50b3\u771f|\u643a\u5e2f|\uc804\ud654|\u0e42\u0e17\u0e23)"
-    r"(?:\u53f7\u7801|\u756a\u53f7)?[.:\uff1a]*[ \t]*)"
+    rf"(?P<cue>(?:(?<![A-Za-z0-9_])(?:{'|'.join(_CUES)})(?![A-Za-z0-9_])|{'|'.join(_BARE_CUES)})"
+    r"(?:号码|番号)?[.:\uff1a]*[ \t]*)"
     r"(?P<number>[(+]?\d[\d()/. \-]{5,20}\d)(?![A-Za-z0-9_])",
     re.IGNORECASE,
 )
@@ -102,7 +111,8 @@ _PRIVATE_KEY = re.compile(
 )
 # One that was cut off: its lines of base 64 after the header.
 _CUT_PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[ \t]*(?:\r?\n[A-Za-z][A-Za-z\-]{2,20}: [^\n]{0,200}){0,4}(?:\r?\n){1,2}[A-Za-z0-9+/=]{16,128}(?=[ \t]*(?:\r?\n|\Z))"
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[ \t]*(?:\r?\n[A-Za-z][A-Za-z\-]{2,20}: [^\n]{0,200}){0,4}(?:\r?\n){1,2}"
+    r"[A-Za-z0-9+/=]{16,128}(?=[ \t]*(?:\r?\n|\Z))"
     r"(?:\r?\n[A-Za-z0-9+/=]{1,128}(?=[ \t]*(?:\r?\n|\Z))){0,400}"
 )
 # The password of an address like scheme://user:password@host.
@@ -121,8 +131,6 @@ _NAMES = ("key", "secret", "token", "passw")
 _VALUE = re.compile(r"[:=]\s{0,3}[\"']?[A-Za-z0-9+/_\-=.]{16}")
 _NUMBER = re.compile(r"\d[\d()/. \-]{4,20}\d")
 _PHONE_HINT = re.compile(r"\+\d|[)\d][.\- ]?\d{3}[.\-]\d{4}")
-_PHONE_CUES = ("tel", "phone", "fax", "mobile", "cell", "call", "whatsapp", "t\u00e9l", "\u260e", "\u0442\u0435\u043b")
-_PHONE_CUES += ("\u7535\u8bdd", "\u96fb\u8a71", "\u624b\u673a", "\u624b\u6a5f", "\u4f20\u771f", "\u50b3\u771f", "\u643a\u5e2f", "\uc804\ud654", "\u0e42\u0e17\u0e23")
 _DOTTED = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d")
 _COLONS = re.compile(r"::|:[0-9A-Fa-f]{1,4}:[0-9A-Fa-f]{1,4}:")
 
@@ -222,7 +230,7 @@ def _phone(text: str, config: PIIConfig, counts: Counter[str]) -> str:
     if _SPACED_HINT.search(text):
         text = _substitute(_SPACED_PHONE, text, "phone", config, counts, accept)
     lowered = text.lower()
-    if any(cue in lowered for cue in _PHONE_CUES) and _NUMBER.search(text):
+    if any(cue in lowered for cue in (*_CUES, *_BARE_CUES)) and _NUMBER.search(text):
         text = _substitute(_CUED_PHONE, text, "phone", config, counts, accept_cued, "number")
     return text
 

@@ -144,7 +144,9 @@ def cut_overlaps(executor: Executor, work: Work) -> int:
             return round_
         with Replacing(work.file(f"runs-{round_}", "wanted.u64")) as out:
             out.write(wanted.tobytes())
-        run_phase(executor, work, f"shared-{round_}", look_up, [(p, round_, lengths) for p in partitions], "looking for them in train")
+        run_phase(
+            executor, work, f"shared-{round_}", look_up, [(p, round_, lengths) for p in partitions], "looking for them in train"
+        )
         shared = np.zeros(len(wanted), bool)
         for p in partitions:
             shared |= np.fromfile(work.part(f"shared-{round_}", p, ".mask"), bool)
