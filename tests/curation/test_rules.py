@@ -13,7 +13,7 @@ from herd.curation.extraction import extract_html
 from herd.curation.kl import Reference, bucket_counts
 from herd.curation.language_id import identify
 from herd.curation.rules import RulesConfig, broken, edit_lines, first_broken, measure
-from herd.curation.text import tokenise
+from herd.curation.text import STOP_WORDS, tokenise
 from herd.runs.seeds import stream
 
 
@@ -111,7 +111,7 @@ def test_a_page_of_outlier_words_is_dropped_by_name():
     share = 1 / np.arange(10, 3_010)
 
     def page(content: list[str]) -> str:
-        lines = [f"The {' '.join(content[i : i + 9])} of that." for i in range(0, len(content), 9)]
+        lines = [f"{' '.join(content[i : i + 9])} {rng.choice(STOP_WORDS)} {content[i]}." for i in range(0, len(content), 9)]
         return "\n".join(lines) + "\n"
 
     def usual() -> str:
