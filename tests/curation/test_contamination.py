@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from herd.config.errors import UserError
 from herd.config.loader import compose, load
 from herd.curation import contamination_stage, ngram_index_stage
-from herd.curation.benchmarks import BenchmarkConfig, read_examples
+from herd.curation.benchmarks import BenchmarkConfig, read_examples, read_scores
 from herd.curation.contamination import choose_threshold, estimated_gain, is_contaminated, sweep
 from herd.curation.contamination_stage import ContaminationConfig
 from herd.curation.executors import ProcessExecutor
@@ -298,3 +298,41 @@ def test_real_benchmark_items_planted_in_a_corpus_are_found(tmp_path):
     assert (hits[:100] == words[:100]).all()
     assert is_contaminated(hits / words, 0.5)[100:].mean() < 0.01
     assert len(ids) == 1319
+
+
+def test_spreadsheets_files_and_blank_lines_are_read(tmp_path):
+    (tmp_path / "a.csv").write_text("\ufeffq,id\none two,7\n\nthree,8\n", encoding="utf-8")
+    assert read_examples(BenchmarkConfig("x", str(tmp_path / "a.csv"), fields=["q"], id_field="id")) == (
+        ["7", "8"],
+        ["one two", "three"],
+    )
+    (tmp_path / "a.jsonl").write_text('{"q": "x"}\n\n  \n{"q": "y"}\n\n{"r": "z"}\n', encoding="utf-8")
+    assert read_examples(BenchmarkConfig("x", str(tmp_path / "a.jsonl")))[1] == ["x", "y", "z"]
+    with pytest.raises(UserError, match=r"a\.jsonl:6: no field 'q'"):
+        read_examples(BenchmarkConfig("x", str(tmp_path / "a.jsonl"), fields=["q"]))
+
+
+def test_half_a_surrogate_pair_is_no_id(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "\\ud800", "q": "hello"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.jsonl:1: id '\\ud800' holds half a surrogate pair"):
+        read_examples(BenchmarkConfig("x", str(tmp_path / "a.jsonl"), fields=["q"], id_field="id"))
+    (tmp_path / "s.jsonl").write_text('{"task": "x", "model": "\\ud800", "id": "1", "score": 1}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"model .* holds half"):
+        read_scores(str(tmp_path / "s.jsonl"))
+
+
+def test_a_text_without_spaces_needs_runs_of_24_characters(tmp_path):
+    """An 8-gram there is 24 characters: eight that the corpus holds too are nothing."""
+    corpus = "".join(chr(0x4E00 + i) for i in range(200))
+    folder = write_documents(tmp_path / "corpus", [corpus], 1)
+    file = next((folder / "documents").glob("*.parquet"))
+    pq.write_table(pa.table({"text": [corpus], "language": ["zh"]}), file)
+    with ProcessExecutor(1) as executor:
+        build_index([file], tmp_path / "index", tmp_path / "scratch", 8, 4, executor)
+    index = NgramIndex(tmp_path / "index")
+    assert index.grams == 200 - 24 + 1
+    assert list(index.coverage([corpus[10:33], corpus[10:34], corpus[10:34] + "".join(reversed(corpus))], "zh")) == [
+        (23, 0),
+        (24, 24),
+        (224, 24),
+    ]

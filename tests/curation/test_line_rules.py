@@ -97,6 +97,21 @@ def test_refinedweb_lines_of_dclm():
     assert edit.scores["removed_words"] == 9 / 24  # MENU AND SEARCH now, 2024, 1, 204, Likes, Home
 
 
+def test_readings_made_for_english_leave_other_languages_alone():
+    text = "यह एक पंक्ति है।\nนี่คือบรรทัดภาษาไทย\n这是中文的一行。\nPlease enable JavaScript now\n"
+    for reading in ("c4", "c4_dclm", "c4_fineweb", "refinedweb", "notices"):
+        edit = edit_lines(text, "hi", reading, NONE)
+        assert edit.removed == [(3, "javascript_notice")], reading
+    assert edit_lines(text, "hi", "none", NONE).text == text
+
+
+def test_a_long_paragraph_without_spaces_is_no_endless_word():
+    paragraph = "".join(chr(0x4E00 + i) for i in range(1500)) + "。"
+    for reading in ("notices", "c4", "refinedweb"):
+        assert edit_lines(f"{paragraph}\n", "zh", reading, NONE).text == f"{paragraph}\n"
+    assert edit_lines(f"{paragraph}\nEnd.\n", "en", "notices", NONE).removed == [(0, "endless_word")]
+
+
 def test_lines_that_repeat_ngrams_go():
     log = [
         f"2024-05-{day:02d} 10:{day:02d}:07 ERROR worker {day} lost its connection to host 10.0.0.{day}" for day in range(1, 6)
@@ -149,5 +164,7 @@ def test_coverage_equals_a_slow_one(lines, copies, limit, shortest):
 @given(st.text(st.sampled_from("ab.{[]1J \n\"'"), max_size=80))
 def test_any_text_passes_through_every_reading(text):
     for reading in LINE_RULES:
+        for language in ("en", "th"):
+            edit_lines(text, language, reading, CoverageConfig())
         edit = edit_lines(text, "en", reading, CoverageConfig())
         assert all(0 <= i <= text.count("\n") for i, _ in edit.removed)

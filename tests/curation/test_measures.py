@@ -165,6 +165,25 @@ def test_ngram_statistics_equal_slow_ones(items, gap):
         assert scores[f"duplicate_{n}gram_datatrove"] == pytest.approx(hits / characters if characters else 0)
 
 
+@given(st.lists(st.sampled_from(["ก", "ข", "ค\u0e35"]), max_size=70))
+def test_ngrams_of_unspaced_scripts_have_three_characters_a_word(items):
+    """Against slow versions; a character with its vowel sign is one."""
+    text = "".join(items)
+    scores = measure(text, "th")
+    for n in range(2, 11):
+        runs = [tuple(items[i : i + 3 * n]) for i in range(len(items) - 3 * n + 1)]
+        counts = Counter(runs)
+        if n <= 4:
+            most = max(counts.values(), default=0)
+            longest = max((sum(map(len, run)) for run in runs if counts[run] == most), default=0)
+            first = "".join(counts.most_common(1)[0][0]) if runs else ""
+            assert scores[f"top_{n}gram"] == pytest.approx(min(most * longest / len(text), 1) if most > 1 else 0)
+            assert scores[f"top_{n}gram_datatrove"] == pytest.approx(most * len(first) / len(text) if runs else 0)
+            continue
+        covered = {i + j for i, run in enumerate(runs) if counts[run] > 1 for j in range(3 * n)}
+        assert scores[f"duplicate_{n}gram"] == pytest.approx(sum(len(items[i]) for i in covered) / len(text) if text else 0)
+
+
 @given(st.lists(st.sampled_from(["a b", "a  b", " c", "", "dd", " "]), max_size=12))
 def test_line_statistics_equal_slow_ones(lines):
     text = "\n".join(lines)

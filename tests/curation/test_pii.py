@@ -38,6 +38,24 @@ KEYS = [
         (" ".join(KEYS), "<S> <S> <S> <S> <S>"),
         ('api_key = "a8f5f167f44f4964e6c998dee827110c"', 'api_key = "<S>"'),
         ("token: aaaaaaaaaaaaaaaaaaaa1, password = get_password_from_user, secret=short1", None),
+        ("联系john@corp-mail.cn获取资料 ติดต่อjohn@corp.co.thได้", "联系<E>获取资料 ติดต่อ<E>ได้"),
+        ("Пишите на почта@пример.рф, a@xn--80a.xn--p1ai, संपर्क@उदाहरण.भारत!", "Пишите на <E>, <E>, <E>!"),
+        (
+            "服务器8.8.8.8已关闭, 8.8.8.8-8.8.8.9, tool-1.2.3.4, 1.2.3.4-rc1",
+            "服务器<4>已关闭, <4>-<4>, tool-1.2.3.4, 1.2.3.4-rc1",
+        ),
+        ("ping 2001:4860:4860::8888: ok, [2001:4860:4860::8888]:80 连2001:4860:4860::8888吧", "ping <6>: ok, [<6>]:80 连<6>吧"),
+        ("电话:13800138000, 手机号码：138 0013 8000, тел. 8 495 123-45-67", "电话:<P>, 手机号码：<P>, тел. <P>"),
+        ("020 7946 0958; 06 12 34 56 78; (020) 7946 0958; 415 555 2671; 请拨+8613800138000吧", "<P>; <P>; <P>; <P>; 请拨<P>吧"),
+        ("01 23 45 67 89 ab cd, 1 234 567, 415 555 267, 100 200 3000, 2 415 555 2671, 415 555 2671 8, 0 0 0", None),
+        ("1.415 555 2671, x=020 7946 0958, 000 1234 5678, 2019 2020 2021, 0.12 345 6789", None),
+        (
+            "postgres://user:Sup3rS3cret@host/db https://me:t0k3n@a.example.org/x",
+            "postgres://user:<S>@host/db https://me:<S>@a.example.org/x",
+        ),
+        ("http://user:password@host http://user:{pw}@host http://host:80/a@b http://u@host", None),
+        ("-----BEGIN PRIVATE " + "KEY-----\n" + RANDOM + "\n" + RANDOM + "=\nThen it ends here.", "<S>\nThen it ends here."),
+        ("A file begins with -----BEGIN PRIVATE " + "KEY----- and so on.", None),
         ("-----BEGIN RSA PRIVATE " + "KEY-----\nMIIE-x\n-----END RSA PRIVATE KEY-----\nrest", "<S>\nrest"),
     ],
 )
@@ -62,7 +80,13 @@ def test_replaces_what_datatrove_replaces():
     assert redact(text, MARKS)[0] == "From <E> and <E>: <4>, <4> and 192.168.0.1"
 
 
-@given(st.text(st.sampled_from("ab1.@+-:( )=/\n"), max_size=60), st.sampled_from([PIIConfig(), MARKS]))
+def test_a_password_in_an_address_is_no_mail_address():
+    once, counts = redact("ftp://me:t0k3n@ftp.corp.net/x", PIIConfig())
+    assert (once, counts) == ("ftp://me:REDACTED@ftp.corp.net/x", {"secret": 1})
+    assert redact(once, PIIConfig()) == (once, {})
+
+
+@given(st.text(st.sampled_from("ab1.@+-:( )=/\nп中"), max_size=60), st.sampled_from([PIIConfig(), MARKS]))
 def test_redacting_twice_changes_nothing(text, config):
     once, _ = redact(text, config)
     assert redact(once, config) == (once, {})
@@ -87,6 +111,13 @@ def test_redacting_twice_changes_nothing(text, config):
         "tel 1",
         "_",
         "eyJ",
+        "п@",
+        "0 12 ",
+        "020 7946 ",
+        "://a:",
+        "://a:b@",
+        "8.8.8.8-",
+        "-----BEGIN PRIVATE " + "KEY-----\n" + "A" * 64 + "\n",
     ],
 )
 def test_time_is_linear(unit):

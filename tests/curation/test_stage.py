@@ -304,6 +304,14 @@ def test_rethreshold_refuses_what_the_scores_depend_on(stored, corpus, configure
         execute(STAGE, configure(*overrides(corpus, "rethreshold=true")), {}, root, "x")
 
 
+def test_rethreshold_needs_no_source(stored, corpus, configure):
+    """Nothing of it is read: the default source will do, whatever the documents came from."""
+    root, first = stored
+    plain = [setting for setting in overrides(corpus) if not setting.startswith("source")]
+    again = execute(STAGE, configure("source=python", *plain, "rethreshold=true"), {"documents": first.path}, root, "plain")
+    assert table(again.path, "documents/train") == table(first.path, "documents/train")
+
+
 def test_values_of_what_is_off_do_not_matter_to_the_scores():
     off, on = {"enabled": False, "copies": 4}, {"enabled": True, "copies": 4}
     assert _difference({"coverage": off}, {"coverage": off | {"copies": 8}}, "") == ""

@@ -27,6 +27,7 @@ def made(configure, tmp_path_factory):
     for row in rows[:8]:
         row["text"] += "Sign in to read more\n"
     rows.append(rows[3] | {"url": "https://mirror.org/3", "date": "2010"})
+    rows.append({"text": "Ask at the desk for more\n" * 9, "url": "https://s.org/echo", "date": ""})
     rows.append({"text": "too short\n", "url": "https://s.org/short", "date": ""})
     path = folder / "rows.jsonl"
     path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + b'{"text": "cut')
@@ -58,13 +59,18 @@ def test_a_dropped_document_shows_why(made):
     short = "\n".join(explain("https://s.org/short", made.path))
     assert "quality    dropped  min_characters: 10 (limit 200)" in short
     assert "<- dropped for it" in short
-    assert "not_json" in "\n".join(explain("rows.jsonl:33", made.path))
+    echo = "\n".join(explain("https://s.org/echo", made.path))
+    assert "only_repeated_lines: 9 (limit 6); every line occurs more than 6 times in the documents of its language" in echo
+    assert "not_json" in "\n".join(explain("rows.jsonl:34", made.path))
 
 
 def test_unclear_and_unknown_names_are_refused(made):
     first = Counter(row["id"][0] for row in pq.read_table(made.path / "ledger").to_pylist() if row["action"] != "edited")
     with pytest.raises(UserError, match="documents have an id that begins with"):
         explain(next(digit for digit, count in sorted(first.items()) if count > 1 and digit in "0123456789abcdef"), made.path)
+    for empty in ("", "  "):
+        with pytest.raises(UserError, match="The name is empty"):
+            explain(empty, made.path)
     with pytest.raises(UserError, match="No document of"):
         explain("https://nowhere.org/", made.path)
 

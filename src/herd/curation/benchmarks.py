@@ -43,7 +43,7 @@ def read_examples(config: BenchmarkConfig) -> tuple[list[str], list[str]]:
         for name in (*config.fields, *([config.id_field] if config.id_field else [])):
             if name not in row:
                 raise UserError(f"{where}: no field '{name}' (benchmark '{config.name}').{nearest(name, row)}")
-        ids.append(str(row[config.id_field]) if config.id_field else str(len(ids)))
+        ids.append(_name(row, config.id_field, where) if config.id_field else str(len(ids)))
         texts.append("\n".join(_strings([row[name] for name in config.fields] if config.fields else row)))
     twice = next((name for name, count in Counter(ids).items() if count > 1), None)
     if twice is not None:
@@ -70,10 +70,11 @@ def read_scores(path: str) -> dict[str, dict[str, dict[str, float]]]:
             score = -1.0
         if not 0 <= score <= 1:
             raise UserError(f"{where}: score {row['score']!r} is no number in [0, 1].")
-        scores = found.setdefault(str(row["task"]), {}).setdefault(str(row["model"]), {})
-        if str(row["id"]) in scores:
-            raise UserError(f"{where}: a second score of model '{row['model']}' on example '{row['id']}'.")
-        scores[str(row["id"])] = score
+        task, model, example = (_name(row, field_, where) for field_ in ("task", "model", "id"))
+        scores = found.setdefault(task, {}).setdefault(model, {})
+        if example in scores:
+            raise UserError(f"{where}: a second score of model '{model}' on example '{example}'.")
+        scores[example] = score
     return found
 
 
@@ -88,6 +89,14 @@ def in_order(scores: dict[str, float], ids: Sequence[str], model: str, benchmark
     if unknown:
         raise UserError(f"scores: '{unknown[0]}' (model '{model}') is no example of benchmark '{benchmark}'.")
     return np.array([scores[i] for i in ids])
+
+
+def _name(row: dict[str, Any], field_: str, where: str) -> str:
+    """A value that goes into tables as a name; no file can hold half a surrogate pair."""
+    name = str(row[field_])
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise UserError(f"{where}: {field_} {name!a} holds half a surrogate pair, which is no character.")
+    return name
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -110,32 +119,37 @@ def _rows(path: str, header: bool, what: str) -> Iterator[tuple[str, dict[str, A
         raise UserError(f"{what}: '{path}' is neither one of {', '.join(_SUFFIXES)} nor a folder of them.")
     for file in files:
         if file.name.endswith(".parquet"):
-            rows: Iterator[Any] = iterate_rows(file)
+            rows: Iterator[tuple[int, Any]] = enumerate(iterate_rows(file), start=1)
         else:
             rows = _csv_rows(file, header) if file.name.endswith(".csv") else _json_rows(file)
-        for number, row in enumerate(rows, start=1):
+        for number, row in rows:
             yield f"{file}:{number}", row
 
 
-def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, row) of each line that is not blank."""
     try:
         for number, line in enumerate(lines(blocks(file), _LONGEST), start=1):
+            if not isinstance(line, int) and not line.strip():
+                continue
             try:
                 row = json.loads(line) if isinstance(line, bytes) else None
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict):
                 raise UserError(f"{file}:{number}: not a JSON object.")
-            yield row
+            yield number, row
     except Damaged as problem:
         raise UserError(f"{file}: {problem.detail}.") from problem
 
 
-def _csv_rows(file: Path, header: bool) -> Iterator[dict[str, str]]:
+def _csv_rows(file: Path, header: bool) -> Iterator[tuple[int, dict[str, str]]]:
+    """(number, row) of each row that is not blank, the header not counted; spreadsheets begin files with a byte-order mark."""
     try:
-        table = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline=""), strict=True))
+        table = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: no CSV file in UTF-8 ({error}).") from error
     names = table.pop(0) if header and table else [str(i) for i in range(max(map(len, table), default=0))]
-    for row in table:
-        yield dict(zip(names, row, strict=False))
+    for number, row in enumerate(table, start=1):
+        if row:
+            yield number, dict(zip(names, row, strict=False))

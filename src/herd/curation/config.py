@@ -79,7 +79,9 @@ class SplitConfig:
     share: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DOMAINS, 0.05))  # of a domain's characters
     min_documents: int = 1  # held-out documents per domain and language, where it has at least four times as many
     link_threshold: float = 0.5  # documents at least this similar (Jaccard) stay on one side
-    overlap_words: int = 25  # no run of this many words occurs on both sides: the lines that hold it leave the held-out document
+    overlap_words: int = (
+        25  # no run of this many words is on both sides (3 x in unspaced scripts): its lines leave the held-out document
+    )
     max_overlap: float = 0.3  # a held-out document that shares more of its words with train in such runs is dropped
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from herd.curation.benchmarks import BenchmarkConfig, in_order, read_examples, r
 from herd.curation.contamination import Gain, choose_threshold, is_contaminated, sweep
 from herd.curation.ngram_index import NgramIndex
 from herd.curation.sources import content_hashes
+from herd.curation.text import run_length
 from herd.runs.atomic import write_json, write_text
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.runs.tables import write_table
@@ -62,7 +63,7 @@ def run(config: ContaminationConfig, inputs: Inputs, run: StageRun) -> dict[str,
         scores = {model: in_order(found, ids, model, benchmark.name) for model, found in models.items()}
         gains = sweep(shares, scores, config.thresholds, config.confidence, config.min_examples)
         table += [(benchmark.name, gain) for gain in gains]
-        summary[benchmark.name] = _summary(words, shares, gains, config.thresholds, index.n)
+        summary[benchmark.name] = _summary(words, shares, gains, config.thresholds, run_length(index.n, benchmark.language))
     _write_examples(run.folder / "examples.parquet", columns)
     _write_sweep(run.folder / "sweep.csv", table)
     write_json(run.folder / "summary.json", summary)
@@ -105,7 +106,7 @@ def fingerprint(config: ContaminationConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="contamination",
-    version=1,
+    version=2,
     config=ContaminationConfig,
     run=run,
     summary="share of benchmark examples seen in training, and its gain",

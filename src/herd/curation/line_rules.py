@@ -15,7 +15,7 @@ import numpy as np
 from herd.config.errors import UserError
 from herd.curation.documents import DOMAINS
 from herd.curation.measures import count_sentences
-from herd.curation.text import UNSPACED, ngram_hashes, tidy, tokenise, words
+from herd.curation.text import UNSPACED, ngram_hashes, run_length, tidy, tokenise, words
 
 _POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 _LONG_WORD = 1_000  # characters
@@ -37,20 +37,21 @@ class LineEdit:
     scores: dict[str, float] = field(default_factory=dict)  # statistics that replace the measured ones
 
 
-def bad_lines(text: str) -> Found:
+def bad_lines(text: str, language: str = "en") -> Found:
     """(line index, rule) of each line with an endless word, a "javascript" notice or a policy phrase.
 
     C4's rules as far as they name what is no content anywhere: documentation may mention JavaScript, have short lines and
-    lines without a full stop.
+    lines without a full stop. In unspaced scripts a paragraph is one "word", and none is endless.
     """
     lines = text.split("\n")
+    spaced = language not in UNSPACED
     suspicious = _suspicious(text)
     found = []
     for i, line in enumerate(lines):
         if not suspicious and len(line) <= _LONG_WORD:
             continue
         lowered = line.lower()
-        if _endless(line):
+        if spaced and _endless(line):
             found.append((i, "endless_word"))
         elif "javascript" in lowered and re.search(r"enable|disabled|requires?\b|turn on", lowered):
             found.append((i, "javascript_notice"))
@@ -69,8 +70,8 @@ def _endless(line: str) -> bool:
     return len(line) > _LONG_WORD and any(len(word) > _LONG_WORD for word in line.split())
 
 
-def _notices(text: str) -> LineEdit:
-    found = bad_lines(text)
+def _notices(text: str, language: str = "en") -> LineEdit:
+    found = bad_lines(text, language)
     return LineEdit(without_lines(text, [i for i, _ in found]), found) if found else LineEdit(text)
 
 
@@ -179,7 +180,7 @@ def covered_lines(text: str, language: str, config: CoverageConfig) -> list[tupl
     document holds it at least ``copies`` times. Each word counts once; a line shorter than ``min_words`` words stays. The
     first occurrences go as well, as in line de-duplication.
     """
-    size = config.ngram_words * 3 if language in UNSPACED else config.ngram_words
+    size = run_length(config.ngram_words, language)
     tokens = tokenise(text, language)
     if len(tokens) < size + config.copies - 1:
         return []
@@ -207,9 +208,14 @@ def covered_lines(text: str, language: str, config: CoverageConfig) -> list[tupl
 def edit_lines(text: str, language: str, reading: str, coverage: CoverageConfig, domain: str = "general") -> LineEdit:
     """Line rules by name, then coverage in its domains; what both removed, by line of ``text``, and the share of words that went.
 
+    The readings of C4 and RefinedWeb judge English alone, the language they are published for: they ask for Latin marks at the
+    end of a line and for words between spaces. Other languages lose their notices (mC4 dropped C4's rule of marks as well).
     A text that loses all its lines becomes "".
     """
-    edit = LINE_RULES[reading](text)
+    if language == "en" or reading == "none":
+        edit = LINE_RULES[reading](text)
+    else:
+        edit = _notices(text, language)
     removed = list(edit.removed)
     result = edit.text
     covered = covered_lines(result, language, coverage) if coverage.enabled and domain in coverage.domains else []

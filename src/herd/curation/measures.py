@@ -22,6 +22,8 @@ reading               duplicate lines and paragraphs       top n-gram           
                       / characters of such lines
 ====================  ===================================  ================================  ====================================
 
+In unspaced scripts a word is a character and an n-gram has 3 n of them (:func:`herd.curation.text.run_length`), without spaces.
+
 The statistics without suffix of n-grams are DCLM's. They count the first occurrence, so on the same text they are about
 twice datatrove's: a page in which everything is said twice has 1.0 here and 0.5 there.
 """
@@ -33,7 +35,7 @@ import numpy as np
 
 from herd.curation.dirty_words import DirtyWords
 from herd.curation.kl import Reference
-from herd.curation.text import STOP_WORDS, Tokens, paragraphs, tokenise
+from herd.curation.text import STOP_WORDS, Tokens, paragraphs, run_length, tokenise
 
 _BULLETS = "-*\u2022\u2023\u25b6\u25cf\u25e6\u2043\u00b7"
 # Ends of sentences of the scripts with most text on the web; closing quotes are none, as in FineWeb.
@@ -117,7 +119,7 @@ def measure(
     scores = dict.fromkeys(STATISTICS, 0.0)
     _quality(text, tokens, scores)
     _lines(text, scores)
-    _ngrams(text, tokens, scores)
+    _ngrams(text, tokens, scores, language)
     if dirty is not None:
         found = dirty.count(tokens)
         scores["dirty_words"] = float(found)
@@ -219,32 +221,39 @@ def _every_copy(items: list[str]) -> tuple[int, int]:
     return sum(count for _, count in repeated), sum(len(item) * count for item, count in repeated)
 
 
-def _ngrams(text: str, tokens: Tokens, scores: dict[str, float]) -> None:
+def _ngrams(text: str, tokens: Tokens, scores: dict[str, float], language: str) -> None:
     """Top and duplicated n-grams in all readings, n = 2 to 10.
 
     A run of n + 1 words repeats only where the runs of n at its place and at the next repeat, so each length looks at the
-    places that the one before left: on most pages a tenth of the words after n = 2, none after n = 6.
+    places that the one before left: on most pages a tenth of the words after n = 2, none after n = 6. In unspaced scripts the
+    runs grow by three characters, and those at the next three places must repeat.
     """
     count, total = len(tokens), tokens.characters
     ends = np.concatenate([[0], np.cumsum(tokens.lengths)])  # characters of words before each place
     starts = np.arange(count)
     found = np.zeros(count + 1, bool)
-    run = tokens.hashes
+    run, length, step = tokens.hashes, 1, run_length(1, language)
     for n in range(2, 11):
-        if count < n:
+        size = n * step
+        if count < size:
             return
-        run = run[:-1] * _ODD + tokens.hashes[n - 1 :]  # hash of each run of n words
+        while length < size:
+            run = run[:-1] * _ODD + tokens.hashes[length:]  # hash of each run of one word more
+            length += 1
         starts = starts[starts < len(run)]
         places, firsts = _repeated(run, starts)
         if n in TOP_NGRAMS:
-            _top(n, places, firsts, ends, scores, total, len(text))
+            _top(n, step, places, firsts, ends, scores, total, len(text))
         elif len(places):
-            _duplicate(n, places, firsts, ends, scores, total, len(text))
+            _duplicate(n, step, places, firsts, ends, scores, total, len(text))
         if not len(places) and n >= max(TOP_NGRAMS):
             return
         found[:] = False
         found[places] = True
-        starts = (found[:-1] & found[1:]).nonzero()[0]
+        both = found[:-1] & found[1:]
+        for _ in range(step - 1):
+            both = both[:-1] & both[1:]
+        starts = both.nonzero()[0]
 
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -273,34 +282,50 @@ def _repeated(run: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _top(
-    n: int, places: np.ndarray, firsts: np.ndarray, ends: np.ndarray, scores: dict[str, float], total: int, characters: int
+    n: int,
+    step: int,
+    places: np.ndarray,
+    firsts: np.ndarray,
+    ends: np.ndarray,
+    scores: dict[str, float],
+    total: int,
+    characters: int,
 ) -> None:
+    size, spaces = n * step, n - 1 if step == 1 else 0
     most, place = 1, 0  # without repeats the first n-gram is the most frequent one
     if len(places):
         counts = np.concatenate([firsts[1:], [len(places)]]) - firsts
         most = int(counts.max())
         tied = places[firsts[counts == most]]
         place = int(tied.min())
-        longest = int((ends[tied + n] - ends[tied]).max())
+        longest = int((ends[tied + size] - ends[tied]).max())
         scores[f"top_{n}gram"] = min(_share(longest * most, total), 1.0)  # overlapping occurrences can exceed the text
-    length = int(ends[place + n] - ends[place])
+    length = int(ends[place + size] - ends[place])
     scores[f"top_{n}gram_dolma"] = _share(length * most, total)
-    scores[f"top_{n}gram_datatrove"] = _share((length + n - 1) * most, characters)
+    scores[f"top_{n}gram_datatrove"] = _share((length + spaces) * most, characters)
 
 
 def _duplicate(
-    n: int, places: np.ndarray, firsts: np.ndarray, ends: np.ndarray, scores: dict[str, float], total: int, characters: int
+    n: int,
+    step: int,
+    places: np.ndarray,
+    firsts: np.ndarray,
+    ends: np.ndarray,
+    scores: dict[str, float],
+    total: int,
+    characters: int,
 ) -> None:
-    lengths = ends[places + n] - ends[places]
-    all_runs = int((ends[n:] - ends[:-n]).sum())
+    size = n * step
+    lengths = ends[places + size] - ends[places]
+    all_runs = int((ends[size:] - ends[:-size]).sum())
     scores[f"duplicate_{n}gram_dolma"] = _share(int(lengths.sum()), all_runs)
     group = np.zeros(len(places), np.int64)
     group[firsts] = 1
     packed = places << 32 | np.cumsum(group)
     packed.sort()
     sorted_places = packed >> 32
-    lengths = ends[sorted_places + n] - ends[sorted_places]
-    until = sorted_places + n
+    lengths = ends[sorted_places + size] - ends[sorted_places]
+    until = sorted_places + size
     until[:-1] = np.minimum(until[:-1], sorted_places[1:])  # each word once
     scores[f"duplicate_{n}gram"] = _share(int((ends[until] - ends[sorted_places]).sum()), total)
     seen: set[int] = set()
@@ -310,7 +335,7 @@ def _duplicate(
             continue
         if run in seen:
             repeated += length
-            free = place + n
+            free = place + size
         else:
             seen.add(run)
     scores[f"duplicate_{n}gram_datatrove"] = _share(repeated, characters)

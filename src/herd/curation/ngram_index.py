@@ -3,10 +3,11 @@
 ``index/grams-00003-of-00016.npy``  (n-grams,) uint64, sorted, each once; a file holds the hashes with its leading bits
 ``index/index.json``                n, the number of documents, words and distinct n-grams; written last: it marks a whole index
 
-Words are those of :func:`herd.curation.text.words` (lower case, no punctuation), and no n-gram crosses from one document to the
-next. The index takes 8 bytes for each distinct n-gram, so at most 8 bytes a word of the corpus; building it takes memory for one
-document file (about 24 bytes a word) or one file of the index, asking maps the files and reads the pages that are needed. That a
-run of words which is not in the corpus is found by chance has probability n-grams / 2^64.
+Words are those of :func:`herd.curation.text.words` (lower case, no punctuation; 3 n characters stand for n of them in unspaced
+scripts), and no n-gram crosses from one document to the next. The index takes 8 bytes for each distinct n-gram, so at most 8
+bytes a word of the corpus; building it takes memory for one document file (about 24 bytes a word) or one file of the index,
+asking maps the files and reads the pages that are needed. That a run of words which is not in the corpus is found by chance has
+probability n-grams / 2^64.
 """
 
 import json
@@ -18,7 +19,7 @@ import numpy as np
 
 from herd.config.errors import UserError
 from herd.curation.executors import Executor
-from herd.curation.text import ngram_hashes, word_hashes, words
+from herd.curation.text import ngram_hashes, run_length, word_hashes, words
 from herd.runs.atomic import write_json
 from herd.runs.progress import progress
 from herd.runs.tables import Replacing, iterate_rows
@@ -80,7 +81,7 @@ def _hash_file(task: tuple[Path, Path, int]) -> tuple[int, int]:
         for row in iterate_rows(file, ["text", "language"]):
             hashes = word_hashes(words(row["text"], row["language"]))
             documents, total = documents + 1, total + len(hashes)
-            waiting.append(ngram_hashes(hashes, n))
+            waiting.append(ngram_hashes(hashes, run_length(n, row["language"])))
             size += len(waiting[-1])
             if size >= _BATCH:
                 distinct.append(_distinct(waiting))
@@ -162,22 +163,23 @@ class NgramIndex:
 
     def coverage(self, texts: Iterable[str], language: str) -> Iterator[tuple[int, int]]:
         """For each text its number of words, and how many of them lie in an n-gram that occurs in the corpus."""
+        n = run_length(self.n, language)
         batch: list[np.ndarray] = []
         size = 0
         for text in texts:
             batch.append(word_hashes(words(text, language)))
             size += len(batch[-1])
             if size >= _BATCH:
-                yield from self._covered(batch)
+                yield from self._covered(batch, n)
                 batch, size = [], 0
-        yield from self._covered(batch)
+        yield from self._covered(batch, n)
 
-    def _covered(self, batch: list[np.ndarray]) -> Iterator[tuple[int, int]]:
-        grams = [ngram_hashes(hashes, self.n) for hashes in batch]
+    def _covered(self, batch: list[np.ndarray], n: int) -> Iterator[tuple[int, int]]:
+        grams = [ngram_hashes(hashes, n) for hashes in batch]
         found = self.contains(np.concatenate([np.empty(0, np.uint64), *grams]))
         at = 0
         for hashes, own in zip(batch, grams, strict=True):
-            yield len(hashes), int(covered(found[at : at + len(own)], self.n, len(hashes)).sum())
+            yield len(hashes), int(covered(found[at : at + len(own)], n, len(hashes)).sum())
             at += len(own)
 
 

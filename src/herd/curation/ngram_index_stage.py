@@ -14,7 +14,7 @@ from herd.runs.tables import shard_files
 class NgramIndexConfig:
     """What `herd ngram-index` builds."""
 
-    n: int = 8  # words; the paper: 8-grams
+    n: int = 8  # words (3 n characters in unspaced scripts); the paper: 8-grams
     buckets: int = 16  # files, a power of two; a task holds one in memory
     split: str = "train"  # of the documents
     workers: int = 2  # processes; the result does not depend on it
@@ -37,7 +37,7 @@ def run(config: NgramIndexConfig, inputs: Inputs, run: StageRun) -> dict[str, An
 
 STAGE = Stage(
     name="ngram-index",
-    version=1,
+    version=2,
     config=NgramIndexConfig,
     run=run,
     summary="runs of words of the training documents, to find benchmarks in",

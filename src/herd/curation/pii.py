@@ -5,7 +5,9 @@ have, a key must look random), so that versions, dates and tables of numbers sta
 user's choice; the defaults are values reserved for documentation, which read like text and are never counted as personal
 data themselves. So redacting twice changes nothing.
 
-Names, postal addresses and identity numbers are not found: they need a model or a country.
+Phone numbers are found in international form, after a word for "phone", and in national forms that other numbers do not have.
+Mail addresses in Chinese, Japanese, Korean or Thai letters are not found, nor are names, postal addresses and identity numbers:
+those need a model or a country.
 """
 
 import ipaddress
@@ -43,23 +45,53 @@ class PIIConfig:
                     raise UserError(f"pii.{key}: '{kind}' is no kind.{hint}")
 
 
-# The local part takes what mail servers accept without quotes; the last label of the domain has letters only.
-_EMAIL = re.compile(
-    r"(?<![\w.+\-])[A-Za-z0-9][\w.+\-!#$%&'*/=?^`{|}~]{0,63}(?<!\.)@(?:[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w])"
+# What may not touch a match is said in ASCII: Chinese or Thai text goes on without a space before and after an address.
+# Letters of an e-mail address: ASCII, and the alphabets of languages written with spaces, which internationalised addresses may
+# have (RFC 6531) and which do not run into the words around them.
+_LETTERS = (
+    r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"  # Latin
+    r"\u0370-\u052f\u0531-\u0587\u05d0-\u05ea\u0620-\u065f\u0671-\u06d3"  # Greek, Cyrillic, Armenian, Hebrew, Arabic
+    r"\u0900-\u0963\u0980-\u0d4d"  # Indic
 )
-_IPV4 = re.compile(r"(?<![\w.\-])(?:\d{1,3}\.){3}\d{1,3}(?![\w\-]|\.\w)")
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
+# The local part takes what mail servers accept without quotes; the last label of the domain has letters only, or is a coded one.
+_EMAIL = re.compile(
+    rf"(?<![{_LETTERS}0-9_.+\-])[{_LETTERS}0-9][{_LETTERS}0-9_.+\-!#$%&'*/=?^`{{|}}~]{{0,63}}(?<!\.)@"
+    rf"(?:[{_LETTERS}0-9](?:[{_LETTERS}0-9\-]{{0,61}}[{_LETTERS}0-9])?\.)+"
+    rf"(?:xn--[A-Za-z0-9\-]{{1,58}}[A-Za-z0-9]|[{_LETTERS}]{{2,24}})"
+    rf"(?![{_LETTERS}0-9_])"
+)
+_DOTS = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}"
+# A hyphen before or after it makes it a version ("tool-1.2.3.4"), except between two addresses.
+_IPV4 = re.compile(
+    rf"(?:(?<![A-Za-z0-9_.\-])|(?<=\.[0-9]-)|(?<=\.[0-9][0-9]-)|(?<=\.[0-9][0-9][0-9]-)){_DOTS}"
+    rf"(?![A-Za-z0-9_]|\.[A-Za-z0-9_]|-(?!{_DOTS}(?![A-Za-z0-9_.\-])))"
+)
+_IPV6 = re.compile(r"(?<![A-Za-z0-9_:.])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9A-Fa-f]{1,4}|(?<=::))(?![A-Za-z0-9_]|:[A-Za-z0-9_:])")
 _VERSION = re.compile(r"(?:version|release|\bv|\bver\.?|section)\s*$", re.IGNORECASE)
 _PHONE = re.compile(
-    r"""(?<![\w.+\-/])(?:
+    r"""(?<![A-Za-z0-9_.+\-/])(?:
         (?P<international>\+\d{1,3}[\ .\-]?(?:\(\d{1,4}\)[\ .\-]?)?\d{1,4}(?:[\ .\-]?\d{2,4}){1,4})
       | (?P<national>(?:1[\ .\-])?(?:\([2-9]\d\d\)\ ?|[2-9]\d\d[.\-])[2-9]\d\d[.\-]\d{4})
-    )(?![\w\-]|\.\d)""",
+    )(?![A-Za-z0-9_\-]|\.\d)""",
     re.VERBOSE,
 )
+# National forms with spaces, where no other number stands beside them (a table, a dump of bytes): a leading 0, which numbers do
+# not have, and three groups (020 7946 0958) or five pairs (06 12 34 56 78), or 3-3-4 digits, which no thousands are grouped by.
+_SPACED_PHONE = re.compile(
+    r"(?<![A-Za-z0-9_.,+\-/:=#$])(?<![0-9][ \t])(?<![^A-Za-z0-9][0-9A-Fa-f]{2} )(?:"
+    r"0[1-9][0-9]{0,3} [0-9]{3,4} [0-9]{3,4}|0[1-9](?: [0-9]{2}){4}|\(0[1-9][0-9]{0,3}\) ?[0-9]{3,4} [0-9]{3,4}"
+    r"|[2-9][0-9]{2} [2-9][0-9]{2} [0-9]{4}"
+    r")(?![A-Za-z0-9_\-/:=]|[.,][0-9]|[ \t]{1,8}(?:[0-9]|[0-9A-Fa-f]{2}(?![A-Za-z0-9])))"
+)
+_SPACED_HINT = re.compile(r"[0-9]\)? ?[0-9]{2,4} [0-9]{2,4}")
+# Words for "phone": with and without an edge (unspaced scripts, signs).
+_CUES: tuple[str, ...] = ("tel", "phone", "telephone", "fax", "mobile", "cell", "call", "whatsapp", "telefon", "t\u00e9l")
+_CUES += ("\u0442\u0435\u043b", "\u0442\u0435\u043b\u0435\u0444\u043e\u043d")  # Russian
+_BARE_CUES = ("\u260e", "电话", "電話", "手机", "手機", "传真", "傳真", "携帯", "전화", "โทร")
 _CUED_PHONE = re.compile(
-    r"(?P<cue>(?:\b(?:tel|phone|telephone|fax|mobile|cell|call|whatsapp|telefon|t\u00e9l)\b|\u260e)[.:]*[ \t]*)"
-    r"(?P<number>[(+]?\d[\d()/. \-]{5,20}\d)(?!\w)",
+    rf"(?P<cue>(?:(?<![A-Za-z0-9_])(?:{'|'.join(_CUES)})(?![A-Za-z0-9_])|{'|'.join(_BARE_CUES)})"
+    r"(?:号码|番号)?[.:\uff1a]*[ \t]*)"
+    r"(?P<number>[(+]?\d[\d()/. \-]{5,20}\d)(?![A-Za-z0-9_])",
     re.IGNORECASE,
 )
 # Keys of services, known by their beginning, then anything that a word names as a key.
@@ -77,6 +109,16 @@ _KEYS = re.compile(
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:[^-]|-(?!----)){0,20000}-----END [A-Z ]{0,30}PRIVATE KEY-----"
 )
+# One that was cut off: its lines of base 64 after the header.
+_CUT_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[ \t]*(?:\r?\n[A-Za-z][A-Za-z\-]{2,20}: [^\n]{0,200}){0,4}(?:\r?\n){1,2}"
+    r"[A-Za-z0-9+/=]{16,128}(?=[ \t]*(?:\r?\n|\Z))"
+    r"(?:\r?\n[A-Za-z0-9+/=]{1,128}(?=[ \t]*(?:\r?\n|\Z))){0,400}"
+)
+# The password of an address like scheme://user:password@host.
+_URL_PASSWORD = re.compile(r"(?<=://)(?P<user>[^\s/:@?#\"'<>]{0,64}):(?P<key>[^\s/@?#\"']{1,128})@(?=[A-Za-z0-9\[])")
+# What stands for a password in examples.
+_PLACEHOLDER = re.compile(r"(?:[<{$%*\[].*|pass(?:word|wd)?|pwd|pw|secret|your.*|x+|\.+|p)", re.IGNORECASE)
 _NAMED_KEY = re.compile(
     r"(?:api[_\-]?key|secret|token|passw(?:or)?d|access[_\-]?key|auth[_\-]?key)[\"']?\s{0,3}[:=]\s{0,3}[\"']?"
     r"(?P<key>[A-Za-z0-9+/_\-=.]{16,512})",
@@ -89,7 +131,6 @@ _NAMES = ("key", "secret", "token", "passw")
 _VALUE = re.compile(r"[:=]\s{0,3}[\"']?[A-Za-z0-9+/_\-=.]{16}")
 _NUMBER = re.compile(r"\d[\d()/. \-]{4,20}\d")
 _PHONE_HINT = re.compile(r"\+\d|[)\d][.\- ]?\d{3}[.\-]\d{4}")
-_PHONE_CUES = ("tel", "phone", "fax", "mobile", "cell", "call", "whatsapp", "t\u00e9l", "\u260e")
 _DOTTED = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d")
 _COLONS = re.compile(r"::|:[0-9A-Fa-f]{1,4}:[0-9A-Fa-f]{1,4}:")
 
@@ -136,7 +177,12 @@ def _substitute(
 
 
 def _email(text: str, config: PIIConfig, counts: Counter[str]) -> str:
-    return _substitute(_EMAIL, text, "email", config, counts, lambda _: True) if "@" in text else text
+    hidden = f"{_replacement('secret', config)}@"  # what is left of user:password@host
+
+    def accept(match: re.Match[str]) -> bool:
+        return not match.group().startswith(hidden)
+
+    return _substitute(_EMAIL, text, "email", config, counts, accept) if "@" in text else text
 
 
 def _ipv4(text: str, config: PIIConfig, counts: Counter[str]) -> str:
@@ -181,8 +227,10 @@ def _phone(text: str, config: PIIConfig, counts: Counter[str]) -> str:
 
     if _PHONE_HINT.search(text):
         text = _substitute(_PHONE, text, "phone", config, counts, accept)
+    if _SPACED_HINT.search(text):
+        text = _substitute(_SPACED_PHONE, text, "phone", config, counts, accept)
     lowered = text.lower()
-    if any(cue in lowered for cue in _PHONE_CUES) and _NUMBER.search(text):
+    if any(cue in lowered for cue in (*_CUES, *_BARE_CUES)) and _NUMBER.search(text):
         text = _substitute(_CUED_PHONE, text, "phone", config, counts, accept_cued, "number")
     return text
 
@@ -200,6 +248,9 @@ def _secret(text: str, config: PIIConfig, counts: Counter[str]) -> str:
 
     if "private key-----" in lowered:
         text = _substitute(_PRIVATE_KEY, text, "secret", config, counts, lambda _: True)
+        text = _substitute(_CUT_PRIVATE_KEY, text, "secret", config, counts, lambda _: True)
+    if "://" in text and "@" in text:
+        text = _substitute(_URL_PASSWORD, text, "secret", config, counts, lambda m: not _PLACEHOLDER.fullmatch(m["key"]), "key")
     if any(hint in lowered for hint in _KEY_HINTS):
         text = _substitute(_KEYS, text, "secret", config, counts, random_enough)
     if any(name in lowered for name in _NAMES) and _VALUE.search(text):

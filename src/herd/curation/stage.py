@@ -25,8 +25,8 @@ from herd.curation.sources import Context, content_hashes, list_shards, load_sou
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 
-# Keys that decide after measuring: they may differ when stored scores are decided again.
-_DECIDING = {"rethreshold", "workers", "executor", "classifier.drop_share"}
+# Keys that may differ when stored scores are decided again: those that decide after measuring, and the source, which is not read.
+_DECIDING = {"rethreshold", "workers", "executor", "source", "classifier.drop_share"}
 _DECIDING |= {f"rules.{domain}" for domain in DOMAINS}
 _DECIDING |= {
     "route",
@@ -229,7 +229,7 @@ def fingerprint(config: CurateConfig) -> dict[str, Any]:
 
 STAGE = Stage(
     name="curate",
-    version=2,
+    version=3,
     config=CurateConfig,
     run=run,
     fingerprint=fingerprint,

@@ -11,6 +11,7 @@ import numpy as np
 
 # Languages written without spaces between words: a character with its marks counts as a word.
 UNSPACED = frozenset({"th", "zh", "ja", "lo", "km", "my"})
+_WORD_CHARACTERS = 3  # characters that stand for one word there, in n-grams: more than in Chinese words, fewer than in Thai ones
 
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff]")
 _TRAILING = re.compile(r"[ \t](?<![ \t]{2})[ \t]*+(?=\n|$)")  # tried once a run: linear also in a million spaces
@@ -246,8 +247,17 @@ def runs_present(stream: np.ndarray, n: int, wanted: np.ndarray) -> np.ndarray:
     return present
 
 
+def run_length(n: int, language: str) -> int:
+    """How many words of :func:`words` an n-gram of ``n`` words has: 3 n characters in unspaced scripts.
+
+    Everything that asks for runs of words takes its length from here: five characters of Thai repeat in every text, five
+    words do not.
+    """
+    return n * _WORD_CHARACTERS if language in UNSPACED else n
+
+
 def shingles(text: str, language: str, size: int) -> np.ndarray:
-    """Sorted, unique 32-bit hashes of the runs of ``size`` words (three times as many characters in unspaced scripts).
+    """Sorted, unique 32-bit hashes of the runs of ``size`` words (of :func:`run_length` characters in unspaced scripts).
 
     Digits are folded to 0, so that two renderings which differ in a date or a counter still count as equal. A text with
     fewer words is one shingle.
@@ -255,7 +265,7 @@ def shingles(text: str, language: str, size: int) -> np.ndarray:
     items = words(text, language)
     vocabulary = _vocabulary()
     rows = vocabulary.rows(items)
-    size = min(size * 3 if language in UNSPACED else size, len(items))
+    size = min(run_length(size, language), len(items))
     if not size:
         return np.empty(0, np.uint32)
     found = (ngram_hashes(vocabulary.folded[rows], size) >> np.uint64(32)).astype(np.uint32)

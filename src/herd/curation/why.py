@@ -29,6 +29,8 @@ def explain(name: str, folder: Path) -> list[str]:
     Raises:
         UserError: no such document, or several ids begin so.
     """
+    if not name.strip():
+        raise UserError("The name is empty: give an id, or its beginning, or a URL.")
     artifact = Artifact.open(folder)
     if artifact.manifest["stage"] != "curate":
         raise UserError(f"'{folder}' was made by `herd {artifact.manifest['stage']}`: give the folder of a `herd curate`.")

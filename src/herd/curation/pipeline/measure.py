@@ -203,7 +203,7 @@ class _Judge:
             ledger.add(LedgerRow(row["id"], "line", "edited", "repeated_line", detail=detail, **facts))
             return True
         self.dropped["line"]["only_repeated_lines"] += 1
-        detail = "every line is repeated elsewhere"
+        detail = f"every line occurs more than {self.config.dedup.line_copies} times in the documents of its language and bucket"
         ledger.add(LedgerRow(row["id"], "line", "dropped", "only_repeated_lines", detail=detail, **facts))
         return False
 

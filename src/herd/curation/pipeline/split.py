@@ -19,7 +19,7 @@ from herd.curation.pipeline.decide import final_choice
 from herd.curation.pipeline.measure import measured_file
 from herd.curation.pipeline.tasks import Result, Work, run_phase
 from herd.curation.split import Facts, choose_heldout, cut_lines
-from herd.curation.text import ngram_hashes, runs_present, word_hashes, words
+from herd.curation.text import ngram_hashes, run_length, runs_present, word_hashes, words
 from herd.runs.tables import Replacing, TableWriter, iterate_rows, open_table
 
 if TYPE_CHECKING:
@@ -135,14 +135,18 @@ def cut_overlaps(executor: Executor, work: Work) -> int:
     partitions = range(work.config.partitions)
     round_ = 0
     while True:
-        run_phase(executor, work, f"runs-{round_}", own_runs, [(p, round_) for p in partitions], "listing held-out passages")
+        phase = f"runs-{round_}"
+        listed = run_phase(executor, work, phase, own_runs, [(p, round_) for p in partitions], "listing held-out passages")
+        lengths = sorted({n for result in listed for n in result["lengths"]})
         paths = [work.part(f"runs-{round_}", p, ".u64") for p in partitions]
         wanted = np.unique(np.concatenate([np.fromfile(path, np.uint64) for path in paths]))
         if not len(wanted):
             return round_
         with Replacing(work.file(f"runs-{round_}", "wanted.u64")) as out:
             out.write(wanted.tobytes())
-        run_phase(executor, work, f"shared-{round_}", look_up, [(p, round_) for p in partitions], "looking for them in train")
+        run_phase(
+            executor, work, f"shared-{round_}", look_up, [(p, round_, lengths) for p in partitions], "looking for them in train"
+        )
         shared = np.zeros(len(wanted), bool)
         for p in partitions:
             shared |= np.fromfile(work.part(f"shared-{round_}", p, ".mask"), bool)
@@ -155,21 +159,27 @@ def cut_overlaps(executor: Executor, work: Work) -> int:
 
 
 def own_runs(work: Work, partition: int, round_: int) -> Result:
-    """Hashes of the runs of words in held-out documents that are still open: sorted, unique."""
-    n = work.config.split.overlap_words
+    """Hashes of the runs of words in held-out documents that are still open: sorted, unique; returns how long runs are."""
+    n, lengths = work.config.split.overlap_words, set()
     found = [np.empty(0, np.uint64)]
     for batch in open_table(_cut_file(work, round_ - 1, partition)).iter_batches(_BATCH, columns=["language", "text"]):
-        found += [ngram_hashes(word_hashes(words(r["text"], r["language"])), n) for r in batch.to_pylist()]
+        for row in batch.to_pylist():
+            length = run_length(n, row["language"])
+            lengths.add(length)
+            found.append(ngram_hashes(word_hashes(words(row["text"], row["language"])), length))
     with Replacing(work.part(f"runs-{round_}", partition, ".u64")) as out:
         out.write(np.unique(np.concatenate(found)).tobytes())
-    return {}
+    return {"lengths": sorted(lengths)}
 
 
-def look_up(work: Work, partition: int, round_: int) -> Result:
-    """Which of the wanted runs stand in the partition's train documents: one byte each."""
+def look_up(work: Work, partition: int, round_: int, lengths: list[int]) -> Result:
+    """Which of the wanted runs, which have these lengths, stand in the partition's train documents: one byte each."""
     wanted = np.memmap(work.file(f"runs-{round_}", "wanted.u64"), np.uint64, "r")
+    present = np.zeros(len(wanted), bool)
+    for length in lengths:
+        present |= runs_present(train_words(work, partition), length, wanted)
     with Replacing(work.part(f"shared-{round_}", partition, ".mask")) as out:
-        out.write(runs_present(train_words(work, partition), work.config.split.overlap_words, wanted).tobytes())
+        out.write(present.tobytes())
     return {}
 
 
@@ -177,11 +187,12 @@ def cut_partition(work: Work, partition: int, round_: int) -> Result:
     """Cut shared runs out of open held-out documents; those that changed are open again."""
     path = work.file(f"shared-{round_}", "shared.u64")
     shared = np.memmap(path, np.uint64, "r") if path.stat().st_size else np.empty(0, np.uint64)
-    n, changed = work.config.split.overlap_words, 0
+    changed = 0
     with TableWriter(_cut_file(work, round_, partition), heldout_schema(), _GROUP) as table:
         for batch in open_table(_cut_file(work, round_ - 1, partition)).iter_batches(_BATCH):
             rows = []
             for row in batch.to_pylist():
+                n = run_length(work.config.split.overlap_words, row["language"])
                 own = ngram_hashes(word_hashes(words(row["text"], row["language"])), n)
                 starts = np.flatnonzero(_member(own, shared))
                 if len(starts):
