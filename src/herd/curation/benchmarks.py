@@ -130,7 +130,7 @@ def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, row) of each line that is not blank."""
     try:
         for number, line in enumerate(lines(blocks(file), _LONGEST), start=1):
-            if not isinstance(line, int) and not line.strip():
+            if isinstance(line, bytes) and not line.strip():
                 continue
             try:
                 row = json.loads(line) if isinstance(line, bytes) else None
