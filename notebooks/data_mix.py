@@ -27,12 +27,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from herd.scaling import mixture_figures
-from herd.scaling.annealing import gather_seeds, rank_by_seeds
 from herd.scaling.figure_style import STYLE
-from herd.scaling.mixture_law import fit_mixture
-from herd.scaling.mixture_proposals import Limits, propose_mixture
-from herd.scaling.mixture_records import gather_mixtures, read_mixtures
+from herd.scaling.mixture import figures as mixture_figures
+from herd.scaling.mixture.annealing import gather_seeds, rank_by_seeds
+from herd.scaling.mixture.law import fit_mixture
+from herd.scaling.mixture.proposals import Limits, propose_mixture
+from herd.scaling.mixture.records import gather_mixtures, read_mixtures
 
 RUN_FOLDER = Path(os.environ.get("HERD_RUN_FOLDER", "../runs/laptop"))
 FIGURES_FOLDER = os.environ.get("HERD_FIGURES_FOLDER")

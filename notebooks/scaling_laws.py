@@ -26,11 +26,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from herd.scaling import figures
+from herd.scaling.curves.jackknife import jackknife_budgets
 from herd.scaling.figure_style import STYLE
 from herd.scaling.fit_json import surface_json
-from herd.scaling.jackknife import jackknife_budgets
 from herd.scaling.numbers import compute, si, span, times
-from herd.scaling.records import by_budget, usable
+from herd.scaling.records.record import by_budget, usable
 from herd.scaling.study import load_study
 from herd.scaling.validation import roll_out
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import save
-from herd.scaling.adaptive import WavesConfig, decide
-from herd.scaling.plan import Cell
-from herd.scaling.posterior import Goal, fit_posterior, pure_error
-from herd.scaling.record_readers import read_table
-from herd.scaling.records import Record
+from herd.scaling.choice.adaptive import WavesConfig, decide
+from herd.scaling.choice.posterior import Goal, fit_posterior, pure_error
+from herd.scaling.records.readers import read_table
+from herd.scaling.records.record import Record
+from herd.scaling.sweep.plan import Cell
 
 COMMAND = "python -m benchmarks.scaling.adaptive"
 SWEEPS = 60

@@ -4,7 +4,7 @@ are solved for again. Steps are Newton's on the projected objective (the Schur c
 
 import numpy as np
 
-from herd.scaling.surface_model import Problem
+from herd.scaling.surface.model import Problem
 
 
 def _inner(problem: Problem, free: np.ndarray, target: np.ndarray, tries: int) -> tuple[np.ndarray, float, int]:

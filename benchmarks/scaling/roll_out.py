@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import save
 
 from herd.runs.stage import Artifact
-from herd.scaling.isoflop import fit_isoflop
+from herd.scaling.curves.isoflop import fit_isoflop
+from herd.scaling.curves.power_law import METHODS, fit_power_law
 from herd.scaling.laws import LawsConfig, errors_of
-from herd.scaling.power_law import METHODS, fit_power_law
-from herd.scaling.record_readers import read_runs
-from herd.scaling.records import Record
+from herd.scaling.records.readers import read_runs
+from herd.scaling.records.record import Record
 from herd.scaling.validation import roll_out
 
 HOFFMANN = (1.69, 406.4, 410.7, 0.34, 0.28)  # E, A, B, a, b

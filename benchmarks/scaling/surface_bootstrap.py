@@ -21,11 +21,11 @@ from measure import save  # noqa: E402 - found by the line above
 from nested_projection import nested  # noqa: E402
 
 from herd.runs.seeds import stream  # noqa: E402
-from herd.scaling.resampling import bootstrap_counts  # noqa: E402
-from herd.scaling.surface import fit_surface  # noqa: E402
-from herd.scaling.surface_bootstrap import bootstrap_surface  # noqa: E402
-from herd.scaling.surface_model import Problem  # noqa: E402
-from herd.scaling.surface_solvers import best_amounts, minimise  # noqa: E402
+from herd.scaling.curves.resampling import bootstrap_counts  # noqa: E402
+from herd.scaling.surface.bootstrap import bootstrap_surface  # noqa: E402
+from herd.scaling.surface.fit import fit_surface  # noqa: E402
+from herd.scaling.surface.model import Problem  # noqa: E402
+from herd.scaling.surface.solvers import best_amounts, minimise  # noqa: E402
 
 DELTA = 1e-3
 PUBLISHED = {"A": 124.5, "B": 1293, "E": 0.0257, "a": 0.0154, "b": 0.0206}  # standard errors

@@ -12,7 +12,7 @@ from herd.config.loader import compose, conf_root, data_root, load, to_plain
 from herd.recipe.commands import COMMANDS
 from herd.recipe.graph import Node, RecipeConfig, job_of, plan_lines
 from herd.recipe.job import make_job
-from herd.scaling.plan import plan_cells
+from herd.scaling.sweep.plan import plan_cells
 from herd.training.curriculum import Curriculum
 
 # What only the user can say.

@@ -15,7 +15,7 @@ from herd.report.run_data import RunData
 from herd.report.stage import STAGE, ReportConfig, has_study
 from herd.runs.stage import Artifact, execute
 from herd.scaling.fit_stage import STAGE as FIT
-from herd.scaling.records import Record, write_table
+from herd.scaling.records.record import Record, write_table
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from herd.scaling.records import Record
+from herd.scaling.records.record import Record
 
 Truth = tuple[float, float, float, float, float]  # E, A, B, a, b
 LAPTOP: Truth = (1.9, 60.0, 180.0, 0.35, 0.33)

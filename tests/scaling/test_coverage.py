@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from herd.scaling.profile import profile_surface
-from herd.scaling.surface import fit_surface
-from herd.scaling.surface_batch import SurfaceBatch
-from herd.scaling.surface_bootstrap import bootstrap_surface
+from herd.scaling.surface.batch import SurfaceBatch
+from herd.scaling.surface.bootstrap import bootstrap_surface
+from herd.scaling.surface.fit import fit_surface
+from herd.scaling.surface.profile import profile_surface
 
 from .conftest import make_sweep
-from .test_surface import CHINCHILLA
+from .surface.test_fit import CHINCHILLA
 
 SWEEPS = 200
 TARGET = 1e23  # FLOPs, 33 times the largest budget

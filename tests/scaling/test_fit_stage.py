@@ -19,9 +19,9 @@ from herd.runs.stage import Artifact
 from herd.scaling.fit_json import surface_json
 from herd.scaling.fit_report import show_fit
 from herd.scaling.numbers import compute, power, si, span, times
-from herd.scaling.records import Record, write_table
+from herd.scaling.records.record import Record, write_table
 from herd.scaling.study import laws_of, load_study
-from herd.scaling.surface import fit_surface
+from herd.scaling.surface.fit import fit_surface
 
 from .conftest import make_sweep
 

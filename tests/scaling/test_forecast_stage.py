@@ -16,7 +16,7 @@ from herd.runs.stage import Artifact
 from herd.scaling.forecast import forecast
 from herd.scaling.forecast_stage import show
 from herd.scaling.laws import LawsConfig, fit_laws
-from herd.scaling.records import Record, write_table
+from herd.scaling.records.record import Record, write_table
 from herd.scaling.run_forecasts import forecast_runs
 
 from .conftest import LAPTOP, make_sweep, optimum

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from herd.config.errors import UserError
+from herd.scaling.curves.isoflop import IsoFLOPConfig, fit_isoflop
+from herd.scaling.curves.power_law import fit_power_law
 from herd.scaling.forecast import forecast
-from herd.scaling.isoflop import IsoFLOPConfig, fit_isoflop
 from herd.scaling.laws import Laws, LawsConfig, SurfaceConfig, errors_of, fit_laws
-from herd.scaling.power_law import fit_power_law
-from herd.scaling.record_readers import read_table
-from herd.scaling.records import Record
+from herd.scaling.records.readers import read_table
+from herd.scaling.records.record import Record
 
 from .conftest import LAPTOP, make_sweep, optimum
 

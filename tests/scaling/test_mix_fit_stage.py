@@ -15,7 +15,7 @@ from herd.config.loader import compose, data_root
 from herd.recipe.job import make_job
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
 from herd.scaling.mix_fit_stage import STAGE, MixFitConfig
-from herd.scaling.mixture_records import gather_mixtures, read_mixtures, write_mixtures
+from herd.scaling.mixture.records import gather_mixtures, read_mixtures, write_mixtures
 from herd.training.pretrain_stage import PretrainConfig
 
 SOURCES = ("general", "maths", "code")

@@ -23,11 +23,11 @@ from herd.scaling.fit_stage import STAGE as FIT
 from herd.scaling.fit_stage import ScalingFitConfig
 from herd.scaling.next_stage import STAGE as NEXT
 from herd.scaling.next_stage import ScalingNextConfig
-from herd.scaling.plan import PlanConfig, plan_cells, read_plan, write_plan
-from herd.scaling.plan_rules import SizeRule, TrainingRule
-from herd.scaling.record_readers import read_table
-from herd.scaling.records import Record, write_table
+from herd.scaling.records.readers import read_table
+from herd.scaling.records.record import Record, write_table
 from herd.scaling.study import load_study
+from herd.scaling.sweep.plan import PlanConfig, plan_cells, read_plan, write_plan
+from herd.scaling.sweep.plan_rules import SizeRule, TrainingRule
 from herd.scaling.sweep_stage import ScalingSweepConfig, check_sweep, run_child
 from herd.training.pretrain_stage import PretrainConfig, as_forecast
 
@@ -185,9 +185,9 @@ def test_a_terminal_gets_a_table_and_the_lines_that_it_lacks(tmp_path: Path) -> 
     script = f"""
 import sys
 from pathlib import Path
-from herd.scaling.plan import read_plan
+from herd.scaling.sweep.plan import read_plan
 from herd.scaling.sweep_stage import run_child
-from herd.scaling.sweep_view import SweepView
+from herd.scaling.sweep.view import SweepView
 child = "print('  cell 1/9: 1e11 FLOPs: loss 3'); print('  cells/c1: 5/9 steps'); print('herd: a word to the person')"
 with SweepView(read_plan(Path({str(tmp_path / "cells.json")!r})).cells, Path({str(tmp_path)!r})).shown() as view:
     result = run_child([sys.executable, "-c", child], view.line)

@@ -19,12 +19,12 @@ from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
 from herd.config.errors import UserError
-from herd.scaling.plan import PlanConfig, plan_cells, write_plan
-from herd.scaling.plan_rules import SizeRule, TrainingRule
-from herd.scaling.record_readers import read_table
-from herd.scaling.records import Record, write_table
-from herd.scaling.sweep_folder import make_record
-from herd.scaling.sweep_view import SweepView, law_so_far
+from herd.scaling.records.readers import read_table
+from herd.scaling.records.record import Record, write_table
+from herd.scaling.sweep.folder import make_record
+from herd.scaling.sweep.plan import PlanConfig, plan_cells, write_plan
+from herd.scaling.sweep.plan_rules import SizeRule, TrainingRule
+from herd.scaling.sweep.view import SweepView, law_so_far
 
 from .conftest import make_sweep
 from .sweep_app import job

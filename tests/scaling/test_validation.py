@@ -8,8 +8,8 @@ import pytest
 
 from herd.config.errors import UserError
 from herd.scaling.laws import LawsConfig, SurfaceConfig, fit_laws
-from herd.scaling.record_readers import read_table
-from herd.scaling.records import Record
+from herd.scaling.records.readers import read_table
+from herd.scaling.records.record import Record
 from herd.scaling.validation import roll_out
 
 from .conftest import LAPTOP, make_sweep, optimum

@@ -16,20 +16,20 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "plan_cells": "plan",
-    "read_runs": "record_readers",
-    "TableOptions": "record_readers",
+    "plan_cells": "sweep.plan",
+    "read_runs": "records.readers",
+    "TableOptions": "records.readers",
     "fit_laws": "laws",
     "LawsConfig": "laws",
     "forecast_runs": "run_forecasts",
     "forecast_tasks": "task_forecasts",
-    "jackknife_budgets": "jackknife",
+    "jackknife_budgets": "curves.jackknife",
     "roll_out": "validation",
-    "fit_isoflop": "isoflop",
-    "fit_power_law": "power_law",
-    "fit_surface": "surface",
-    "fit_link": "link",
-    "fit_task_law": "task_law",
+    "fit_isoflop": "curves.isoflop",
+    "fit_power_law": "curves.power_law",
+    "fit_surface": "surface.fit",
+    "fit_link": "tasks.link",
+    "fit_task_law": "tasks.task_law",
 }
 
 __all__ = list(_EXPORTS)

@@ -13,14 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from herd.scaling.curves.isoflop import IsoFLOPCurve
+from herd.scaling.curves.valley import parabola_design
 from herd.scaling.figure_style import FORECAST, LAW, MEASURED, STYLE, SURFACE, colours, legend, log_ticks, shade_extrapolation
 from herd.scaling.forecast import Forecast, measured_losses
-from herd.scaling.isoflop import IsoFLOPCurve
 from herd.scaling.laws import Laws, columns
 from herd.scaling.numbers import power, span
-from herd.scaling.records import by_budget, usable
+from herd.scaling.records.record import by_budget, usable
 from herd.scaling.replicates import quantiles
-from herd.scaling.valley import parabola_design
 
 
 def isoflop_curves(laws: Laws, axes: Axes) -> Axes:

@@ -7,12 +7,12 @@ from typing import Any
 
 from scipy import stats
 
+from herd.scaling.curves.jackknife import jackknife_budgets
 from herd.scaling.forecast import Forecast
-from herd.scaling.jackknife import jackknife_budgets
 from herd.scaling.laws import Laws
-from herd.scaling.record_readers import RunTable
-from herd.scaling.records import usable
-from herd.scaling.surface import Surface
+from herd.scaling.records.readers import RunTable
+from herd.scaling.records.record import usable
+from herd.scaling.surface.fit import Surface
 
 _STATUS = {"power_law": "ok", "surface": "surface", "ratio": "ratio"}
 

@@ -7,10 +7,10 @@ from typing import Any
 from herd.config.errors import UserError
 from herd.runs.atomic import sha256_file, sha256_json
 from herd.runs.stage import Artifact
-from herd.scaling.isoflop import IsoFLOPConfig
+from herd.scaling.curves.isoflop import IsoFLOPConfig
 from herd.scaling.laws import LawsConfig, SurfaceConfig
-from herd.scaling.raw_tables import WANDB, read_raw
-from herd.scaling.record_readers import RunTable, TableOptions, read_runs
+from herd.scaling.records.raw_tables import WANDB, read_raw
+from herd.scaling.records.readers import RunTable, TableOptions, read_runs
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from herd.scaling.fit_options import FitOptions, fingerprint
 from herd.scaling.fit_report import show_fit
 from herd.scaling.forecast import FALLBACKS, Forecast, forecast
 from herd.scaling.laws import Laws, fit_laws
-from herd.scaling.plan import PlanConfig
-from herd.scaling.records import usable, write_table
-from herd.scaling.wandb_sweep import SweepWandbConfig, log_sweep
+from herd.scaling.records.record import usable, write_table
+from herd.scaling.sweep.plan import PlanConfig
+from herd.scaling.sweep.wandb import SweepWandbConfig, log_sweep
 
 
 @dataclass(frozen=True)

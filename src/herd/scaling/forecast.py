@@ -12,12 +12,12 @@ import numpy as np
 
 from herd.config.errors import UserError, nearest
 from herd.runs.seeds import stream
+from herd.scaling.curves.power_law import Interval
 from herd.scaling.laws import Laws, columns
-from herd.scaling.power_law import Interval
-from herd.scaling.records import usable
+from herd.scaling.records.record import usable
 from herd.scaling.replicates import frontier_losses, quantiles, redraw_surface, surface_losses
-from herd.scaling.surface import Surface
-from herd.scaling.surface_batch import SurfaceBatch
+from herd.scaling.surface.batch import SurfaceBatch
+from herd.scaling.surface.fit import Surface
 
 
 @dataclass(frozen=True)

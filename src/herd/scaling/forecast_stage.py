@@ -14,7 +14,7 @@ from herd.scaling.fit_options import FitOptions, fingerprint
 from herd.scaling.fit_report import console, dropped_lines, grid, plain
 from herd.scaling.laws import Laws, fit_laws
 from herd.scaling.numbers import compute, si, span, times
-from herd.scaling.records import usable
+from herd.scaling.records.record import usable
 from herd.scaling.run_forecasts import forecast_runs
 from herd.scaling.study import laws_of
 from herd.scaling.task_forecasts import TaskOptions, forecast_tasks

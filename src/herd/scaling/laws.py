@@ -13,12 +13,12 @@ import numpy as np
 
 from herd.config.errors import UserError
 from herd.runs.seeds import stream
-from herd.scaling.isoflop import IsoFLOPConfig, IsoFLOPCurve, fit_isoflop
+from herd.scaling.curves.isoflop import IsoFLOPConfig, IsoFLOPCurve, fit_isoflop
+from herd.scaling.curves.power_law import METHODS, PowerLaw, fit_power_law
 from herd.scaling.loss_law import LossLaw, fit_loss_law
-from herd.scaling.power_law import METHODS, PowerLaw, fit_power_law
-from herd.scaling.records import Record, check_table, usable
+from herd.scaling.records.record import Record, check_table, usable
 from herd.scaling.replicates import vertex_errors
-from herd.scaling.surface import OBJECTIVES, Surface, fit_surface
+from herd.scaling.surface.fit import OBJECTIVES, Surface, fit_surface
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def fit_laws(records: Sequence[Record], config: LawsConfig | None = None) -> Law
     """Fit IsoFLOP parabolas, the power law of tokens, the law of the optimal loss and the surface.
 
     Raises:
-        UserError: a table that no fit should see (see :func:`herd.scaling.records.check_table`), or without a usable row.
+        UserError: a table that no fit should see (see :func:`herd.scaling.records.record.check_table`), or without a usable row.
     """
     config = config or LawsConfig()
     check_table(records)

@@ -7,11 +7,11 @@ from typing import Any, Optional
 from herd.config.errors import UserError
 from herd.runs.atomic import sha256_file, write_json
 from herd.runs.stage import Inputs, Stage, StageRun
-from herd.scaling import mixture_figures
-from herd.scaling.mixture_kinds import KINDS
-from herd.scaling.mixture_law import MixtureLaw, fit_mixture
-from herd.scaling.mixture_proposals import Limits, Proposal, propose_mixture
-from herd.scaling.mixture_records import MixtureTable, finished_runs, gather_mixtures, read_mixtures, write_mixtures
+from herd.scaling.mixture import figures as mixture_figures
+from herd.scaling.mixture.kinds import KINDS
+from herd.scaling.mixture.law import MixtureLaw, fit_mixture
+from herd.scaling.mixture.proposals import Limits, Proposal, propose_mixture
+from herd.scaling.mixture.records import MixtureTable, finished_runs, gather_mixtures, read_mixtures, write_mixtures
 
 
 @dataclass(frozen=True)

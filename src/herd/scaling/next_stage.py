@@ -10,12 +10,22 @@ from typing import Any, Optional
 from herd.config.errors import UserError, nearest
 from herd.runs.atomic import sha256_file, write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
-from herd.scaling.misallocation import misallocation
-from herd.scaling.next_runs import Batch, Candidate, Ranked, choose_batch, rank
-from herd.scaling.plan import Cell, Plan, PlanConfig, plan_cells, read_plan, vocabulary_of, with_overrides, with_seed, write_plan
-from herd.scaling.posterior import GOALS, LAWS, Goal, Posterior, fit_posterior
-from herd.scaling.record_readers import read_table
-from herd.scaling.records import Record
+from herd.scaling.choice.misallocation import misallocation
+from herd.scaling.choice.next_runs import Batch, Candidate, Ranked, choose_batch, rank
+from herd.scaling.choice.posterior import GOALS, LAWS, Goal, Posterior, fit_posterior
+from herd.scaling.records.readers import read_table
+from herd.scaling.records.record import Record
+from herd.scaling.sweep.plan import (
+    Cell,
+    Plan,
+    PlanConfig,
+    plan_cells,
+    read_plan,
+    vocabulary_of,
+    with_overrides,
+    with_seed,
+    write_plan,
+)
 
 UNITS = ("flops", "hours")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from herd.config.errors import UserError
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
-from herd.scaling.plan import Plan, PlanConfig, plan_cells, vocabulary_of, write_plan
-from herd.scaling.plan_rules import TokensLaw
-from herd.scaling.record_readers import read_table
+from herd.scaling.records.readers import read_table
+from herd.scaling.sweep.plan import Plan, PlanConfig, plan_cells, vocabulary_of, write_plan
+from herd.scaling.sweep.plan_rules import TokensLaw
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from herd.scaling.isoflop import IsoFLOPCurve
+from herd.scaling.curves.isoflop import IsoFLOPCurve
+from herd.scaling.curves.power_law import Interval
 from herd.scaling.loss_law import solve_loss_laws
-from herd.scaling.power_law import Interval
-from herd.scaling.surface import Surface
-from herd.scaling.surface_batch import SurfaceBatch, refit_surface
+from herd.scaling.surface.batch import SurfaceBatch, refit_surface
+from herd.scaling.surface.fit import Surface
 
 
 @dataclass(frozen=True)

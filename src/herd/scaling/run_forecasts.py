@@ -12,10 +12,10 @@ import numpy as np
 
 from herd.config.errors import UserError
 from herd.runs.seeds import stream
+from herd.scaling.curves.power_law import Interval
 from herd.scaling.forecast import measured_losses
 from herd.scaling.laws import Laws, columns
-from herd.scaling.power_law import Interval
-from herd.scaling.records import usable
+from herd.scaling.records.record import usable
 from herd.scaling.replicates import quantiles, redraw_surface
 
 

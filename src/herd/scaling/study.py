@@ -12,8 +12,8 @@ from herd.runs.stage import Artifact
 from herd.scaling.fit_stage import ScalingFitConfig, curves_of
 from herd.scaling.forecast import Forecast, forecast
 from herd.scaling.laws import Laws, fit_laws
-from herd.scaling.record_readers import read_runs
-from herd.scaling.records import Record
+from herd.scaling.records.readers import read_runs
+from herd.scaling.records.record import Record
 
 
 @dataclass(frozen=True)

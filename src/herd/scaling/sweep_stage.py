@@ -20,12 +20,12 @@ from typing import Any
 from herd.config.errors import UserError
 from herd.config.loader import compose, to_plain
 from herd.runs.stage import Inputs, Stage, StageRun
-from herd.scaling.adaptive import WavesConfig
-from herd.scaling.plan import Cell, Plan, PlanConfig, plan_cells, read_plan, vocabulary_of, with_seed, write_plan
-from herd.scaling.record_readers import read_table
-from herd.scaling.records import Record, usable, write_table
-from herd.scaling.sweep_view import SweepView
-from herd.scaling.sweep_waves import make_pool, train_waves
+from herd.scaling.choice.adaptive import WavesConfig
+from herd.scaling.records.readers import read_table
+from herd.scaling.records.record import Record, usable, write_table
+from herd.scaling.sweep.plan import Cell, Plan, PlanConfig, plan_cells, read_plan, vocabulary_of, with_seed, write_plan
+from herd.scaling.sweep.view import SweepView
+from herd.scaling.sweep.waves import make_pool, train_waves
 
 
 @dataclass(frozen=True)

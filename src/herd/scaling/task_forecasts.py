@@ -1,7 +1,7 @@
 """Scores of benchmarks from a run table: the columns ``task/<name>``, and ``task/<name>/loss`` where there is one.
 
-Step 1 forecasts a loss, step 2 links it to the score (:mod:`herd.scaling.task_law`). The loss is that of the benchmark's own
-right answers where the table has it, else the held-out loss, which predicts a benchmark less well and is said to be in use.
+Step 1 forecasts a loss, step 2 links it to the score (:mod:`herd.scaling.tasks.task_law`). The loss is that of the benchmark's
+own right answers where the table has it, else the held-out loss, which predicts a benchmark less well and is said to be in use.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from herd.config.errors import UserError, nearest
-from herd.scaling.link_shapes import LINKS
-from herd.scaling.records import TASK, Record, usable
-from herd.scaling.task_law import TaskHistory, TaskLawConfig, fit_task_law
+from herd.scaling.records.record import TASK, Record, usable
+from herd.scaling.tasks.link_shapes import LINKS
+from herd.scaling.tasks.task_law import TaskHistory, TaskLawConfig, fit_task_law
 
 
 @dataclass(frozen=True)

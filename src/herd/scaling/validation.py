@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from herd.config.errors import UserError
+from herd.scaling.curves.isoflop import fit_isoflop
+from herd.scaling.curves.overtraining import overtraining_of
+from herd.scaling.curves.power_law import Interval
 from herd.scaling.forecast import measured_losses
-from herd.scaling.isoflop import fit_isoflop
 from herd.scaling.laws import Laws, LawsConfig, columns, fit_laws
-from herd.scaling.overtraining import overtraining_of
-from herd.scaling.power_law import Interval
-from herd.scaling.records import Record, by_budget, check_table, usable
+from herd.scaling.records.record import Record, by_budget, check_table, usable
 from herd.scaling.replicates import quantiles
 
 

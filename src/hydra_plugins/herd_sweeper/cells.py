@@ -21,8 +21,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:  # imported when a sweep runs: Hydra imports every plugin at each start
-    from herd.scaling.plan import Plan
-    from herd.scaling.sweep_folder import Job, SweepFolder
+    from herd.scaling.sweep.folder import Job, SweepFolder
+    from herd.scaling.sweep.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class CellSweeper(Sweeper):
 
     Args:
         cells: path of a ``cells.json``; overrides ``plan``.
-        plan: fields of :class:`herd.scaling.plan.PlanConfig`.
+        plan: fields of :class:`herd.scaling.sweep.plan.PlanConfig`.
         batch_size: cells handed to the launcher at a time, 0 = all of them.
         attempts: how often a cell is started whose worker dies without a word (killed, out of memory).
         diverged_above: nats; a loss above it marks a cell as diverged. null = ln(vocabulary), or no limit if that is unknown.
@@ -55,7 +55,7 @@ class CellSweeper(Sweeper):
         self.diverged_above, self.cell_overrides = diverged_above, list(cell_overrides)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from herd.scaling.sweep_folder import Recorder
+        from herd.scaling.sweep.folder import Recorder
 
         self.config, self.hydra_context = config, hydra_context
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -65,7 +65,7 @@ class CellSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the cells; returns their records. UserError when none of them has a loss."""
         from herd.config.errors import UserError
-        from herd.scaling.sweep_folder import SweepFolder
+        from herd.scaling.sweep.folder import SweepFolder
 
         _end_with_parent()
         arguments = [*arguments, *self._pinned_inputs()]
@@ -95,7 +95,7 @@ class CellSweeper(Sweeper):
     def _plan(self) -> "tuple[Plan, int]":
         from herd.config.errors import UserError
         from herd.config.loader import load
-        from herd.scaling.plan import PlanConfig, plan_cells, read_plan, vocabulary_of
+        from herd.scaling.sweep.plan import PlanConfig, plan_cells, read_plan, vocabulary_of
 
         tokens = OmegaConf.select(self.config, "inputs.tokens")
         if self.cells:
@@ -139,7 +139,7 @@ class CellSweeper(Sweeper):
 
     def _job(self, cell: Any, arguments: list[str]) -> "Job":
         """Compose the cell's configuration now: a mistake in it ends the sweep before any cell has run."""
-        from herd.scaling.sweep_folder import Job, digest_of
+        from herd.scaling.sweep.folder import Job, digest_of
 
         own = [text.format(cell=cell.id) for text in self.cell_overrides]
         overrides = [*arguments, *cell.overrides, *own, f"hydra.sweep.subdir={cell.id}"]

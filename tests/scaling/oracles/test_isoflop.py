@@ -9,12 +9,12 @@ import csv
 import numpy as np
 import pytest
 
+from herd.scaling.curves.isoflop import IsoFLOPConfig, fit_isoflop
+from herd.scaling.curves.jackknife import jackknife_budgets
+from herd.scaling.curves.power_law import fit_power_law
 from herd.scaling.forecast import forecast
-from herd.scaling.isoflop import IsoFLOPConfig, fit_isoflop
-from herd.scaling.jackknife import jackknife_budgets
 from herd.scaling.laws import Laws, LawsConfig, fit_laws
-from herd.scaling.power_law import fit_power_law
-from herd.scaling.record_readers import read_table
+from herd.scaling.records.readers import read_table
 
 from ..conftest import make_sweep, optimum
 

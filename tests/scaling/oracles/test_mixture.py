@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from herd.scaling.mixture_law import fit_mixture
+from herd.scaling.mixture.law import fit_mixture
 
 
 def table(path: Path) -> tuple[list[str], np.ndarray]:

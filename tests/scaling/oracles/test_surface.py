@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from herd.scaling.surface import fit_surface
-from herd.scaling.surface_bootstrap import bootstrap_surface
-from herd.scaling.surface_model import LARGEST_EXPONENT, SMALLEST_EXPONENT, Problem
-from herd.scaling.surface_solvers import SOLVERS, best_amounts, minimise
+from herd.scaling.surface.bootstrap import bootstrap_surface
+from herd.scaling.surface.fit import fit_surface
+from herd.scaling.surface.model import LARGEST_EXPONENT, SMALLEST_EXPONENT, Problem
+from herd.scaling.surface.solvers import SOLVERS, best_amounts, minimise
 
 BEST_240 = 0.0010182745  # summed Huber loss of row 6
 START_GRID = (range(0, 30, 5), range(0, 30, 5), np.arange(-1, 1.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from herd.scaling.task_law import TaskHistory, TaskLawConfig, fit_task_law, trailing_mean
+from herd.scaling.tasks.task_law import TaskHistory, TaskLawConfig, fit_task_law, trailing_mean
 
 # Step 1 on the mean of the last 5 evaluations, Huber on ln loss; step 2 without the first tenth, moving averages of 5, and the
 # ideal point of loss 0 at accuracy 1.

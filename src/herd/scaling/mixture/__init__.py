@@ -1,0 +1,1 @@
+"""What a data mix does: mixing laws, proposals, the annealing appraisal."""

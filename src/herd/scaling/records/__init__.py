@@ -1,0 +1,1 @@
+"""The table of runs: typed rows, their checks, their units, and where they are read from."""

@@ -1,0 +1,1 @@
+"""A sweep of cells: plan, folder, waves, live view, dashboard."""
