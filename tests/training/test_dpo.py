@@ -28,9 +28,10 @@ from herd.training.dpo import (
     evaluate_dpo,
     reference_logprobs,
 )
-from herd.training.fit import TrainerConfig, fit
+from herd.training.fit import fit
 from herd.training.optimizer import OptimizerConfig
 from herd.training.sequences import pack_sequences
+from herd.training.trainer_config import TrainerConfig
 
 OBJECTIVE = DPOObjective()
 

@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pretrain_standin import VOCAB, config, write_corpus
-from training_standin import Child
+from training_standin import Child, Killed, timeless
 
 from herd.config.errors import UserError
 from herd.corpus.mixture import Mixture
@@ -25,12 +25,13 @@ from herd.runs.metrics import read_metrics
 from herd.runs.stage import Artifact, Inputs, StageRun, address_of
 from herd.training import pretrain_stage
 from herd.training.curriculum import Curriculum
-from herd.training.fit import TrainerConfig, fit
+from herd.training.fit import fit
 from herd.training.heldout import heldout_loss
 from herd.training.module import HerdModule
 from herd.training.optimizer import OptimizerConfig
 from herd.training.pretrain import PretrainModule, PretrainSource
 from herd.training.steps import StepBatch
+from herd.training.trainer_config import TrainerConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pretrain_tiny.json"
 
@@ -45,11 +46,6 @@ def straight(inputs, tmp_path_factory):
     """(folder, metrics) of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight")
     return folder, pretrain_stage.run(config(), inputs, StageRun(folder, seed=0))
-
-
-def timeless(folder: Path) -> list[dict]:
-    rows = read_metrics(folder / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -137,10 +133,6 @@ def test_final_model_is_the_average_of_the_annealing(straight, inputs, tmp_path,
         mean = torch.stack([taken[point][name].double() for point in points]).mean(0)
         torch.testing.assert_close(weight, mean.float(), rtol=1e-6, atol=1e-8)
         assert torch.equal(last[name], taken[end][name])
-
-
-class Killed(Exception):
-    """Stands in for a sudden end."""
 
 
 @pytest.mark.parametrize("place", ["ramp", "stage end", "after stage end", "annealing", "last step"])
@@ -231,6 +223,9 @@ class Plain(PretrainModule):
 
     def before_step(self, step: int) -> None:
         pass
+
+    def level_changes(self, step: int) -> bool:
+        return False
 
     def step_fields(self, step: int) -> dict:
         return {}

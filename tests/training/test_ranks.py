@@ -17,7 +17,8 @@ from herd.runs.metrics import read_metrics
 from herd.runs.stage import StageRun
 from herd.training import pretrain_stage
 from herd.training.checkpoint import CheckpointStore
-from herd.training.fit import TrainerConfig, fit
+from herd.training.fit import fit
+from herd.training.trainer_config import TrainerConfig
 
 # Rows of 8 in micro-batches of 2: two a rank.
 STEPS = Points(steps=6, rows=8, micro=2)

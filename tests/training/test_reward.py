@@ -13,7 +13,7 @@ from herd.dialog.rows import Counted
 from herd.model.heads import RewardModel
 from herd.objectives.ranking import ranking_loss
 from herd.runs.stage import StageRun
-from herd.training.fit import TrainerConfig, fit
+from herd.training.fit import fit
 from herd.training.optimizer import OptimizerConfig
 from herd.training.reward import (
     RewardModule,
@@ -23,6 +23,7 @@ from herd.training.reward import (
     score_responses,
     scores_of,
 )
+from herd.training.trainer_config import TrainerConfig
 
 
 def model(seed=0):

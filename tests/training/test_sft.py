@@ -13,11 +13,12 @@ from herd.dialog.messages import Message, Role
 from herd.dialog.render import render
 from herd.dialog.rows import Counted
 from herd.runs.stage import StageRun
-from herd.training.fit import TrainerConfig, fit
+from herd.training.fit import fit
 from herd.training.optimizer import OptimizerConfig
 from herd.training.sequences import EpochSteps, fit_window, group_size, pack_sequences
 from herd.training.sft import SFTModule, rows_nll, sft_loss, sft_sequences, sft_steps
 from herd.training.steps import StepBatch
+from herd.training.trainer_config import TrainerConfig
 
 
 def sequences(count=10):

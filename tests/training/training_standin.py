@@ -4,13 +4,19 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
+from herd.runs.metrics import read_metrics
+from herd.runs.stage import StageRun
+from herd.training.fit import fit
 from herd.training.module import HerdModule, Metrics
 from herd.training.optimizer import OptimizerConfig
 from herd.training.steps import StepBatch
+from herd.training.trainer_config import TrainerConfig
 
 
 class Regression(HerdModule):
@@ -87,3 +93,46 @@ class Child:
         self.ticks.close()
         assert self.process.exitcode is not None, "the child hangs"
         return self.process.exitcode
+
+
+def train(folder: Path, source=None, module=None, callbacks=(), **settings):
+    """A short fit, by default of 12 steps with checkpoints every 3 and rows of metrics every 4; (module, result)."""
+    module = module or Regression()
+    config = TrainerConfig(**{"checkpoint_every_steps": 3, "log_every_steps": 4} | settings)
+    result = fit(module, Points() if source is None else source, config, StageRun(folder, seed=0), callbacks)
+    return module, result
+
+
+def weights(module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.model.state_dict().items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Equal to the bit."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+class Killed(Exception):
+    """Stands in for a sudden end."""
+
+
+def kill_at(step: int) -> pl.Callback:
+    """A sudden end before step ``step``."""
+
+    class Kill(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == step:
+                raise Killed
+
+    return Kill()
+
+
+TIMED = ("tokens_per_second",)
+
+
+def timeless(folder: Path) -> list[dict]:
+    """The rows of metrics without what a clock or the machine's state decides."""
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]

@@ -17,11 +17,12 @@ from herd.dialog.rows import Prompt, read_jsonl
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token
 from herd.runs.stage import Artifact, Inputs, StageRun
-from herd.training.fit import FitResult, TrainerConfig, fit
+from herd.training.fit import FitResult, fit
 from herd.training.module import HerdModule
 from herd.training.optimizer import OptimizerConfig
 from herd.training.schedule import ScheduleConfig
 from herd.training.sequences import EpochSteps
+from herd.training.trainer_config import TrainerConfig
 
 
 @dataclass(frozen=True)

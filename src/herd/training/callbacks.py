@@ -9,15 +9,11 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
-from herd.config.errors import UserError
 from herd.runs.progress import Progress
 from herd.training.logger import MetricsSink
 from herd.training.module import HerdModule
+from herd.training.spikes import Diverged, Rewind
 from herd.training.steps import StepBatch, StepSource
-
-
-class Diverged(UserError):
-    """The loss is no longer a finite number."""
 
 
 class LogMetrics(pl.Callback):
@@ -32,11 +28,11 @@ class LogMetrics(pl.Callback):
         self.seconds = 0.0  # of training, over all attempts
         self.last: dict[str, float] = {}
         self._clock = 0.0
-        self._row_clock, self._row_tokens = 0.0, 0
+        self._row_clock, self._row_tokens = 0.0, 0  # when the last row was written, tokens trained on since
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._clock = self._row_clock = time.perf_counter()
-        self._row_tokens = self.source.tokens_at(trainer.global_step)
+        self._row_tokens = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
@@ -46,30 +42,33 @@ class LogMetrics(pl.Callback):
         idle, pl_module.idle_seconds = pl_module.idle_seconds, 0.0
         self.seconds, self._clock = self.seconds + now - self._clock - idle, now
         self._row_clock += idle
+        self._row_tokens += batch.tokens
         step = trainer.global_step
         if step % self.every and step != len(self.source) and not pl_module.extra:
             return
         self.last = pl_module.meter.read(_sum_over_ranks(trainer))
-        now, tokens = time.perf_counter(), self.source.tokens_at(step)
+        now = time.perf_counter()
         row = {
             "step": step,
-            "num_tokens": tokens,
+            "num_tokens": self.source.tokens_at(step),
             **pl_module.step_fields(batch.step),
             **self.last,
+            **self._left_out(pl_module),
             "learning_rate": pl_module.schedule(batch.step),
-            "tokens_per_second": round((tokens - self._row_tokens) / max(now - self._row_clock, 1e-9), 1),
+            "tokens_per_second": round(self._row_tokens / max(now - self._row_clock, 1e-9), 1),
             **pl_module.extra,
         }
         pl_module.extra = {}
-        self._row_clock, self._row_tokens = now, tokens
+        self._row_clock, self._row_tokens = now, 0
         if trainer.is_global_zero:
             self.sink.write(row)
-        loss = self.last.get("loss", 0.0)
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise Diverged(
-                f"Training diverged: the loss is {loss} at step {step} (learning rate {row['learning_rate']:.3g}). "
-                "Lower optimizer.lr, lengthen the warm-up, or lower trainer.gradient_clip."
-            )
+
+    @staticmethod
+    def _left_out(module: HerdModule) -> dict[str, int]:
+        """Steps of the whole run that moved no weight."""
+        found = module.guard.look()
+        spikes = {} if module.guard.config.policy == "none" else {"spike_steps": found.spikes}
+        return {"nonfinite_steps": found.nonfinite, **spikes}
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "last": dict(self.last)}
@@ -93,6 +92,34 @@ def _sum_over_ranks(trainer: pl.Trainer) -> Callable[[Tensor], Tensor]:
     if trainer.world_size == 1:
         return lambda table: table
     return lambda table: trainer.strategy.reduce(table, reduce_op="sum")
+
+
+class WatchSteps(pl.Callback):
+    """Acts on what the guard has found: ends the run, or sends it back to a checkpoint.
+
+    Args:
+        due: does the host look after so many finished steps? The same on all ranks, and true before each checkpoint that a run
+            may go back to, so that none of these holds a spike.
+    """
+
+    def __init__(self, due: Callable[[int], bool]) -> None:
+        self.due = due
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, HerdModule)
+        if not self.due(trainer.global_step):
+            return
+        config, found = pl_module.guard.config, pl_module.guard.look()
+        if config.policy == "rewind" and (found.first_spike is not None or found.diverged_at is not None):
+            raise Rewind(min(step for step in (found.first_spike, found.diverged_at) if step is not None))
+        if found.diverged_at is not None:
+            raise Diverged(
+                f"Training diverged: in {config.in_row} steps in a row the loss or its gradient was not finite, or a spike; "
+                f"the last is step {found.diverged_at} (learning rate {pl_module.schedule(found.diverged_at):.3g}). "
+                "Lower optimizer.lr, lengthen the warm-up, or lower trainer.gradient_clip."
+            )
 
 
 class ShowProgress(pl.Callback):

@@ -2,71 +2,36 @@
 else.
 """
 
-import logging
-import os
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from herd.config.errors import UserError
 from herd.config.loader import to_plain
 from herd.runs.progress import progress
 from herd.runs.stage import StageRun
-from herd.training.callbacks import LogMetrics, ShowProgress
-from herd.training.checkpoint import AtomicCheckpointIO, CheckpointStore, SaveCheckpoints, step_of
+from herd.training.callbacks import LogMetrics, ShowProgress, WatchSteps
+from herd.training.checkpoint import CheckpointStore, step_of
+from herd.training.checkpoint_io import StoreIO
 from herd.training.logger import WandbConfig, open_sink
 from herd.training.module import HerdModule
+from herd.training.rewind import LeftOut, Span, WithoutSpans
+from herd.training.saving import SaveCheckpoints
+from herd.training.signals import EXIT_CODES, Stopped, StopSignals, without_lightnings_own
+from herd.training.spikes import Diverged, Rewind, StepGuard
 from herd.training.steps import StepBatch, StepSource, step_loader
-
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}  # bf16: fp32 weights, autocast
-ACCELERATORS = ("cpu", "gpu")
-STRATEGIES = ("single", "ddp", "fsdp")
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """How to train, whatever the model: filled by the groups hardware, precision, parallel and logger."""
-
-    accelerator: str = "cpu"  # cpu | gpu
-    devices: int = 1  # processes a node: GPUs, or CPU processes
-    nodes: int = 1  # machines
-    threads: int = 0  # torch threads a process on the CPU; 0 = leave as it is
-    micro_batch_tokens: int = 8192  # input tokens of one forward and backward pass on one device, at most
-    num_workers: int = 0  # processes that prepare batches; 0 = the training process itself
-    precision: str = "fp32"  # fp32 | bf16 (autocast; weights stay fp32)
-    strategy: str = "single"  # single | ddp | fsdp
-    gradient_clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
-    checkpoint_every_steps: int = 100  # optimizer steps between checkpoints; 0 = at the end of curriculum stages only
-    keep_checkpoints: int = 2  # newest checkpoints kept
-    log_every_steps: int = 10  # optimizer steps between rows of metrics
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("accelerator", self.accelerator, ACCELERATORS),
-            ("precision", self.precision, tuple(PRECISIONS)),
-            ("strategy", self.strategy, STRATEGIES),
-        ):
-            if value not in choices:
-                raise UserError(f"Unknown trainer.{name} '{value}'. Choices: {', '.join(choices)}.")
-        for name in ("devices", "nodes", "micro_batch_tokens", "keep_checkpoints", "log_every_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"trainer.{name} = {getattr(self, name)}: at least 1 is needed.")
-        for name in ("threads", "num_workers", "gradient_clip", "checkpoint_every_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"trainer.{name} = {getattr(self, name)}: 0 or more is needed.")
+from herd.training.surroundings import first_process, surroundings
+from herd.training.trainer_config import PRECISIONS, TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -74,10 +39,11 @@ class FitResult:
     """What a fit came to. Seconds count training steps only, over all attempts when the run was resumed."""
 
     steps: int  # optimizer steps, all of them
-    tokens: int  # input tokens
+    tokens: int  # input tokens trained on
     seconds: float  # of training
     tokens_per_second: float  # tokens / seconds
     resumed_at: int  # finished steps found in a checkpoint at the start of this attempt; 0 = fresh
+    left_out: list[Span]  # steps whose data were left out, [first, end) pairs
     last: dict[str, float]  # the metrics of the last row
 
 
@@ -125,17 +91,26 @@ def fit(
 
     Raises:
         UserError: no step to train on, a checkpoint of another run, several devices without processes to use them.
-        Diverged: the loss became infinite or NaN.
-        SystemExit: 143 after SIGTERM, when a checkpoint has been written.
+        Diverged: several steps in a row could not be used, or more spikes than rewinds allowed.
+        SystemExit: 143 after SIGTERM, 75 after SIGUSR1, when a checkpoint has been written.
     """
     if len(source) < 1:
         raise UserError(f"There is no step to train on ({description}): the data are smaller than one batch.")
-    first = first_process()
-    store = CheckpointStore(run.scratch / "checkpoints", config.keep_checkpoints)
-    newest = store.newest()
-    resumed_at = step_of(newest) if newest else 0
+    first, rewinds = first_process(), config.spikes.policy == "rewind"
+
+    def due(step: int) -> bool:
+        if step == 0:
+            return rewinds  # a spike before the first checkpoint must find one too
+        return bool(config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0) or checkpoint_at(step)
+
+    store = CheckpointStore(
+        run.scratch / "checkpoints", config.keep_checkpoints, config.keep_best, config.keep_every_steps, regular=due
+    )
     if first:
-        run.metrics.truncate_after("step", resumed_at)
+        store.clean()
+    start = store.newest()
+    resumed_at = step_of(start) if start else 0
+    left_out = LeftOut(run.scratch / "left_out.json", config.left_out)
     identity = {
         "parameters": [[name, *parameter.shape] for name, parameter in module.model.named_parameters()],
         "steps": len(source),
@@ -143,53 +118,99 @@ def fit(
         "optimizer": to_plain(module.optimizer_config),
     } | (fingerprint or {})
     module.gradient_clip = config.gradient_clip
+    io = StoreIO(store, config.checkpoint_async)
     wandb = config.wandb if first else WandbConfig(mode="disabled")
-    with (
-        _surroundings(config),
-        open_sink(run.metrics, wandb, run.folder, run.node or description, to_plain(config)) as sink,
-        progress(description, total=len(source), unit="steps") as bar,
-    ):
-        metrics = LogMetrics(sink, source, config.log_every_steps)
-        save = SaveCheckpoints(store, config.checkpoint_every_steps, checkpoint_at, identity)
-        trainer = pl.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.nodes,
-            strategy=_strategy(config),
-            precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
-            plugins=_plugins(config, store),
-            callbacks=[*callbacks, metrics, ShowProgress(bar, metrics), save],
-            max_steps=len(source),
-            max_epochs=-1,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            logger=False,
-            enable_checkpointing=True,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_autolog_hparams=False,
-            use_distributed_sampler=False,
-            default_root_dir=run.scratch,
-        )
-        try:
-            trainer.fit(module, datamodule=Steps(source, config), ckpt_path=newest, weights_only=True)
-        except SIGTERMException:
-            print(
-                f"Stopped by SIGTERM after {trainer.global_step} steps; the same command goes on from there.",
-                file=sys.stderr,
-            )
-            raise SystemExit(143) from None
-        finally:
-            module.trainer = None
-    tokens = source.tokens_at(len(source))
+    with ExitStack() as stack:
+        stack.enter_context(surroundings(config))
+        signals = stack.enter_context(StopSignals())
+        sink = stack.enter_context(open_sink(run.metrics, wandb, run.folder, run.node or description, to_plain(config)))
+        bar = stack.enter_context(progress(description, total=len(source), unit="steps"))
+        stack.callback(io.finish)
+        while True:
+            if first:
+                run.metrics.truncate_after("step", step_of(start) if start else 0)
+            module.guard = StepGuard(config.spikes)
+            metrics = LogMetrics(sink, source, config.log_every_steps)
+            watch = WatchSteps(lambda step: due(step) or step % config.log_every_steps == 0 or step == len(source))
+            save = SaveCheckpoints(store, due, signals, identity)
+            every = [*callbacks, metrics, watch, ShowProgress(bar, metrics), save]
+            trainer = _trainer(config, len(source), io, every, run.scratch)
+            try:
+                data = Steps(WithoutSpans(source, left_out), config)
+                trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+                break
+            except Rewind as spike:
+                io.finish()
+                start = _go_back(store, left_out, spike.step, config, first)
+            except Stopped as stop:
+                io.finish()
+                at = step_of(store.files()[0]) if store.files() else 0
+                print(
+                    f"Stopped by {stop.signum.name} after {trainer.global_step} steps; the same command goes on from "
+                    f"{'there' if at == trainer.global_step else f'step {at}, the newest checkpoint'}.",
+                    file=sys.stderr,
+                )
+                raise SystemExit(EXIT_CODES[stop.signum]) from None
+            finally:
+                module.trainer = None
+    tokens = source.tokens_at(len(source)) - left_out.tokens(source)
     return FitResult(
         steps=len(source),
         tokens=tokens,
         seconds=metrics.seconds,
         tokens_per_second=tokens / max(metrics.seconds, 1e-9),
         resumed_at=resumed_at,
+        left_out=left_out.spans,
         last=metrics.last,
     )
+
+
+def _go_back(store: CheckpointStore, left_out: LeftOut, spike: int, config: TrainerConfig, first: bool) -> Path:
+    """The checkpoint to go on from after a spike at step ``spike``; the data from there to the spike are recorded as left out."""
+    spikes = config.spikes
+    if len(left_out.added) >= spikes.max_rewinds:
+        raise Diverged(
+            f"Training diverged: a spike at step {spike}, and the run has gone back {len(left_out.added)} times already "
+            "(trainer.spikes.max_rewinds). Lower optimizer.lr, or look at the data: `herd batch` shows those of a step."
+        )
+    start = store.newest(max(0, spike - spikes.rewind_steps)) or store.newest(spike)
+    if start is None:
+        raise Diverged(f"Training diverged: a spike at step {spike}, and no checkpoint before it is left in '{store.folder}'.")
+    span = (step_of(start), spike + 1 + spikes.skip_after)
+    left_out.add(span, writes=first)
+    if first:
+        store.drop_after(step_of(start))
+        print(
+            f"Spike at step {spike}: back to the checkpoint of step {span[0]}, and on without the data of the steps "
+            f"{span[0]} to {span[1] - 1}.",
+            file=sys.stderr,
+        )
+    return start
+
+
+def _trainer(config: TrainerConfig, steps: int, io: StoreIO, callbacks: list[pl.Callback], scratch: Path) -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=_strategy(config),
+        precision=PRECISIONS[config.precision],  # type: ignore[arg-type]
+        plugins=_plugins(config, io),
+        callbacks=callbacks,
+        max_steps=steps,
+        max_epochs=-1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=True,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_autolog_hparams=False,
+        use_distributed_sampler=False,
+        default_root_dir=scratch,
+    )
+    without_lightnings_own(trainer)
+    return trainer
 
 
 def _strategy(config: TrainerConfig) -> Strategy | str:
@@ -198,7 +219,7 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
         return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True, static_graph=False)
     if config.strategy == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=config.devices * config.nodes,
+            data_parallel_size=config.processes,
             tensor_parallel_size=1,
             save_distributed_checkpoint=False,
             process_group_backend=backend,
@@ -207,65 +228,9 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
     return SingleDeviceStrategy(device=device)
 
 
-def _plugins(config: TrainerConfig, store: CheckpointStore) -> list[Any]:
-    plugins: list[Any] = [AtomicCheckpointIO(store)]
-    if config.devices * config.nodes == 1:
-        plugins.append(LightningEnvironment())  # one process is one process, also inside a Slurm allocation
-    return plugins
-
-
-def first_process() -> bool:
-    """Whether this process is the one of its run that writes; from what torchrun or Slurm set, before Lightning starts."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in ranks if rank is not None), 0)) == 0
-
-
-@cache
-def bf16_slowdown() -> float:
-    """How many times as long a matrix product takes in bfloat16 as in float32 on one core here; measured, a few ms."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, times = torch.ones(128, 128, dtype=dtype), []
-        for _ in range(5):
-            clock = time.thread_time()
-            torch.mm(a, a)
-            times.append(time.thread_time() - clock)
-        seconds[dtype] = min(times)
-    torch.set_num_threads(threads)
-    return seconds[torch.bfloat16] / seconds[torch.float32]
-
-
-@contextmanager
-def _surroundings(config: TrainerConfig) -> Iterator[None]:
-    """The process as a fit wants it (threads, Lightning's chatter off), and afterwards as it was."""
-    processes = config.devices * config.nodes
-    if processes > 1 and config.strategy == "single":
-        raise UserError(f"{processes} devices need parallel@trainer=ddp or parallel@trainer=fsdp, not single.")
-    if processes > 1 and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
-        raise UserError(
-            f"{processes} devices need {processes} processes: start this command by `torchrun --nproc-per-node "
-            f"{config.devices} --nnodes {config.nodes} --no-python herd ...`, or by srun."
-        )
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator = gpu, but torch sees no GPU here: use hardware=cpu.")
-    if config.accelerator == "cpu" and config.precision == "bf16" and (times := bf16_slowdown()) > 2:
-        print(f"bf16 takes {times:.0f} times as long as fp32 on this processor: use precision@trainer=fp32.", file=sys.stderr)
-    threads = torch.get_num_threads()
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    try:
-        if config.threads and config.accelerator == "cpu":
-            torch.set_num_threads(config.threads)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            # Advice for other set-ups (few workers, no length): the loader is as it is on purpose.
-            warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _plugins(config: TrainerConfig, io: StoreIO) -> list[Any]:
+    if config.processes == 1:
+        return [io, LightningEnvironment()]  # one process is one process, also inside a Slurm allocation
+    if SLURMEnvironment.detect():
+        return [io, SLURMEnvironment(auto_requeue=False)]  # the signals are ours
+    return [io]

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from herd.training.optimizer import OptimizerConfig, build_optimizer
+from herd.training.spikes import SpikeConfig, StepGuard, guarded_step
 from herd.training.steps import StepBatch, to_device
 
 # Name -> (sum, count): the reported value is the sum over micro-batches, steps and ranks, divided by the summed count.
@@ -25,11 +26,19 @@ class Meter:
     """Metrics since they were last read, left on the device: adding costs no arithmetic and no synchronisation."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, list[tuple[Tensor, Tensor | float]]] = {}  # name -> (sum, count) of each addition
+        # Name -> (sum, count, whether its step was finite) of each addition.
+        self._entries: dict[str, list[tuple[Tensor, Tensor | float, Tensor]]] = {}
+        self._open: list[tuple[str, Tensor, Tensor | float]] = []  # of the step at work
 
     def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
-        """Add a scalar tensor to a metric's sum, and to its count."""
-        self._entries.setdefault(name, []).append((total.detach(), count))
+        """Add a scalar tensor to a metric's sum, and to its count; :meth:`close` ends the step."""
+        self._open.append((name, total.detach(), count))
+
+    def close(self, finite: Tensor) -> None:
+        """End a step: its additions count where ``finite`` (scalar on the device) is not 0."""
+        for name, total, count in self._open:
+            self._entries.setdefault(name, []).append((total, count, finite))
+        self._open = []
 
     def read(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
         """Means since the last read, with one synchronisation.
@@ -45,26 +54,28 @@ class Meter:
         rows = (reduce(joined) if reduce else joined).tolist()
         means, first = {}, 0
         for name, table in tables.items():
-            totals, counts = zip(*rows[first : first + len(table)], strict=True)
+            counted = [row for row in rows[first : first + len(table)] if row[2]]
             first += len(table)
-            if sum(counts):
-                means[name] = sum(totals) / sum(counts)  # in float64, in order: a resumed run adds the same numbers
+            count = sum(row[1] for row in counted)
+            if count:
+                means[name] = sum(row[0] for row in counted) / count  # in float64, in order: a resumed run adds the same
         return means
 
     def state(self) -> dict[str, Tensor]:
-        """Name -> (additions, 2) float32 table of sums and counts, for a checkpoint."""
-        return {name: torch.stack([_pair(*entry) for entry in entries]) for name, entries in self._entries.items()}
+        """Name -> (additions, 3) float32 table of sums, counts and whether they count, for a checkpoint."""
+        return {name: torch.stack([_row(*entry) for entry in entries]) for name, entries in self._entries.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take up again where :meth:`state` was taken."""
-        self._entries = {name: [(row[0], row[1]) for row in table] for name, table in state.items()}
+        self._entries = {name: [(row[0], row[1], row[2]) for row in table] for name, table in state.items()}
+        self._open = []
 
 
-def _pair(total: Tensor, count: Tensor | float) -> Tensor:
-    """(2,) float32 on the device of ``total``."""
+def _row(total: Tensor, count: Tensor | float, finite: Tensor) -> Tensor:
+    """(3,) float32 on the device of ``total``."""
     total = total.float().reshape(())
     counted = count.detach().to(total) if isinstance(count, Tensor) else torch.full_like(total, count)
-    return torch.stack((total, counted.reshape(())))
+    return torch.stack((total, counted.reshape(()), finite.to(total).reshape(())))
 
 
 class HerdModule(pl.LightningModule):
@@ -87,6 +98,8 @@ class HerdModule(pl.LightningModule):
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.meter = Meter()
+        self.guard = StepGuard(SpikeConfig())  # `fit` sets the run's own
+        self.evaluated: tuple[int, float] | None = None  # finished steps at the newest evaluation, and its loss
         self.extra: dict[str, Any] = {}  # fields for the row of this step, see `report`
         self.idle_seconds = 0.0  # spent inside this fit on other things than training
 
@@ -102,6 +115,10 @@ class HerdModule(pl.LightningModule):
     def before_step(self, step: int) -> None:
         """Called before the forward passes of step ``step``, also of the first one after a resume."""
 
+    def level_changes(self, step: int) -> bool:
+        """Whether another mix, length or batch begins with ``step``, so that losses before it say nothing of those after."""
+        return False
+
     def step_fields(self, step: int) -> dict[str, Any]:
         """Constants to log with the row of step ``step`` (the name of its stage, say)."""
         return {}
@@ -116,6 +133,8 @@ class HerdModule(pl.LightningModule):
             seconds: time it took to find them (an evaluation), to be left out of the training rate.
         """
         self.extra.update(fields)
+        if "eval_loss" in fields:
+            self.evaluated = (self.global_step, fields["eval_loss"])
         self.idle_seconds += seconds
 
     # The step.
@@ -133,30 +152,58 @@ class HerdModule(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model.parameters(), self.optimizer_config)
 
+    def on_train_start(self) -> None:
+        self.guard.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["guard"] = self.guard.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.guard.load_state_dict(checkpoint["guard"])
+
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        """One optimizer step: accumulate gradients over the micro-batches, clip, update. No host synchronisation."""
+        """One optimizer step: accumulate gradients over the micro-batches, clip, judge, update. No host synchronisation.
+
+        A step without micro-batches (one whose data a rewind leaves out) is counted and changes nothing.
+        """
         assert batch.step == self.global_step, f"data of step {batch.step} arrived at step {self.global_step}"
         optimizer = self.optimizers()
         self.before_step(batch.step)
+        if self.level_changes(batch.step):
+            self.guard.forget()
+        if batch.micro_batches:
+            leave_out = self._accumulate(batch)
+            rate = self.schedule(batch.step)
+            for group in optimizer.param_groups:  # type: ignore[union-attr]
+                group["lr"] = rate
+            guarded_step(optimizer, leave_out)  # type: ignore[arg-type]
+        else:
+            optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+
+    def _accumulate(self, batch: StepBatch) -> Tensor:
+        """Leave the clipped gradient of the global batch in the parameters; returns the guard's judgement of it."""
         world = self.trainer.world_size
         last = len(batch.micro_batches) - 1
+        total = torch.zeros((), device=self.device)
         for i, micro_batch in enumerate(batch.micro_batches):
             loss, metrics = self.micro_batch_loss(micro_batch)
             with self._gradient_sync(i == last):
                 # Data parallelism averages gradients over ranks; the loss is a sum over them, hence the factor.
                 self.manual_backward(loss * (world / batch.normalizer))
+            total = total + loss.detach()
             # Each rank counts its share of the normalizer, so that the sum over ranks counts it once.
             self.meter.add("loss", loss, batch.normalizer / world if i == last else 0.0)
-            for name, (total, count) in metrics.items():
-                self.meter.add(name, total, count)
-        limit = self.gradient_clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.meter.add("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm, 1.0)
-        rate = self.schedule(batch.step)
-        for group in optimizer.param_groups:  # type: ignore[union-attr]
-            group["lr"] = rate
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad()  # type: ignore[union-attr]
+            for name, (value, count) in metrics.items():
+                self.meter.add(name, value, count)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip or float("inf"))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.meter.add("grad_norm", norm, 1.0)
+        if world > 1:
+            torch.distributed.all_reduce(total)
+        leave_out = self.guard.judge(total / batch.normalizer, norm, batch.step)
+        self.meter.close(torch.isfinite(total) & torch.isfinite(norm))
+        return leave_out
 
     def _gradient_sync(self, wanted: bool) -> AbstractContextManager[Any]:
         """Leave gradients unreduced until the last micro-batch, where they are reduced at all."""

@@ -74,6 +74,9 @@ class PretrainModule(HerdModule):
             self.model.set_rope(*self._rope[stage])
             self._stage = stage
 
+    def level_changes(self, step: int) -> bool:
+        return self.curriculum.phase(step).first_step == step
+
     def step_fields(self, step: int) -> dict[str, Any]:
         phase = self.curriculum.phase(step)
         return {"stage": phase.stage, "batch_tokens": phase.batch_tokens, "seq_len": phase.seq_len}

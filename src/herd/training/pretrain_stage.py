@@ -15,10 +15,11 @@ from herd.model.transformer import Transformer
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.curriculum import Curriculum, CurriculumConfig
-from herd.training.fit import TrainerConfig, fit
+from herd.training.fit import fit
 from herd.training.heldout import bits_per_byte, check_domains, heldout_loss, loss_by_domain, mixed_loss
 from herd.training.optimizer import OptimizerConfig
 from herd.training.pretrain import AtStageEnds, PretrainModule, PretrainSource
+from herd.training.trainer_config import TrainerConfig
 
 FLOPS_CONVENTION = "6N"
 
@@ -81,7 +82,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         fingerprint={"phases": curriculum.summary(), "seed": config.seed},
     )
     final = next(reversed(config.curriculum.stages))
-    flops = pretraining_flops(model_config, curriculum)
+    flops = pretraining_flops(model_config, curriculum) * result.tokens / curriculum.tokens
     stage_run.cost(tokens=result.tokens, flops=flops)
     return {
         "loss": at_ends.evaluations[final]["loss"],
@@ -100,6 +101,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         "loss_by_stage": {stage: scores["loss"] for stage, scores in at_ends.evaluations.items()},
         "initial_tokens": curriculum.stage_tokens()[initial],
         "epochs": mixture.epochs(),
+        "left_out_steps": [list(span) for span in result.left_out],
     }
 
 

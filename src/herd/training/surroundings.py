@@ -1,0 +1,75 @@
+"""The process as a fit wants it, and afterwards as it was."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+from herd.config.errors import UserError
+from herd.training.trainer_config import TrainerConfig
+
+
+def first_process() -> bool:
+    """Whether this process is the one of its run that writes; from what torchrun or Slurm set, before Lightning starts."""
+    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next((rank for rank in ranks if rank is not None), 0)) == 0
+
+
+@cache
+def bf16_slowdown() -> float:
+    """How many times as long a matrix product takes in bfloat16 as in float32 on one core here; measured, a few ms."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, times = torch.ones(128, 128, dtype=dtype), []
+        for _ in range(5):
+            clock = time.thread_time()
+            torch.mm(a, a)
+            times.append(time.thread_time() - clock)
+        seconds[dtype] = min(times)
+    torch.set_num_threads(threads)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
+
+
+@contextmanager
+def surroundings(config: TrainerConfig) -> Iterator[None]:
+    """Threads as configured, Lightning's chatter off.
+
+    Raises:
+        UserError: several devices without a way to share, or without processes to use them; a GPU that is not there.
+    """
+    if config.processes > 1 and config.strategy == "single":
+        raise UserError(f"{config.processes} devices need parallel@trainer=ddp or parallel@trainer=fsdp, not single.")
+    if config.processes > 1 and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
+        raise UserError(
+            f"{config.processes} devices need {config.processes} processes: start this command by `torchrun --nproc-per-node "
+            f"{config.devices} --nnodes {config.nodes} --no-python herd ...`, or by srun."
+        )
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator = gpu, but torch sees no GPU here: use hardware=cpu.")
+    if config.accelerator == "cpu" and config.precision == "bf16" and (times := bf16_slowdown()) > 2:
+        print(f"bf16 takes {times:.0f} times as long as fp32 on this processor: use precision@trainer=fp32.", file=sys.stderr)
+    threads = torch.get_num_threads()
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    try:
+        if config.threads and config.accelerator == "cpu":
+            torch.set_num_threads(config.threads)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            # Advice for other set-ups (few workers, no length): the loader is as it is on purpose.
+            warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,63 @@
+"""Asked to stop: a checkpoint, a message, an exit code that a job script can read, and the same command goes on."""
+
+import errno
+import os
+import signal
+import time
+
+import pytest
+import pytorch_lightning as pl
+from training_standin import Child, Points, assert_same, train, weights
+
+from herd.training.checkpoint import CheckpointStore, step_of
+
+
+def slow_run(folder, **settings):
+    def work(tick):
+        class Slow(pl.Callback):
+            def on_train_batch_end(self, *args):
+                tick()
+                time.sleep(0.01)
+
+        train(folder, Points(steps=200), callbacks=[Slow()], checkpoint_every_steps=50, **settings)
+
+    return work
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_signal_saves_and_exits_and_the_same_command_goes_on(tmp_path, capfd, number, code):
+    child = Child(slow_run(tmp_path / "stopped"))
+    assert child.wait_for(5) == 5
+    os.kill(child.process.pid, number)
+    assert child.end() == code
+    message = capfd.readouterr().err
+    stopped = int(message.split(f"Stopped by {number.name} after ")[1].split()[0])
+    assert "goes on from there" in message
+    newest = CheckpointStore(tmp_path / "stopped/.scratch/checkpoints").newest()
+    assert newest is not None
+    assert step_of(newest) == stopped < 200
+    straight, _ = train(tmp_path / "straight", Points(steps=200))
+    resumed, result = train(tmp_path / "stopped", Points(steps=200))
+    assert result.resumed_at == stopped
+    assert_same(weights(straight), weights(resumed))
+
+
+def test_a_signal_on_a_full_disk_says_where_it_goes_on(tmp_path, capfd):
+    def work(tick):
+        plain = CheckpointStore.save
+
+        def full(self, state, step):
+            if step != 50:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return plain(self, state, step)
+
+        CheckpointStore.save = full  # in the child alone
+        slow_run(tmp_path)(tick)
+
+    child = Child(work)
+    assert child.wait_for(60) == 60
+    child.process.terminate()
+    assert child.end() == 143
+    message = capfd.readouterr().err
+    assert "goes on from step 50, the newest checkpoint" in message
+    assert len([line for line in message.splitlines() if "could not be written" in line]) == 1
