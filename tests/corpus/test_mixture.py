@@ -47,6 +47,11 @@ def equal(a: PackedRows, b: PackedRows) -> bool:
     return same and all(torch.equal(x, y) for x, y in tensors)
 
 
+def order_of(stream: DocumentStream, epoch: int) -> list[int]:
+    """All documents of an epoch in order, block after block."""
+    return [d for number in stream.layout(epoch)[0].tolist() for d in stream.block(epoch, number).documents.tolist()]
+
+
 def retold(shards: TokenShards, phases: list[Phase], seed: int) -> list[list[Row]]:
     """Every row of every phase, by walking the sources token by token; rows of one epoch and phase are then dealt shuffled."""
 
@@ -54,7 +59,7 @@ def retold(shards: TokenShards, phases: list[Phase], seed: int) -> list[list[Row
         source = shards.source("train", domain)
         stream, epoch = DocumentStream(source, seed), 0
         while True:
-            for document in stream.order(epoch)[0].tolist():
+            for document in order_of(stream, epoch):
                 ids = source.tokens[source.offsets[document] : source.offsets[document + 1]].tolist()
                 for place, token in enumerate(ids):
                     yield token, ids[place + 1] if place + 1 < len(ids) else IGNORE, place == 0
@@ -147,18 +152,46 @@ def test_every_token_is_read_once_before_any_is_read_again(
 
 def test_epochs_have_different_orders_and_seeds_do_too(make_shards: MakeShards) -> None:
     shards = make_shards(general=[3] * 50, maths=[3] * 50)
-    stream = DocumentStream(shards.source("train", "general"), 0)
-    orders = [stream.order(0)[0], stream.order(1)[0], DocumentStream(stream.source, 1).order(0)[0]]
-    orders.append(DocumentStream(shards.source("train", "maths"), 0).order(0)[0])
-    assert len({tuple(order.tolist()) for order in orders}) == 4
+    source = shards.source("train", "general")
+    stream = DocumentStream(source, 0)
+    others = [DocumentStream(source, 1), DocumentStream(shards.source("train", "maths"), 0), DocumentStream(source, 0, 20, 10)]
+    orders = [order_of(stream, 0), order_of(stream, 1), *(order_of(other, 0) for other in others)]
+    assert len({tuple(order) for order in orders}) == 5
+    assert all(sorted(order) == list(range(50)) for order in orders)
     for epoch in (5, 0, 3, 0):  # whatever was read in between
-        assert (stream.order(epoch)[0] == DocumentStream(stream.source, 0).order(epoch)[0]).all()
+        assert order_of(stream, epoch) == order_of(DocumentStream(source, 0), epoch)
 
 
 def test_document_order_is_the_one_of_earlier_versions(make_shards: MakeShards) -> None:
     """A change here silently changes every training run: raise the version of the stages that read a mixture."""
-    shards = make_shards(general=[2] * 8)
-    assert DocumentStream(shards.source("train", "general"), 0).order(0)[0].tolist() == [2, 6, 0, 7, 4, 3, 1, 5]
+    source = make_shards(general=[2] * 8).source("train", "general")
+    assert order_of(DocumentStream(source, 0), 0) == [2, 6, 0, 7, 4, 3, 1, 5]
+    assert order_of(DocumentStream(source, 0, whole=7, block=3), 0) == [6, 7, 4, 5, 3, 2, 1, 0]
+
+
+@given(lengths=LENGTHS, block=st.integers(1, 5), data=st.data())
+@check(60)
+def test_a_source_in_blocks_is_read_like_a_list(
+    make_shards: MakeShards, lengths: list[int], block: int, data: st.DataObject
+) -> None:
+    """Memory bounded by two blocks, the stream that of all documents in the order that the blocks tell."""
+    source = make_shards(code=lengths).source("train", "code")
+    stream = DocumentStream(source, 4, whole=0, block=block)
+    epochs = [order_of(stream, epoch) for epoch in range(3)]
+    for order in epochs:
+        assert sorted(order) == list(range(len(lengths)))
+        blocks = [d // block for d in order]
+        assert len([1 for a, b in pairwise(blocks) if a != b]) == len(set(blocks)) - 1  # each block in one piece
+    tokens = [i for order in epochs for d in order for i in range(int(source.offsets[d]), int(source.offsets[d + 1]))]
+    owners = [d for order in epochs for d in order for _ in range(lengths[d])]
+    starts = [i == 0 for order in epochs for d in order for i in range(lengths[d])]
+    count = data.draw(st.integers(1, 2 * sum(lengths)))
+    firsts = data.draw(st.lists(st.integers(0, len(tokens) - count), min_size=1, max_size=4))
+    spans = DocumentStream(source, 4, whole=0, block=block).read(np.array(firsts), count)
+    for row, first in enumerate(firsts):
+        assert spans.tokens[row].tolist() == tokens[first : first + count]
+        assert spans.documents[row].tolist() == owners[first : first + count]
+        assert spans.starts[row].tolist() == starts[first : first + count]
 
 
 def test_deal_of_the_paper_mix() -> None:

@@ -37,7 +37,7 @@ def write_megatron(source: TokenSource, prefix: Path, advance: Callable[[int], N
     Raises:
         UserError: a document of 2^31 tokens or more, or ids outside the vocabulary.
     """
-    lengths = np.diff(source.offsets)
+    lengths = np.diff(source.offsets_of(0, source.documents))
     if lengths.size and int(lengths.max()) > _LONGEST:
         longest = int(lengths.argmax())
         raise UserError(

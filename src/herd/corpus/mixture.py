@@ -183,9 +183,8 @@ class Mixture:
             if not len(places):
                 continue
             dealt = int(before[0, k]) + np.arange(len(places))
-            spans = [self._streams[name].read(first, spec.seq_len + 1) for first in self._begins(phase, name, dealt).tolist()]
-            arrays = cut_rows(np.stack([span.tokens for span in spans]), np.stack([span.starts for span in spans]))
-            parts.append((name, places, arrays, np.stack([span.documents[:-1] for span in spans])))
+            spans = self._streams[name].read(self._begins(phase, name, dealt), spec.seq_len + 1)
+            parts.append((name, places, cut_rows(spans.tokens.astype(np.int64), spans.starts), spans.documents[:, :-1]))
         return parts
 
     def _begins(self, phase: int, name: str, rows: np.ndarray) -> np.ndarray:

@@ -69,8 +69,11 @@ class RowArrays:
 
     def lengths(self) -> list[tuple[int, ...]]:
         """Per row: the length of each part."""
-        width = self.starts.shape[1]
-        return [tuple(np.diff(np.append(np.flatnonzero(row), width)).tolist()) for row in self.starts]
+        rows, places = np.nonzero(self.starts)  # column 0 is always a start
+        ends = np.append(places[1:], 0)
+        ends[ends == 0] = self.starts.shape[1]
+        cuts = np.searchsorted(rows, np.arange(1, len(self.starts)))
+        return [tuple(part.tolist()) for part in np.split(ends - places, cuts)]
 
 
 def cut_rows(tokens: np.ndarray, starts: np.ndarray) -> RowArrays:
@@ -113,7 +116,7 @@ def evaluation_rows(
     """
     if seq_len < 1 or rows_per_batch < 1 or (limit_tokens is not None and limit_tokens < 1):
         raise UserError("evaluation_rows: seq_len, rows_per_batch and limit_tokens must be 1 or more.")
-    begins, sizes = _windows(source.offsets, seq_len)
+    begins, sizes = _windows(source.offsets_of(0, source.documents), seq_len)
     order = shuffled(len(sizes), 0, "evaluation windows")
     if limit_tokens is not None:
         order = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), limit_tokens, side="right")))]

@@ -91,8 +91,24 @@ class TokenSource:
             )
         return tokens
 
+    def offsets_of(self, first: int, last: int) -> np.ndarray:
+        """(last - first + 1,) int64: where documents ``first`` to ``last`` begin, and where the last of them ends.
+
+        Raises:
+            UserError: they do not rise by 2 or more.
+        """
+        offsets = np.asarray(self.offsets[first : last + 1])
+        short = np.flatnonzero(np.diff(offsets) < 2)
+        if len(short):
+            at = int(short[0])
+            what = f"is not sorted: document {first + at} runs from {offsets[at]} to {offsets[at + 1]}"
+            raise _damaged(self.folder / "offsets.npy", what)
+        return offsets
+
     def verify(self) -> None:
-        """Read everything once: every id in the vocabulary, every document named. UserError otherwise."""
+        """Read everything once: every id in the vocabulary, every document in its place and named. UserError otherwise."""
+        for first in range(0, self.documents, _CHECKED_AT_ONCE):
+            self.offsets_of(first, min(first + _CHECKED_AT_ONCE, self.documents))
         for first in range(0, len(self.tokens), _CHECKED_AT_ONCE):
             self.check_tokens(self.tokens[first : first + _CHECKED_AT_ONCE])
         assert len(self.ids) == self.documents
@@ -105,9 +121,9 @@ class TokenSource:
             raise _damaged(self.folder / "bytes.npy", f"has {len(self.bytes):,} rows for {self.documents:,} documents")
         if self.offsets[0] != 0 or self.offsets[-1] != self.entry["tokens"]:
             raise _damaged(path, f"runs from {self.offsets[0]} to {self.offsets[-1]}, not 0 to {self.entry['tokens']}")
-        if self.documents and np.diff(self.offsets).min() < 2:
-            at = int(np.argmax(np.diff(self.offsets) < 2))
-            raise _damaged(path, f"is not sorted: document {at} runs from {self.offsets[at]} to {self.offsets[at + 1]}")
+        # Of more than 16M documents the rest is checked where it is read, for a run shall start at once.
+        if self.documents <= _CHECKED_AT_ONCE:
+            self.offsets_of(0, self.documents)
 
 
 class TokenShards:
