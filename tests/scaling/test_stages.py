@@ -95,7 +95,7 @@ def test_figures_are_drawn_and_equal_inputs_give_equal_files(tmp_path: Path) -> 
     records[7] = replace(records[7], status="diverged", loss=9.0, error="above")
     one, other = fit(tmp_path / "a", records), fit(tmp_path / "b", records)
     names = sorted(path.name for path in (one / "figures").iterdir())
-    assert names == ["isoflop.png", "loss_law.png", "tokens_law.png"]
+    assert names == ["isoflop.png", "loss_law.png", "overtraining.png", "tokens_law.png"]
     for name in (*(f"figures/{name}" for name in names), "fit.json", "flagship.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
     law = json.loads((one / "fit.json").read_text())

@@ -29,15 +29,18 @@ STYLE: Any = {
 FORECAST, MEASURED, LAW, SURFACE = "#c8553d", "#111111", "#2f5d8a", "#5b8c5a"
 
 
-def shade_extrapolation(axes: Axes, largest: float, flops: float | None) -> None:
-    """Grey what lies beyond the largest budget, and say how far the forecast reaches; call it when the limits stand."""
+def shade_extrapolation(axes: Axes, largest: float, flops: float | None, what: str = "budget") -> None:
+    """Grey what lies beyond the largest budget, and say how far the forecast reaches; call it when the limits stand.
+
+    ``what`` names the axis, where it is not the budget.
+    """
     high = axes.get_xlim()[1]
     if flops is None or flops <= largest * 1.001 or high <= largest:
         return
     axes.axvspan(largest * 10**0.02, high, color="#f3f1ee", zorder=-5, lw=0)
     axes.axvline(largest * 10**0.02, color="#b8b2aa", lw=0.8, ls=(0, (4, 3)), zorder=-4)
     axes.set_xlim(right=high)
-    text = f"extrapolation: {times(flops / largest)} the largest budget"
+    text = f"extrapolation: {times(flops / largest)} the largest {what}"
     axes.text(
         largest * 1.3, 0.015, text, transform=axes.get_xaxis_transform(), ha="left", va="bottom", fontsize=8, color="#7d766d"
     )

@@ -55,7 +55,7 @@ def isoflop_curves(laws: Laws, axes: Axes) -> Axes:
             axes.plot(curve.tokens, curve.loss, "*", ms=12, color="white", mec="black", mew=1.0, zorder=5)
     for tokens, colour in lost:
         axes.plot(tokens, high * 1.02, "x", ms=6, color=colour)
-    axes.set(xscale="log", xlabel="training tokens", ylabel=_loss_label(laws), title="IsoFLOP curves")
+    axes.set(xscale="log", xlabel="training tokens", ylabel=loss_label(laws), title="IsoFLOP curves")
     refused = [curve for curve in laws.curves if curve.status != "ok"]
     note = f"☆ optimum   band: {100 * laws.config.confidence:g}% of where the parabola lies"
     if any(curve.dropped for curve in laws.curves):
@@ -80,7 +80,8 @@ def _parabola_band(curve: IsoFLOPCurve, tokens: np.ndarray, confidence: float) -
     return np.asarray(stats.t.ppf(0.5 + confidence / 2, len(design) - 3) * curve.residual_std * np.sqrt(variance))
 
 
-def _loss_label(laws: Laws) -> str:
+def loss_label(laws: Laws) -> str:
+    """Label of an axis of losses, with the table's unit."""
     units = {record.loss_unit for record in laws.records if record.status == "ok"}
     return f"held-out loss ({', '.join(sorted(units))})"
 
@@ -153,7 +154,7 @@ def loss_law(laws: Laws, axes: Axes, forecast: Forecast | None = None, measured:
         _point_with_interval(axes, forecast.flops, forecast.loss, forecast.loss_interval, laws)
     if measured is not None and forecast is not None:
         axes.plot(forecast.flops, measured, "D", ms=7, color=MEASURED, mfc="white", mew=1.5, zorder=6, label="measured")
-    axes.set(xscale="log", xlabel="training compute (FLOPs)", ylabel=_loss_label(laws), title="Compute-optimal loss")
+    axes.set(xscale="log", xlabel="training compute (FLOPs)", ylabel=loss_label(laws), title="Compute-optimal loss")
     shade_extrapolation(axes, laws.largest_budget, forecast.flops if forecast else None)
     legend(axes, loc="upper right")
     log_ticks(axes)
@@ -227,6 +228,11 @@ def save_all(laws: Laws, forecast: Forecast | None, folder: Path, measured: floa
         "tokens_law": lambda axes: tokens_law(laws, axes, forecast),
         "loss_law": lambda axes: loss_law(laws, axes, forecast, measured),
     }
+    return save_panels(panels, folder)
+
+
+def save_panels(panels: Mapping[str, Callable[[Axes], Axes]], folder: Path) -> list[Path]:
+    """Draw each panel into ``<folder>/<name>.png``."""
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for name, draw in panels.items():

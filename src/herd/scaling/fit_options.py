@@ -1,34 +1,30 @@
 """What `herd scaling-fit` and `herd scaling-forecast` share: which table, and how its laws are fitted."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from herd.config.errors import UserError
 from herd.runs.atomic import sha256_file, sha256_json
 from herd.runs.stage import Artifact
-from herd.scaling.curves.isoflop import IsoFLOPConfig
-from herd.scaling.laws import LawsConfig, SurfaceConfig
+from herd.scaling.laws import LawsConfig
 from herd.scaling.records.raw_tables import WANDB, read_raw
 from herd.scaling.records.readers import RunTable, TableOptions, read_runs
 
 
 @dataclass(frozen=True)
-class FitOptions(TableOptions):
+class FitOptions(TableOptions, LawsConfig):
     """A table and its fit."""
 
     table: str | None = None  # CSV, Parquet, a sweep's folder, wandb:ENTITY/PROJECT, wandb:FOLDER; null = the stage's input
-    isoflop: IsoFLOPConfig = field(default_factory=IsoFLOPConfig)
-    surface: SurfaceConfig = field(default_factory=SurfaceConfig)
-    method: str = "ols"  # of the law of tokens: ols | wls (by the vertices' errors) | theil_sen
-    confidence: float = 0.95  # of every interval
-    replicates: int = 1000  # redrawn sweeps behind the intervals
-    seed: int = 0  # of the replicates
-    noise_floor: float = 0.0  # smallest standard deviation of a cell's loss between seeds that is believed, nats
+
+    def __post_init__(self) -> None:
+        TableOptions.__post_init__(self)
+        LawsConfig.__post_init__(self)
 
     def laws(self) -> LawsConfig:
         """The part that the fit itself reads."""
-        return LawsConfig(self.isoflop, self.surface, self.method, self.confidence, self.replicates, self.seed, self.noise_floor)
+        return LawsConfig(**{f.name: getattr(self, f.name) for f in fields(LawsConfig)})
 
     def read(self, sweep: Artifact | None = None) -> RunTable:
         """The table that was named, or that of a finished sweep, checked."""

@@ -44,6 +44,12 @@ def show_fit(artifact: Artifact) -> None:
     if forecasts:
         out.print()
         out.print(forecast_table(forecasts, fit["confidence"]))
+    rolled = fit["roll_out"]
+    if rolled["cuts"]:
+        out.print()
+        out.print(roll_out_table(rolled, fit["confidence"]))
+    elif rolled["status"] != "not_asked":
+        out.print(f"roll-out: {rolled['reason']}", markup=False, soft_wrap=True)
     out.print(f"figures: {artifact / 'figures'}", style="dim", soft_wrap=True)
 
 
@@ -107,7 +113,68 @@ def law_lines(fit: Mapping[str, Any]) -> list[str]:
     elif "frontier" in reasons:
         lines.append(f"[bold]loss[/]       no law along the optima: {plain(shorten(reasons['frontier'], 240))}")
     lines += _surface_lines(fit.get("surface"), reasons, level)
+    return [*lines, *further_lines(fit, level)]
+
+
+def further_lines(fit: Mapping[str, Any], level: str) -> list[str]:
+    """Over-training law and best settings."""
+    law = fit["overtraining"]
+    if law["status"] == "not_fitted":
+        lines = [f"[bold]overtrain[/]  not fitted: {plain(shorten(law['reason'], 240))}"]
+    else:
+        ratio = law["optimal_ratio"]
+        lowest = f"lowest loss at M = {ratio:.3g} tokens per parameter" if ratio else "no best M"
+        lines = [
+            f"[bold]overtrain[/]  L = E + (a M^eta + b M^-eta) C^-eta: eta {law['eta']:.4f} "
+            f"{plain(span(law['eta_interval'], '.4f'))}, E {law['E']:.4f} {plain(span(law['E_interval'], '.4f'))}, {lowest}  "
+            f"({level}; {law['points']} runs, M {law['ratios'][0]:.3g} to {law['ratios'][1]:.3g}, {law['status']})"
+        ]
+    for one in law.get("forecasts", []):
+        lines.append(
+            f"           at {compute(one['flops'])} FLOPs and M = {one['tokens_per_parameter']:.3g}: loss {one['loss']:.4f} "
+            f"{plain(span(one['loss_interval'], '.4f'))}, {times(one['extrapolation_ratio'])} the largest run"
+        )
+    for name, found in fit["settings"].items():
+        label = f"[bold]{_SETTINGS[name]}[/]"
+        if found["law"] is None:
+            lines.append(f"{label} not fitted: {plain(shorten(found['reason'], 240))}")
+            continue
+        power = found["law"]
+        good = sum(one["status"] == "ok" for one in found["optima"])
+        lines.append(
+            f"{label} best = {power['coefficient']:.4g} {_AGAINST[found['against']]}^{power['exponent']:.4f} "
+            f"{plain(span(power['exponent_interval'], '.4f'))}  ({level}; {good} of {len(found['optima'])} groups "
+            f"have an optimum, {found['status']})"
+        )
+        for one in found["forecasts"]:
+            lines.append(
+                f"           at {compute(one['flops'])} FLOPs: {one['best']:.4g} {plain(span(one['interval'], '.3g'))}, "
+                f"{times(one['extrapolation_ratio'])} the largest {found['against']}"
+            )
     return lines
+
+
+_SETTINGS = {"lr": "best lr   ", "batch_tokens": "best batch"}
+_AGAINST = {"budget": "C", "parameters": "N", "tokens": "D"}
+
+
+def roll_out_table(rolled: Mapping[str, Any], confidence: float) -> Table:
+    """What each law, fitted below a cut, said of the runs above it."""
+    table = grid(
+        "Roll-out: fitted up to a cut, measured above it",
+        "law", "cut", "x cut", "predicted", "error", "bias", f"in {100 * confidence:g}%", "decisions", "status",
+    )  # fmt: skip
+    for cut in rolled["cuts"]:
+        for score in cut["scores"]:
+            shares = [None if score[name] is None else f"{score[name]:.0%}" for name in ("coverage", "decision_accuracy")]
+            errors = [None if score[name] is None else f"{score[name]:+.2%}" for name in ("error", "bias")]
+            ratio = max((one["extrapolation_ratio"] for one in score["predictions"]), default=None)
+            table.add_row(
+                score["law"], compute(cut["cut"]), times(ratio), str(len(score["predictions"])), (errors[0] or "-").lstrip("+"),
+                errors[1] or "-", shares[0] or "-", shares[1] or "-",
+                score["status"] + (f": {plain(shorten(score['reason'], 80))}" if score["reason"] else ""),
+            )  # fmt: skip
+    return table
 
 
 def _surface_lines(surface: Mapping[str, Any] | None, reasons: Mapping[str, str], level: str) -> list[str]:

@@ -11,15 +11,19 @@ from herd.model.family import family_members
 from herd.runs.atomic import write_json
 from herd.runs.metrics import read_metrics
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
+from herd.scaling.curves.hyperparameters import HyperparameterConfig
 from herd.scaling.figures import save_all
 from herd.scaling.fit_json import describe
 from herd.scaling.fit_options import FitOptions, fingerprint
 from herd.scaling.fit_report import show_fit
 from herd.scaling.forecast import FALLBACKS, Forecast, forecast
+from herd.scaling.further_figures import save_further
+from herd.scaling.further_laws import describe_further, fit_further
 from herd.scaling.laws import Laws, fit_laws
 from herd.scaling.records.record import usable, write_table
 from herd.scaling.sweep.plan import PlanConfig
 from herd.scaling.sweep.wandb import SweepWandbConfig, log_sweep
+from herd.scaling.validation import ValidationConfig, describe_roll_outs
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class ScalingFitConfig(FitOptions):
     flagship_flops: float | None = None  # training compute of the flagship's initial stage, FLOPs; null = no flagship
     target_flops: list[float] = field(default_factory=list)  # further runs to forecast, FLOPs
     fallback: str = "refuse"  # tokens when under three budgets have an optimum: refuse | surface | ratio (a guess)
+    hyperparameters: HyperparameterConfig = field(default_factory=HyperparameterConfig)  # best learning rate, best batch
+    validation: ValidationConfig = field(default_factory=ValidationConfig)  # roll-out: fit below cuts, predict above
     wandb: SweepWandbConfig = field(default_factory=SweepWandbConfig)  # the sweep's cells and laws on a dashboard
     batch_multiple: int = 1024  # the flagship's batch is a multiple of this many tokens: its curriculum's longest row
 
@@ -57,10 +63,16 @@ def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
         chosen, target = choose_flagship(laws, config, config.flagship_flops, *_plan_of(sweep))
         write_json(stage_run.folder / "flagship.json", chosen)
     further = [forecast(laws, flops, config.fallback) for flops in config.target_flops]
-    fit = describe(laws, table, target, further)
+    others = fit_further(table.records, laws, config.hyperparameters)
+    rolled = describe_roll_outs(table.records, config.validation, config.laws())
+    fit = describe(laws, table, target, further) | describe_further(others, [target, *further] if target else further)
+    fit["roll_out"] = rolled
     write_json(stage_run.folder / "fit.json", fit)
     write_table(stage_run.folder / "table.csv", table.records)
-    figures = save_all(laws, target or next(iter(further), None), stage_run.folder / "figures")
+    shown = target or next(iter(further), None)
+    figures = save_all(laws, shown, stage_run.folder / "figures") + save_further(
+        others, laws, rolled, shown, stage_run.folder / "figures"
+    )
     summary = {name: fit[name] for name in ("status", "alpha", "alpha_interval", "A", "A_interval")}
     log_sweep(config.wandb, stage_run.folder, table.records, curves_of(sweep), summary, figures)
     metrics = {
@@ -71,6 +83,9 @@ def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
         "budgets": [curve.budget for curve in laws.curves],
         "optima": len(laws.vertices),  # budgets with an optimum inside their points
         "noise_floor": config.noise_floor,
+        "overtraining": others.overtraining.status if others.overtraining else "not_fitted",
+        "settings": {name: law.status for name, law in others.settings.items()},
+        "roll_out": rolled["status"],
         "best_cell_loss": min(record.loss for record in usable(laws.records)),
     }
     if chosen is None:
@@ -161,7 +176,7 @@ def choose_flagship(
 
 STAGE = Stage(
     name="scaling-fit",
-    version=3,
+    version=4,
     config=ScalingFitConfig,
     run=run,
     summary="IsoFLOP parabolas, power law, forecast of the flagship",

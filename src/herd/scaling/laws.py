@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from herd.config.errors import UserError
+from herd.config.errors import UserError, nearest
 from herd.runs.seeds import stream
+from herd.scaling.curves.hyperparameters import mark_untuned
 from herd.scaling.curves.isoflop import IsoFLOPConfig, IsoFLOPCurve, fit_isoflop
 from herd.scaling.curves.power_law import METHODS, PowerLaw, fit_power_law
 from herd.scaling.loss_law import LossLaw, fit_loss_law
@@ -45,9 +46,14 @@ class LawsConfig:
     replicates: int = 1000  # redrawn sweeps behind the intervals
     seed: int = 0  # of the replicates
     noise_floor: float = 0.0  # smallest standard deviation of a cell's loss between seeds that is believed, nats
+    # Runs of one budget and size with several learning rates or batches: best (only the best setting's are fitted) | all
+    settings: str = "best"
 
     def __post_init__(self) -> None:
         METHODS.get(self.method)
+        if self.settings not in ("best", "all"):
+            hint = nearest(self.settings, ("best", "all"))
+            raise UserError(f"Unknown settings '{self.settings}'.{hint} Choices: best, all.")
         if not (math.isfinite(self.noise_floor) and self.noise_floor >= 0):
             raise UserError(f"noise_floor {self.noise_floor}: give nats of 0 or more.")
         if not 0 < self.confidence < 1:
@@ -65,7 +71,7 @@ class Laws:
     frontier: LossLaw | None  # L*(C) along the vertices
     surface: Surface | None  # L(N, D) over all cells
     reasons: dict[str, str]  # part -> why it is missing
-    records: tuple[Record, ...]
+    records: tuple[Record, ...]  # all rows; those with a worse setting than the best have the status untuned
     config: LawsConfig
 
     @property
@@ -87,6 +93,8 @@ def fit_laws(records: Sequence[Record], config: LawsConfig | None = None) -> Law
     """
     config = config or LawsConfig()
     check_table(records)
+    if config.settings == "best":
+        records = mark_untuned(records)
     rows = usable(records)
     if not rows:
         raise UserError("The run table has no usable row: every run failed or diverged.")

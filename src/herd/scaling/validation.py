@@ -8,11 +8,13 @@ chosen the better of two runs of one budget.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from herd.config.errors import UserError
+from herd.scaling.curves.hyperparameters import mark_untuned
 from herd.scaling.curves.isoflop import fit_isoflop
 from herd.scaling.curves.overtraining import overtraining_of
 from herd.scaling.curves.power_law import Interval
@@ -20,6 +22,40 @@ from herd.scaling.forecast import measured_losses
 from herd.scaling.laws import Laws, LawsConfig, columns, fit_laws
 from herd.scaling.records.record import Record, by_budget, check_table, usable
 from herd.scaling.replicates import quantiles
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Whether `herd scaling-fit` also fits below cuts and predicts above them, and where it cuts."""
+
+    roll_out: bool = False
+    cuts: list[float] = field(
+        default_factory=list
+    )  # FLOPs, the largest budget fitted; empty = budgets that leave three or more to fit
+    most: int = 4  # cuts at most, where none are given
+
+    def __post_init__(self) -> None:
+        if any(not (math.isfinite(cut) and cut > 0) for cut in self.cuts):
+            raise UserError(f"validation.cuts {list(self.cuts)}: give numbers of FLOPs above 0.")
+        if self.most < 1:
+            raise UserError(f"validation.most {self.most}: at least 1.")
+
+    def cuts_of(self, records: Sequence[Record]) -> list[float]:
+        """Where a run table is cut, FLOPs, ascending; below the last one lies all but the largest budget.
+
+        Raises:
+            UserError: fewer than four budgets, and no cut given.
+        """
+        if self.cuts:
+            return sorted(set(self.cuts))
+        budgets = list(by_budget(usable(records)))
+        if len(budgets) < 4:
+            raise UserError(
+                f"The table has {len(budgets)} budgets; a roll-out fits three or more of them and predicts the rest: "
+                "add a budget, or give validation.cuts."
+            )
+        chosen = np.linspace(len(budgets) - 2, 2, min(self.most, len(budgets) - 3))
+        return [budgets[i] for i in sorted({round(i) for i in chosen})]
 
 
 @dataclass(frozen=True)
@@ -92,7 +128,7 @@ def roll_out(records: Sequence[Record], cut: float, config: LawsConfig | None = 
     """
     config = config or LawsConfig()
     check_table(records)
-    rows = usable(records)
+    rows = usable(mark_untuned(records) if config.settings == "best" else records)
     below, above = ([row for row in rows if (row.budget <= cut * (1 + 1e-6)) == side] for side in (True, False))
     if not below or not above:
         side, budgets = ("up to" if not below else "above"), ", ".join(f"{b:.3g}" for b in by_budget(rows))
@@ -226,3 +262,20 @@ def _decisions(rows: Sequence[Record], rank: Callable[[Record], float]) -> list[
             difference = rank(one) - rank(other)
             right.append(0.5 if difference == 0 else float((difference < 0) == (one.loss < other.loss)))
     return right
+
+
+def describe_roll_outs(records: Sequence[Record], config: ValidationConfig, laws: LawsConfig) -> dict[str, Any]:
+    """``roll_out`` of ``fit.json``: a status, and for each cut every law's score with its predictions."""
+    if not config.roll_out:
+        return {"status": "not_asked", "reason": "validation.roll_out is false", "cuts": []}
+    try:
+        found = [roll_out(records, cut, laws) for cut in config.cuts_of(records)]
+    except UserError as error:
+        if config.cuts:  # a cut that the user gave and that divides nothing
+            raise
+        return {"status": "not_possible", "reason": str(error), "cuts": []}
+    cuts = [asdict(one) for one in found]
+    for cut, one in zip(cuts, found, strict=True):
+        for score, law in zip(cut["scores"], one.scores, strict=True):
+            score["predictions"] = [asdict(p) | {"error": p.error, "covered": p.covered} for p in law.predictions]
+    return {"status": "ok", "reason": "", "cuts": cuts}

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from herd.config.errors import UserError
-from herd.scaling.curves.hyperparameters import HyperparameterConfig, fit_hyperparameter_law
+from herd.scaling.curves.hyperparameters import HyperparameterConfig, fit_hyperparameter_law, mark_untuned
+from herd.scaling.laws import LawsConfig, fit_laws
 from herd.scaling.records.record import Record
+
+from ..conftest import make_sweep
 
 BUDGETS = (1e17, 1e18, 1e19, 1e20)
 
@@ -50,7 +53,7 @@ def test_the_law_of_the_learning_rate_is_recovered() -> None:
 def test_both_laws_come_from_one_grid() -> None:
     """The best over the other setting shifts every value's loss alike where the two do not interact."""
     rows = grid()
-    rates, batches = (fit_hyperparameter_law(rows, HyperparameterConfig(name)) for name in ("lr", "batch_tokens"))
+    rates, batches = (fit_hyperparameter_law(rows, name) for name in ("lr", "batch_tokens"))
     assert rates.law.exponent == pytest.approx(-0.1250, abs=1e-6)
     assert batches.law.exponent == pytest.approx(0.3271, abs=1e-4)
     assert batches.best(1e22)[0] == pytest.approx(best_batch(1e22), rel=1e-3)
@@ -89,7 +92,7 @@ def test_row_order_and_units_do_not_matter() -> None:
 
 def test_against_parameters_the_exponent_doubles() -> None:
     """Here N goes as C^1/2."""
-    found = fit_hyperparameter_law(grid(batches=(0.0,)), HyperparameterConfig(against="parameters"))
+    found = fit_hyperparameter_law(grid(batches=(0.0,)), config=HyperparameterConfig(against="parameters"))
     assert found.law.exponent == pytest.approx(-0.25, abs=1e-9)
 
 
@@ -107,11 +110,48 @@ def test_groups_without_an_optimum_are_refused_by_name() -> None:
     assert two.status == "exact" and two.best(1e20)[1] is None and "add a budget" in two.reason
 
 
-def test_tables_without_the_setting_are_refused() -> None:
+def test_tables_without_the_setting_say_so() -> None:
     rows = [dataclasses.replace(r, lr=None) for r in grid()]
-    with pytest.raises(UserError, match=r"80 of 80 usable rows have no lr .*columns\.lr=COLUMN"):
-        fit_hyperparameter_law(rows)
+    found = fit_hyperparameter_law(rows)
+    assert (found.status, found.reason, found.law) == ("not_fitted", "no row has lr", None)
+    alike = fit_hyperparameter_law([row for row in grid(batches=(0.0,)) if row.cell.endswith("-2-0")])
+    assert (alike.status, alike.optima) == ("not_fitted", ()) and "one learning rate per budget and size" in alike.reason
+    with pytest.raises(UserError, match=r"1 of 80 usable rows have no lr .*columns\.lr=COLUMN"):
+        fit_hyperparameter_law([*grid()[1:], rows[0]])
     with pytest.raises(UserError, match="Did you mean 'batch_tokens'"):
-        HyperparameterConfig("batch_token")
+        fit_hyperparameter_law(rows, "batch_token")
     with pytest.raises(UserError, match="above 0 in every usable row"):
         fit_hyperparameter_law([dataclasses.replace(r, lr=0.0) for r in grid()])
+
+
+def test_of_several_settings_the_laws_of_size_see_the_best() -> None:
+    """A table in which each cell was also trained with learning rates that are too low and too high."""
+    tuned = make_sweep(noise=0.002)
+    plain = [dataclasses.replace(row, lr=1e-3, batch_tokens=1024) for row in tuned]
+    worse = [
+        dataclasses.replace(row, cell=f"{row.cell}-{lr:g}", lr=lr, loss=row.loss + 0.1 + 0.5 * (lr > 1e-3))
+        for row in plain
+        for lr in (1e-4, 1e-2)
+    ]
+    config = LawsConfig(replicates=100)
+    alone, together = fit_laws(plain, config), fit_laws([*plain, *worse], config)
+    assert together.tokens == alone.tokens and together.surface == alone.surface and together.frontier == alone.frontier
+    marked = [row for row in together.records if row.status == "untuned"]
+    assert {row.cell for row in marked} == {row.cell for row in worse}
+    reason = "not the best setting of its budget and size (lr 0.001, batch 1024)"
+    assert {one.reason for curve in together.curves for one in curve.dropped} == {reason}
+    every = fit_laws([*plain, *worse], dataclasses.replace(config, settings="all"))
+    assert every.tokens != alone.tokens and not any(curve.dropped for curve in every.curves)
+    assert mark_untuned(tuned) == tuned  # nothing to choose from
+    with pytest.raises(UserError, match="Did you mean 'best'"):
+        LawsConfig(settings="bst")
+
+
+def test_repeats_of_a_setting_are_judged_by_their_mean() -> None:
+    row = make_sweep()[0]
+    rows = [
+        dataclasses.replace(row, cell=f"{lr:g}-{seed}", lr=lr, seed=seed, loss=loss)
+        for lr, losses in ((1e-3, (3.0, 3.2)), (2e-3, (2.9, 3.5)))
+        for seed, loss in enumerate(losses)
+    ]
+    assert [one.status for one in mark_untuned(rows)] == ["ok", "ok", "untuned", "untuned"]

@@ -131,7 +131,7 @@ def fit_overtraining(
     # ln of M/C and 1/(MC), the bases of the two terms, from their means: blind to units and well conditioned.
     u, v = np.log(m / c), -np.log(m * c)
     u0, v0 = float(u.mean()), float(v.mean())
-    E, a, b, eta = (values[0] for values in _solve(u - u0, v - v0, y[None], rounds=14))
+    E, a, b, eta = (values[0] for values in _solve(u - u0, v - v0, y[None], rounds=9))
     fitted = E + a * np.exp(eta * (u - u0)) + b * np.exp(eta * (v - v0))
     freedom = len(y) - 4
     std = math.sqrt(float((y - fitted) @ (y - fitted)) / freedom)
@@ -166,24 +166,34 @@ def _central(values: np.ndarray, confidence: float) -> Interval:
     return float(low), float(high)
 
 
-def _solve(u: np.ndarray, v: np.ndarray, y: np.ndarray, rounds: int = 3) -> tuple[np.ndarray, ...]:
-    """E, a, b, eta (R,) of laws E + a exp(eta u) + b exp(eta v) through losses y (R, n)."""
+def _solve(u: np.ndarray, v: np.ndarray, y: np.ndarray, rounds: int = 2) -> tuple[np.ndarray, ...]:
+    """E, a, b, eta (R,) of laws E + a exp(eta u) + b exp(eta v) through losses y (R, n).
+
+    All laws are searched on one grid of ln eta, which narrows to where their optima lie; a parabola through the best three points
+    then gives each its own.
+    """
     grid = np.linspace(math.log(_SMALLEST), math.log(_LARGEST), 200)
-    best = _linear(u, v, y.T[None], np.exp(grid))[0].argmin(axis=0)
-    low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, len(grid) - 1)]
-    rows, count = np.arange(len(y)), 9
-    for _ in range(rounds):  # each searches between the neighbours of the best, a quarter of the width before
-        fine = np.linspace(low, high, count, axis=1)
-        targets = np.repeat(y, count, axis=0)[..., None]
-        cost, linear = _linear(u, v, targets, np.exp(fine).ravel())
-        best = cost.reshape(fine.shape).argmin(axis=1)
-        low, high = fine[rows, np.maximum(best - 1, 0)], fine[rows, np.minimum(best + 1, count - 1)]
-    E, a, b = linear.reshape(*fine.shape, 3)[rows, best].T
-    return E, a, b, np.exp(fine[rows, best])
+    centre = y.mean(axis=0)
+    rows = np.arange(len(y))
+    for _ in range(rounds):
+        cost, _ = _linear(u, v, centre[None], (y - centre).T, np.exp(grid))
+        best = cost.argmin(axis=0).clip(1, len(grid) - 2)
+        before, at, after = (cost[best + step, rows] for step in (-1, 0, 1))
+        grid_of_best, width = grid[best], grid[1] - grid[0]
+        bend = before - 2 * at + after
+        shift = np.divide(0.5 * (before - after), bend, out=np.zeros_like(bend), where=bend > 0).clip(-1, 1)
+        ends = grid[0], grid[-1]
+        grid = np.linspace(max(grid_of_best.min() - width, ends[0]), min(grid_of_best.max() + width, ends[1]), 100)
+    eta = np.exp(grid_of_best + shift * width)
+    _, linear = _linear(u, v, y, np.zeros((len(u), 1)), eta)
+    E, a, b = linear[..., 0].T
+    return E, a, b, eta
 
 
-def _linear(u: np.ndarray, v: np.ndarray, y: np.ndarray, eta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best E, a, b >= 0 of each exponent eta (K,) for targets y (K or 1, n, R): cost (K, R) and (K, 3, R).
+def _linear(
+    u: np.ndarray, v: np.ndarray, centre: np.ndarray, offsets: np.ndarray, eta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Best E, a, b >= 0 of each exponent eta (K,) for targets centre (K or 1, n) + offsets (n, R): cost (K, R) and (K, 3, R).
 
     Three terms that may not be negative have seven sets that may be positive: the best of their unconstrained optima that is
     positive is the optimum.
@@ -191,20 +201,23 @@ def _linear(u: np.ndarray, v: np.ndarray, y: np.ndarray, eta: np.ndarray) -> tup
     terms = np.stack([np.ones((len(eta), len(u))), np.exp(eta[:, None] * u), np.exp(eta[:, None] * v)], axis=-1)
     scale = np.sqrt((terms**2).sum(axis=1))  # (K, 3)
     terms = terms / scale[:, None]
-    y = np.broadcast_to(y, (len(eta), *y.shape[1:]))
-    lowest = np.full((len(eta), y.shape[2]), np.inf)
-    found = np.zeros((len(eta), 3, y.shape[2]))
+    centre = np.broadcast_to(centre, (len(eta), len(u)))
+    squares = (offsets**2).sum(axis=0)
+    lowest = np.full((len(eta), offsets.shape[1]), np.inf)
+    found = np.zeros((len(eta), 3, offsets.shape[1]))
     for size in (3, 2, 1):
         open_ = ~np.isfinite(lowest).all(axis=1)  # dropping a term can only cost more
         for chosen in itertools.combinations(range(3), size):
             q, r = np.linalg.qr(terms[open_][..., list(chosen)])
             solvable = (np.abs(np.einsum("kii->ki", r)) > 1e-12).all(axis=1)
-            projected = q.swapaxes(1, 2) @ y[open_]
-            linear = np.linalg.solve(np.where(solvable[:, None, None], r, np.eye(size)), projected)
-            cost = ((y[open_] - q @ projected) ** 2).sum(axis=1)
+            of_centre, of_offsets = (q.swapaxes(1, 2) @ target for target in (centre[open_][..., None], offsets))
+            linear = np.linalg.solve(np.where(solvable[:, None, None], r, np.eye(size)), of_centre + of_offsets)
+            left = centre[open_] - (q @ of_centre)[..., 0]
+            # |left + offsets - their projection|^2 without an array of all residuals, and without cancelling large squares.
+            cost = (left**2).sum(axis=1)[:, None] + 2 * left @ offsets + squares - (of_offsets**2).sum(axis=1)
             better = solvable[:, None] & (linear >= 0).all(axis=1) & (cost < lowest[open_])
             lowest[open_] = np.where(better, cost, lowest[open_])
-            whole = np.zeros((len(linear), 3, y.shape[2]))
+            whole = np.zeros((len(linear), 3, offsets.shape[1]))
             whole[:, list(chosen)] = linear
             found[open_] = np.where(better[:, None], whole, found[open_])
     return lowest, found / scale[..., None]
