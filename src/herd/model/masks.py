@@ -1,16 +1,10 @@
-"""Which positions may attend to which, and attention under each of these masks.
-
-On a CPU (and with SDPA alone) there is no kernel for packed documents, so :class:`Documents` picks the cheaper of two
-exact ways from the lengths alone: causal SDPA over documents of equal length batched together, or one call with a
-boolean mask.
-"""
+"""Which positions may attend to which. How attention is then computed: :mod:`herd.model.attention`."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # A call of SDPA, forward and backward, costs about as much as this many scores per head (measured on 2 CPU cores).
@@ -60,10 +54,13 @@ class Documents:
         grouped = sum(len(starts) * length**2 + _CALL_COST for length, starts in self.by_length.items())
         return dense + _CALL_COST < grouped
 
+    def ids(self, device: torch.device | str = "cpu") -> Tensor:
+        """Index of each position's document within its row, (B, T) int64."""
+        return to_device(torch.tensor([[i for i, n in enumerate(row) for _ in range(n)] for row in self.lengths]), device)
+
     def allowed(self, device: torch.device | str = "cpu") -> Tensor:
         """The mask as a boolean tensor (B, T, T)."""
-        ids = torch.tensor([[i for i, n in enumerate(row) for _ in range(n)] for row in self.lengths])
-        ids = _to(ids, device)
+        ids = self.ids(device)
         steps = torch.arange(ids.shape[1], device=device)
         return (ids[:, :, None] == ids[:, None, :]) & (steps[:, None] >= steps[None, :])
 
@@ -73,7 +70,7 @@ class Documents:
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel())
         groups = tuple((len(starts), length) for length, starts in self.by_length.items())
-        return Grouping(_to(order, device), _to(inverse, device), Grouped(groups))
+        return Grouping(to_device(order, device), to_device(inverse, device), Grouped(groups))
 
 
 @dataclass(frozen=True)
@@ -116,58 +113,11 @@ class Dense:
     allowed: Tensor = field(repr=False)
 
 
-Mask = Causal | Documents | Grouped | Dense
+Mask = Causal | Documents | Dense
 CAUSAL = Causal()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    """Grouped-query attention, softmax(q k^T / sqrt(head_dim)) v, under ``mask``.
-
-    Args:
-        q: (B, T, heads, head_dim).
-        k, v: (B, S, kv_heads, head_dim), S >= T; query i is position S - T + i.
-
-    Returns:
-        (B, T, heads, head_dim).
-    """
-    match mask:
-        case Causal():
-            length, total = q.shape[1], k.shape[1]
-            if length == total:
-                return _sdpa(q, k, v, causal=True)
-            if length == 1:
-                return _sdpa(q, k, v)
-            seen = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)
-            return _sdpa(q, k, v, allowed=seen)
-        case Dense():
-            return _sdpa(q, k, v, allowed=mask.allowed.unsqueeze(1))
-        case Documents():
-            assert q.shape[:2] == k.shape[:2] == (len(mask.lengths), sum(mask.lengths[0])), "mask and tokens disagree"
-            if mask.one_per_row:
-                return _sdpa(q, k, v, causal=True)
-            if mask.prefers_dense:
-                return _sdpa(q, k, v, allowed=mask.allowed(q.device).unsqueeze(1))
-            grouping = mask.grouping(q.device)
-            return grouping.undo(attend(grouping.apply(q), grouping.apply(k), grouping.apply(v), grouping.mask))
-        case Grouped():
-            sizes = [count * length for count, length in mask.groups]
-            # split, not slices: the gradient of a slice is a whole tensor of zeros, that of a split one concatenation.
-            pieces = zip(*(x.flatten(0, 1).split(sizes) for x in (q, k, v)), strict=True)
-            outputs = []
-            for shape, (qs, ks, vs) in zip(mask.groups, pieces, strict=True):
-                out = _sdpa(qs.unflatten(0, shape), ks.unflatten(0, shape), vs.unflatten(0, shape), causal=True)
-                outputs.append(out.flatten(0, 1))
-            return torch.cat(outputs).view_as(q)
-
-
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, causal: bool = False) -> Tensor:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, enable_gqa=grouped)
-    return out.transpose(1, 2)
-
-
-def _to(x: Tensor, device: torch.device | str) -> Tensor:
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     """Copy host data to ``device`` without waiting for what runs there."""
     if torch.device(device).type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from herd.config.errors import UserError
+from herd.model.attention import Way, attend, prepare
 from herd.model.cache import KVCache
 from herd.model.config import ModelConfig, RopeScaling
-from herd.model.masks import CAUSAL, Dense, Documents, Mask, attend
+from herd.model.masks import CAUSAL, Grouping, Mask
 from herd.model.rope import apply_rope, rope_table
 from herd.runs.seeds import torch_seed
 
@@ -50,13 +51,11 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, config.n_kv_heads * config.head_dim)
         self.wo = Linear(config.n_heads * config.head_dim, config.dim)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Mask, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, both rotated, and values of ``x`` (B, T, dim), each (B, T, its heads, head_dim)."""
         # The head counts are inferred, so that a tensor-parallel shard of the projections works unchanged.
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        q, k = apply_rope(q, rotation), apply_rope(k, rotation)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
-        return self.wo(attend(q, k, v, mask).flatten(-2))
+        return apply_rope(q, rotation), apply_rope(k, rotation), v
 
 
 class FeedForward(nn.Module):
@@ -73,7 +72,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
+
+    In three parts, of which the two outer ones see one token at a time: what compiles well is apart from what depends on the
+    documents.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -82,8 +85,19 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotation: Tensor, mask: Mask, cache: KVCache | None = None, layer: int = 0) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, mask, cache, layer)
+    def forward(self, x: Tensor, rotation: Tensor, way: Way, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+        q, k, v = self.before(x, rotation)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        return self.after(x, attend(q, k, v, way))
+
+    def before(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values from the residual stream."""
+        return self.attention.project(self.attention_norm(x), rotation)
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The residual stream after the layer, from that before it and the heads' outputs."""
+        x = x + self.attention.wo(attended.flatten(-2))
         return x + self.feed_forward(self.ffn_norm(x))
 
 
@@ -97,6 +111,7 @@ class Transformer(nn.Module):
     """
 
     rope: Tensor
+    attention: str = "auto"  # how packed documents are done, a name of herd.model.attention; set from outside
 
     def __init__(self, config: ModelConfig) -> None:
         if config.vocab_size == 0:
@@ -134,23 +149,18 @@ class Transformer(nn.Module):
         Raises:
             UserError: more positions than the RoPE table covers (``max_seq_len``), when ``positions`` is None.
         """
-        grouping = None
-        if isinstance(mask, Documents):
+        way, grouping = prepare(mask, self.attention, tokens.device, self._product_dtype()), None
+        if isinstance(way, Grouping):
             assert cache is None, "packed documents are for training; a cache holds one sequence a row"
-            if mask.one_per_row:
-                mask = CAUSAL
-            elif mask.prefers_dense:
-                mask = Dense(mask.allowed(tokens.device))
-            else:
-                # Sort once by document length here instead of once in every layer.
-                grouping = mask.grouping(tokens.device)
-                if positions is None:
-                    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-                tokens, positions, mask = grouping.apply(tokens), grouping.apply(positions), grouping.mask
+            # Sort by document length once, instead of once in every layer.
+            if positions is None:
+                positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            grouping, way = way, way.mask
+            tokens, positions = grouping.apply(tokens), grouping.apply(positions)
         rotation = self._rotation(tokens, positions, 0 if cache is None else cache.length)
         x = self.tok_embeddings(tokens)
         for i, layer in enumerate(self.layers):
-            x = layer(x, rotation, mask, cache, i)
+            x = layer(x, rotation, way, cache, i)
         if cache is not None:
             cache.advance(tokens.shape[1])
         x = self.norm(x)
@@ -207,6 +217,13 @@ class Transformer(nn.Module):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         table = rope_table(c.head_dim, c.max_seq_len, c.rope_theta, c.rope_scaling, dtype)
         self.register_buffer("rope", table.to(weight.device), persistent=False)
+
+    def _product_dtype(self) -> torch.dtype:
+        """The type that matrix products come in: autocast's, or the weights'."""
+        weight = self.tok_embeddings.weight
+        if not weight.is_meta and torch.is_autocast_enabled(weight.device.type):
+            return torch.get_autocast_dtype(weight.device.type)
+        return weight.dtype
 
     def _rotation(self, tokens: Tensor, positions: Tensor | None, offset: int) -> Tensor:
         """Rows of the RoPE table, (B or 1, T, head_dim / 2, 2), looked up once for all layers."""
