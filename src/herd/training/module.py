@@ -198,7 +198,7 @@ class HerdModule(pl.LightningModule):
                 self.meter.add(name, value, count)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip or float("inf"))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.meter.add("grad_norm", norm, 1.0)
+        self.meter.add("grad_norm", norm / world, 1.0 / world)  # a share too: ranks may be more or fewer after a resume
         if world > 1:
             torch.distributed.all_reduce(total)
         leave_out = self.guard.judge(total / batch.normalizer, norm, batch.step)
