@@ -23,6 +23,7 @@ USAGE = """herd {version}: the Llama 3 recipe, from raw pages to an aligned, mea
 Commands
   recipe             the whole graph of stages: herd recipe recipe=laptop (or ci, llama3_405b)
 {stages}
+{tools}
   lineage PATH       what made a file: stages, configurations, commits, digests
   why ID [FOLDER]    what happened to a document (id, its beginning, or URL) in a `herd curate`, with its scores
   curriculum [KEYS]  draw a pre-training curriculum (keys of pretrain; out=curriculum.png) and list its phases
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    from herd.recipe.commands import COMMANDS
+    from herd.recipe.commands import COMMANDS, TOOLS
 
     others: dict[str, Callable[[list[str]], None]] = {
         "recipe": _recipe,
@@ -72,33 +73,41 @@ def _dispatch(argv: list[str]) -> None:
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         stages = "\n".join(f"  {name:<18} {command.summary}" for name, command in COMMANDS.items())
-        print(USAGE.format(version=__version__, stages=stages))
+        tools = "\n".join(f"  {name:<18} {summary}" for name, (_, summary) in TOOLS.items())
+        print(USAGE.format(version=__version__, stages=stages, tools=tools))
         return
     if argv[0] in ("-V", "--version"):
         print(f"herd {__version__}")
         return
     command, rest = argv[0], argv[1:]
-    if any(argument in ("-h", "--help") for argument in rest) and (command in others or command in COMMANDS):
+    if any(argument in ("-h", "--help") for argument in rest) and command in (*others, *COMMANDS, *TOOLS):
         _help(command)
     elif command in others:
         others[command](rest)
     elif command in COMMANDS:
         _stage(command, rest)
+    elif command in TOOLS:
+        _tool(command, rest)
     else:
-        raise UserError(f"No command '{command}'.{nearest(command, [*COMMANDS, *others])} `herd --help` lists them.")
+        raise UserError(f"No command '{command}'.{nearest(command, [*COMMANDS, *TOOLS, *others])} `herd --help` lists them.")
 
 
 def _stage(command: str, argv: list[str]) -> None:
+    from herd.recipe.commands import COMMANDS, get_stage
+
+    texts, argv = _verbatim(argv, COMMANDS[command].verbatim)
     overrides = [_open(argument) for argument in argv]
     if any(argument.startswith("-") for argument in argv):
         _hydra(command, overrides)
         return
     from herd.config.loader import compose
-    from herd.recipe.commands import get_stage
     from herd.recipe.graph import highlights, say
     from herd.runs.stage import Artifact
 
-    result = run_command(command, compose(command, overrides))
+    composed = compose(command, overrides)
+    for key, given in texts.items():
+        composed[key] = given[-1].replace("${", r"\${")
+    result = run_command(command, composed)
     folder = result.pop("artifact")
     show = get_stage(command).show
     if show is not None:
@@ -132,14 +141,57 @@ def run_command(command: str, composed: Any) -> dict[str, Any]:
     return {**artifact.metrics, "artifact": str(artifact.path)}
 
 
+def _tool(command: str, argv: list[str]) -> None:
+    from herd.config.loader import compose
+    from herd.recipe.commands import get_tool
+
+    texts, overrides = _verbatim(argv, get_tool(command).verbatim)
+    if any(argument.startswith("-") for argument in overrides):
+        _hydra(command, overrides)
+    else:
+        _run_tool(command, compose(command, overrides), texts)
+
+
+def _verbatim(argv: list[str], keys: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Values of ``keys``, in the order given, and the other arguments.
+
+    Text and paths go past Hydra, whose grammar gives meaning to quotes, commas and dollars, and for which `model` and
+    `source` are groups in every command.
+    """
+    texts: dict[str, list[str]] = {}
+    others = []
+    for argument in argv:
+        key, equals, text = argument.partition("=")
+        if equals and key in keys:
+            texts.setdefault(key, []).append(text)
+        else:
+            others.append(argument)
+    return texts, others
+
+
+def _run_tool(command: str, composed: Any, texts: dict[str, list[str]]) -> None:
+    from omegaconf import OmegaConf
+
+    from herd.config.loader import load
+    from herd.recipe.commands import get_tool
+
+    tool = get_tool(command)
+    values: Any = OmegaConf.to_container(composed, resolve=True)
+    values.pop("hydra", None)
+    for key, given in texts.items():
+        values[key] = given if isinstance(values[key], list) else given[-1]
+    tool.run(load(tool.config, values))
+
+
 def _hydra(command: str, argv: list[str]) -> None:
     """Flags (-m, --cfg, --info, ...) are Hydra's own: hand the command line over."""
     import hydra
 
     from herd.config.loader import conf_root, explain, spell_out
+    from herd.recipe.commands import TOOLS
 
     def job(composed: Any) -> Any:
-        return run_command(command, composed)
+        return _run_tool(command, composed, {}) if command in TOOLS else run_command(command, composed)
 
     # Errors come back to us instead of being printed as tracebacks.
     os.environ["HYDRA_FULL_ERROR"] = "1"

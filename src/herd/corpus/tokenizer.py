@@ -6,7 +6,7 @@ never become a special token, whatever it spells. Special ids are placed by the 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,8 +129,12 @@ class Tokenizer:
             sizes[i] = len(token)  # one character of the alphabet stands for one byte
         return sizes
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``tokenizer.json``, ``special_tokens.json`` (name -> id), transformers' ``tokenizer_config.json``."""
+    def save(self, folder: str | Path, more: Mapping[str, object] | None = None) -> None:
+        """Write ``tokenizer.json``, ``special_tokens.json`` (name -> id), transformers' ``tokenizer_config.json``.
+
+        Args:
+            more: further entries of ``tokenizer_config.json``.
+        """
         folder = Path(folder)
         write_text(folder / "tokenizer.json", self._backend.to_str(pretty=True))
         write_json(folder / "special_tokens.json", self._special)
@@ -143,6 +147,7 @@ class Tokenizer:
                 "pad_token": names.PAD,
                 "clean_up_tokenization_spaces": False,
                 "model_input_names": ["input_ids", "attention_mask"],
+                **(more or {}),
             },
         )
 
@@ -174,10 +179,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     Raises:
         UserError: no text, or too little for ``config.vocab_size`` entries without ``fill_with_reserved``.
     """
-    backend = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated", invert=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_level(models.BPE(ignore_merges=True))
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size - config.special_tokens,
         min_frequency=config.min_frequency,
@@ -197,17 +199,32 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
             f"tokenizer.vocab_size={config.vocab_size:,} entries: add text, lower vocab_size, or set "
             "tokenizer.fill_with_reserved=true."
         )
+    tokenizer = with_special_tokens(backend, specials)
+    assert tokenizer.vocab_size == config.vocab_size
+    return tokenizer
+
+
+def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
+    """A byte-pair model between the split pattern of Llama 3 and the decoding of bytes."""
+    backend = tokenizers.Tokenizer(model)
+    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated", invert=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def with_special_tokens(backend: tokenizers.Tokenizer, count: int) -> Tokenizer:
+    """The tokenizer with ``count`` special tokens of Llama 3.1 after the vocabulary of ``backend``."""
+    first = backend.get_vocab_size()
     backend.add_special_tokens(
-        [tokenizers.AddedToken(n, special=True, normalized=False) for n in names.special_token_names(specials)]
+        [tokenizers.AddedToken(n, special=True, normalized=False) for n in names.special_token_names(count)]
     )
     # For users of transformers, who expect <|begin_of_text|> in front; encode() here adds nothing.
     bos = names.BEGIN_OF_TEXT
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B:1", special_tokens=[(bos, learned)]
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B:1", special_tokens=[(bos, first)]
     )
-    tokenizer = Tokenizer(backend)
-    assert tokenizer.vocab_size == config.vocab_size
-    return tokenizer
+    return Tokenizer(backend)
 
 
 def pieces_of(text: str) -> list[str]:

@@ -20,6 +20,7 @@ from herd.evaluation.bench import TASKS, Bench, Task, TaskResult
 from herd.evaluation.config import EvaluateConfig
 from herd.evaluation.scoring import LanguageModel
 from herd.model.counts import flops_per_token, parameter_count
+from herd.model.device import find_device
 from herd.model.io import load_model, load_reward_model
 from herd.runs.atomic import write_json, write_text
 from herd.runs.manifest import commit, now, versions
@@ -29,7 +30,7 @@ from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 
 def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     started = time.monotonic()
-    device = _device(config.device)
+    device = find_device(config.device)
     rewards = inputs.group("rewards")
     if (reward := inputs.get("reward")) is not None:
         rewards = {"reward": reward, **rewards}
@@ -141,15 +142,6 @@ def _check_judges(config: EvaluateConfig, rewards: dict[str, Artifact]) -> None:
     for *_, judge in config.win_rate.pairs if "win_rate" in config.tasks else []:
         if judge not in rewards:
             raise UserError(f"evaluate.win_rate.pairs: no reward model '{judge}' among the inputs.{nearest(judge, rewards)}")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"evaluate.device='{name}' is not available here ({str(error).splitlines()[0]}): use cpu.") from error
-    return device
 
 
 @contextmanager

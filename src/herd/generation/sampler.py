@@ -37,6 +37,7 @@ class SamplingConfig:
     temperature: float = 1.0  # logits are divided by this; 0 = always the likeliest token
     top_p: float = 1.0  # keep the smallest set of likeliest tokens whose probability reaches this, in (0, 1]
     seed: int = 0  # of all draws
+    top_k: int = 0  # keep this many likeliest tokens, before top_p; 0 = all
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -45,6 +46,8 @@ class SamplingConfig:
             raise UserError(f"temperature is {self.temperature}: must be 0 (greedy) or positive.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}: must lie in (0, 1].")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}: must be 0 (all) or positive.")
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def generate(
             raise UserError(f"Prompt {i} is empty: give it at least the begin-of-text token.")
         if len(prompt) > longest:
             raise UserError(
-                f"Prompt {i} has {len(prompt)} tokens; with max_new_tokens={config.max_new_tokens} the model's "
-                f"max_seq_len of {model.config.max_seq_len} leaves room for {longest}."
+                f"Prompt {i} has {len(prompt)} tokens; with max_new_tokens={config.max_new_tokens} the model's max_seq_len "
+                f"of {model.config.max_seq_len} leaves room for {max(longest, 0)}: lower max_new_tokens or shorten the prompt."
             )
     if samples_per_prompt < 1:
         raise UserError(f"samples_per_prompt is {samples_per_prompt}: must be at least 1.")
@@ -143,7 +146,7 @@ def _decode(
     keys = torch.arange(cache.capacity, device=device)
 
     for step in range(config.max_new_tokens):
-        drawn = choose(logits, draws[active, step], config.temperature, config.top_p)
+        drawn = choose(logits, draws[active, step], config.temperature, config.top_p, config.top_k)
         running = ~finished[active]
         written = active[running]
         tokens[written, step] = drawn[running]
@@ -192,7 +195,7 @@ def _draws(prompts: list[Sequence[int]], samples: int, config: SamplingConfig) -
     return np.stack(rows)
 
 
-def choose(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> Tensor:
+def choose(logits: Tensor, draws: Tensor, temperature: float, top_p: float, top_k: int = 0) -> Tensor:
     """Pick a token of each row by inverting its cumulative distribution; each row on its own.
 
     Args:
@@ -200,12 +203,17 @@ def choose(logits: Tensor, draws: Tensor, temperature: float, top_p: float) -> T
         draws: (n,) uniform in [0, 1).
         temperature: 0 takes the likeliest.
         top_p: nucleus (Holtzman et al. 2020): likeliest tokens until their probability reaches this, at least one.
+        top_k: likeliest tokens that are left at all (Fan et al. 2018); ``top_p`` then counts among them. 0 = every one.
 
     Returns:
         (n,) int64.
     """
     if temperature == 0:
         return logits.argmax(-1)
+    if 0 < top_k < logits.shape[1]:
+        likeliest, ids = logits.topk(top_k, dim=-1)
+        kept = _nucleus((likeliest / temperature).softmax(-1), top_p)
+        return ids.gather(1, _invert(kept, draws)[:, None]).squeeze(1)
     probabilities = (logits / temperature).softmax(-1)
     if top_p == 1:
         return _invert(probabilities, draws)

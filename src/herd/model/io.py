@@ -1,24 +1,42 @@
 """A model on disk: ``config.json`` (what it is) and ``model.safetensors`` (its weights)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from herd.config.errors import UserError
 from herd.config.loader import from_dict, to_plain
 from herd.model.config import ModelConfig
 from herd.model.heads import RewardModel
+from herd.model.tensor_files import TensorFiles, TensorSpec, write_tensors
 from herd.model.transformer import Transformer
-from herd.runs.atomic import write_bytes, write_json
+from herd.runs.atomic import write_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+TRANSFORMER, REWARD = "transformer", "reward"  # kinds of models
 _FORMAT = "herd.model/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model somewhere on disk, under herd's names, read one tensor at a time."""
+
+    kind: str  # TRANSFORMER or REWARD
+    config: ModelConfig  # of the Transformer (of a reward model, of its backbone)
+    specs: Mapping[str, TensorSpec]  # every tensor
+    read: Callable[[str], Tensor]  # name -> its values
+
+    def cast(self, dtype: torch.dtype | None) -> "Checkpoint":
+        """The same model with weights of ``dtype``; None leaves them as they are."""
+        if dtype is None:
+            return self
+        specs = {name: TensorSpec(dtype, spec.shape) for name, spec in self.specs.items()}
+        return Checkpoint(self.kind, self.config, specs, lambda name: self.read(name).to(dtype))
 
 
 def save_model(module: nn.Module, folder: Path) -> None:
@@ -28,10 +46,46 @@ def save_model(module: nn.Module, folder: Path) -> None:
     """
     assert isinstance(module, Transformer | RewardModel), f"cannot save a {type(module).__name__}"
     backbone = module.backbone if isinstance(module, RewardModel) else module
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    kind = "reward" if isinstance(module, RewardModel) else "transformer"
-    write_bytes(Path(folder) / WEIGHTS_FILE, save(state, metadata={"format": "pt"}))
-    write_json(Path(folder) / CONFIG_FILE, {"format": _FORMAT, "kind": kind, "model": to_plain(backbone.config)})
+    state = module.state_dict()
+    kind = REWARD if isinstance(module, RewardModel) else TRANSFORMER
+    specs = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    write_model(Path(folder), Checkpoint(kind, backbone.config, specs, state.__getitem__))
+
+
+def write_model(folder: Path, model: Checkpoint) -> None:
+    """As :func:`save_model`, with one tensor in memory at a time."""
+    write_tensors(folder / WEIGHTS_FILE, model.specs, model.read)
+    write_json(folder / CONFIG_FILE, {"format": _FORMAT, "kind": model.kind, "model": to_plain(model.config)})
+
+
+def expected_shapes(kind: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of such a model; nothing is allocated."""
+    with torch.device("meta"):
+        model: nn.Module = Transformer(config)
+        if kind == REWARD:
+            assert isinstance(model, Transformer)
+            model = RewardModel(model)
+    return _shapes(model.state_dict())
+
+
+def open_model(folder: Path) -> Checkpoint:
+    """What is saved in ``folder``, without reading the weights.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    folder = Path(folder)
+    kind, config = _read_config(folder)
+    tensors = _open_weights(folder)
+    check_shapes(expected_shapes(kind, config), tensors.specs, folder)
+    return Checkpoint(kind, config, tensors.specs, tensors.read)
+
+
+def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorSpec], folder: Path, hint: str = "") -> None:
+    """UserError naming the first tensor that is missing, unknown or of another shape."""
+    shapes = {name: spec.shape for name, spec in found.items()}
+    if shapes != expected:
+        raise UserError(f"The weights in {folder} do not fit its configuration: {_first_mismatch(expected, shapes)}.{hint}")
 
 
 def load_model(folder: Path) -> Transformer:
@@ -42,7 +96,7 @@ def load_model(folder: Path) -> Transformer:
     """
     kind, config = _read_config(Path(folder))
     state = read_weights(Path(folder))
-    if kind == "reward":
+    if kind == REWARD:
         prefix = "backbone."
         state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     with torch.device("meta"):
@@ -57,7 +111,7 @@ def load_reward_model(folder: Path) -> RewardModel:
         UserError: as :func:`load_model`, or ``folder`` holds a model without a reward head.
     """
     kind, config = _read_config(Path(folder))
-    if kind != "reward":
+    if kind != REWARD:
         raise UserError(f"{folder} holds a language model without a reward head: give a folder that `herd reward` wrote.")
     with torch.device("meta"):
         model = RewardModel(Transformer(config))
@@ -92,14 +146,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, truncated or no safetensors file.
     """
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
+    tensors = _open_weights(folder)
+    return {name: tensors.read(name) for name in tensors.specs}
+
+
+def _open_weights(folder: Path) -> TensorFiles:
+    if not (folder / WEIGHTS_FILE).is_file():
         raise UserError(f"No {WEIGHTS_FILE} in {folder}: give a folder that a training command wrote.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or no safetensors file ({_one_line(error)}): write it again.") from error
+    return TensorFiles([folder / WEIGHTS_FILE])
 
 
 def _read_config(folder: Path) -> tuple[str, ModelConfig]:
@@ -111,9 +165,9 @@ def _read_config(folder: Path) -> tuple[str, ModelConfig]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not JSON ({_one_line(error)}): write it again.") from error
     if not isinstance(values, dict) or values.get("format") != _FORMAT or not isinstance(values.get("model"), dict):
-        raise UserError(f"{path} is no {_FORMAT} configuration: a Hugging Face checkpoint goes through herd.model.convert.")
+        raise UserError(f"{path} is no {_FORMAT} configuration: a Hugging Face or Meta checkpoint goes through `herd import`.")
     kind = values.get("kind")
-    if kind not in ("transformer", "reward"):
+    if kind not in (TRANSFORMER, REWARD):
         raise UserError(f"{path}: kind is {kind!r}, expected 'transformer' or 'reward'.")
     try:
         return kind, from_dict(ModelConfig, values["model"])
@@ -123,9 +177,8 @@ def _read_config(folder: Path) -> tuple[str, ModelConfig]:
 
 def _fill(model: Any, state: Mapping[str, Tensor], folder: Path, backbone: Transformer) -> Any:
     """Give a model made on the meta device its weights, which become its parameters without a copy."""
-    expected = _shapes(model.state_dict())
-    if expected != _shapes(state):
-        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {_first_mismatch(expected, _shapes(state))}.")
+    found = {name: TensorSpec(tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
+    check_shapes(_shapes(model.state_dict()), found, folder)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
     backbone.set_rope(backbone.config.rope_scaling, backbone.config.max_seq_len)  # the table was on meta too

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from herd.config.errors import UserError, nearest
 from herd.runs.stage import Stage
+from herd.runs.tool import Tool
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Command:
     summary: str  # one line for `herd --help`
     inputs: dict[str, str] = field(default_factory=dict)  # input -> node of the same run that it defaults to
     unless: str = ""  # key of the configuration that, when set, stands in for the inputs
+    verbatim: tuple[str, ...] = ()  # keys whose value is taken as it stands: paths, and names that are groups elsewhere
 
 
 COMMANDS: dict[str, Command] = {
@@ -91,7 +93,16 @@ COMMANDS: dict[str, Command] = {
         "score checkpoints, each with its interval",
         {"tokens": "tokenize", "documents": "curate", "dialogs": "dialogs"},
     ),
+    "import": Command(
+        "herd.interchange.import_stage", "a Hugging Face or Meta checkpoint as a model of ours", verbatim=("source",)
+    ),
     "report": Command("herd.report.stage", "plots, page and summary of a run"),
+}
+
+# Commands that are no stages: module that exports TOOL, and one line for `herd --help`.
+TOOLS: dict[str, tuple[str, str]] = {
+    "export": ("herd.interchange.export", "a model as a folder that Hugging Face loads"),
+    "generate": ("herd.generation.tool", "continue prompts or answer messages with a model"),
 }
 
 
@@ -102,3 +113,10 @@ def get_stage(command: str) -> Stage:
     stage = importlib.import_module(COMMANDS[command].module).STAGE
     assert isinstance(stage, Stage) and stage.name == command, f"{COMMANDS[command].module} exports another stage"
     return stage
+
+
+def get_tool(command: str) -> Tool:
+    """Import and return the tool behind ``command``."""
+    tool = importlib.import_module(TOOLS[command][0]).TOOL
+    assert isinstance(tool, Tool) and tool.name == command, f"{TOOLS[command][0]} exports another tool"
+    return tool

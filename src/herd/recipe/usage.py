@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from omegaconf import OmegaConf
 
 from herd.config.loader import compose, conf_root
-from herd.recipe.commands import COMMANDS, get_stage
+from herd.recipe.commands import COMMANDS, TOOLS, get_stage, get_tool
 
 
 def usage_lines(command: str) -> Iterator[str]:
-    """Lines for a person; ``command`` is a stage's or ``recipe``."""
-    summary = COMMANDS[command].summary if command in COMMANDS else "the whole graph of stages"
+    """Lines for a person; ``command`` is a stage's, a tool's or ``recipe``."""
+    summary = COMMANDS[command].summary if command in COMMANDS else TOOLS.get(command, ("", "the whole graph of stages"))[1]
     yield f"herd {command} [key=value ...]: {summary}"
     if command in COMMANDS:
         yield from _inputs(command)
+    elif command in TOOLS:
+        yield f"\n{get_tool(command).help}"
     groups = list(_groups(command))
     if groups:
         yield "\nGroups of configuration"
@@ -21,6 +23,8 @@ def usage_lines(command: str) -> Iterator[str]:
     yield "\nKeys, and their values unless others are given"
     composed = OmegaConf.to_container(compose(command))
     assert isinstance(composed, dict)
+    if command in TOOLS:
+        composed.pop("hydra", None)
     if composed.pop("stages", None):  # the graph itself is what dry_run=true shows
         yield "  stages.<stage>.extra: []   # your overrides of one stage, e.g. 'stages.pretrain.extra=[\"model=tiny\"]'"
     yield from (f"  {line}" for line in OmegaConf.to_yaml(composed).splitlines())

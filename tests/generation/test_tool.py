@@ -1,0 +1,177 @@
+"""`herd generate`: prompts from the command line and from files, text out, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from herd.cli import main
+from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from herd.dialog.messages import Message, Role
+from herd.dialog.render import render
+from herd.generation.sampler import SamplingConfig, generate
+from herd.generation.tool import GenerateConfig, printable
+from herd.model.config import ModelConfig
+from herd.model.heads import RewardModel
+from herd.model.io import load_model, save_model
+from herd.model.transformer import Transformer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("generate")
+    config = TokenizerConfig(vocab_size=320, special_tokens=16, training_characters=1000, fill_with_reserved=True)
+    tokenizer = train_tokenizer(["assistant user \n\n what colour is it " * 4], config)
+    tokenizer.save(folder / "tokenizer")
+    shape = ModelConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, vocab_size=320, max_seq_len=96)
+    model = Transformer(shape).requires_grad_(False)
+    for weight in (model.tok_embeddings.weight, model.output.weight):
+        weight.mul_(3)
+    save_model(model, folder / "model")
+    return folder
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(["generate", *arguments])
+    return capsys.readouterr().out
+
+
+def wanted(folder: Path, ids: list[list[int]], samples: int, config: SamplingConfig) -> list[list[str]]:
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    drawn = generate(load_model(folder / "model"), ids, samples, config, tokenizer.stop_ids)
+    return [[tokenizer.decode(s.tokens, skip_special_tokens=True) for s in of] for of in drawn]
+
+
+def test_a_prompt_is_continued_as_the_sampler_does(folder, capsys):
+    prompt = "what {colour}, is it? it's $HOME ${run.root} = [1]"
+    out = output(capsys, f"model={folder}", f"prompt={prompt}", "max_new_tokens=9", "temperature=0.7", "top_k=30", "seed=4")
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    assert out == wanted(folder, [ids], 1, SamplingConfig(9, 0.7, 1.0, 4, 30))[0][0] + "\n"
+
+
+def test_messages_are_answered_in_the_chat_format(folder, capsys):
+    arguments = ["chat=true", "system=Be, brief", "prompt=what colour?", "prompt=a?", "samples=2", "max_new_tokens=7"]
+    out = output(capsys, f"model={folder / 'model'}", *arguments)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    dialogs = [[Message(Role.SYSTEM, "Be, brief"), Message(Role.USER, text)] for text in ("what colour?", "a?")]
+    ids = [render(d, tokenizer, generation_prompt=True).tokens.tolist() for d in dialogs]
+    texts = wanted(folder, ids, 2, SamplingConfig(7, 0.8))
+    assert out == "\n\n".join(text for group in texts for text in group) + "\n"
+
+
+def test_rows_of_a_file_come_back_with_their_samples(folder, tmp_path, capsys):
+    rows = [
+        {"id": "a", "prompt": "what"},
+        {"id": "b", "messages": [{"role": "user", "content": "colour"}]},
+        {"id": "c", "prompt": "is it"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [f"model={folder}", f"file={tmp_path / 'in.jsonl'}", "samples=2", "max_new_tokens=6"]
+    assert output(capsys, *arguments, f"out={tmp_path / 'out.jsonl'}") == f"{tmp_path / 'out.jsonl'}\n"
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["sample"]) for row in found] == [(i, k) for i in "abc" for k in (0, 1)]
+    assert all(row["tokens"] <= 6 and row["logprob"] < 0 and isinstance(row["finished"], bool) for row in found)
+    # Neither order nor company nor batching matters to a sample.
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]))
+    main(["generate", *arguments, f"out={tmp_path / 'other.jsonl'}", "batch_size=1"])
+    other = [json.loads(line) for line in (tmp_path / "other.jsonl").read_text().splitlines()]
+    texts = {(row["id"], row["sample"]): row["text"] for row in other}
+    assert texts == {(row["id"], row["sample"]): row["text"] for row in found}
+    assert texts["a", 0] != texts["a", 1]
+
+
+def test_more_stop_tokens(folder, tmp_path, capsys):
+    arguments = [f"model={folder}", "prompt=what colour", "samples=20", "max_new_tokens=30", f"out={tmp_path / 'x.jsonl'}"]
+    main(["generate", *arguments])
+    plain = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    letter = next(c for row in plain for c in row["text"] if c.isascii() and c.isalpha())
+    main(["generate", *arguments, f"stop={letter}", "stop=<|python_tag|>"])
+    rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert sum(row["finished"] for row in rows) > sum(row["finished"] for row in plain)
+    assert any(row["text"].endswith(letter) and row["finished"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "There is no prompt: give prompt=TEXT"),
+        (["prompt=a", "system=b"], "add chat=true"),
+        (["prompt=a", "temperature=-1"], "temperature is -1.0"),
+        (["prompt=a", "top_k=-1"], "top_k is -1"),
+        (["prompt=a", "top_p=0"], "top_p is 0.0"),
+        (["prompt=a", "samples=0"], "samples and batch_size must be 1 or more"),
+        (["prompt=a", "max_new_tokens=96"], "leaves room for 0: lower max_new_tokens"),
+        (["prompt=a", "device=cuda:99"], "device='cuda:99' is not available here"),
+        (["prompt=a", "stop=colour is it what"], "tokens: give the name of a special token"),
+        (["prompt=a", "file=nowhere.jsonl"], "no such file"),
+        (["prompt=a", "tempreature=1"], "Did you mean 'temperature'"),
+    ],
+)
+def test_bad_settings_end_in_one_line(folder, capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", f"model={folder}", *arguments])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out, len(err.splitlines())) == (2, "", 1)
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a"}, "line 1: a row needs either `prompt`"),
+        ({"prompt": "a", "messages": []}, "line 1: a row needs either `prompt`"),
+        ({"prompt": 3}, "line 1: a row needs either `prompt`"),
+        ({"messages": []}, "at least one message"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "is the assistant's own"),
+    ],
+)
+def test_bad_rows_are_named(folder, capsys, tmp_path, row, message):
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    with pytest.raises(SystemExit):
+        main(["generate", f"model={folder}", f"file={tmp_path / 'in.jsonl'}"])
+    assert message in capsys.readouterr().err
+
+
+def test_reward_models_do_not_write(folder, tmp_path, capsys):
+    save_model(RewardModel(load_model(folder / "model")), tmp_path / "model")
+    with pytest.raises(SystemExit):
+        main(["generate", f"model={tmp_path}", "prompt=a"])
+    assert "is a reward model" in capsys.readouterr().err
+
+
+def test_on_a_terminal_prompts_are_shown_and_no_control_character_passes(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    out = output(capsys, f"model={folder}", "prompt=[bold]what[/bold] \x1b[31mcolour", "max_new_tokens=5", "seed=3")
+    assert "[bold]what[/bold] \ufffd[31mcolour" in out
+    assert "(5 tokens)" in out
+    assert printable("a\x1b]0;b\x07\tc\nd\x9b1m\r") == "a\ufffd]0;b\ufffd\tc\nd\ufffd1m\ufffd"
+
+
+def test_the_configuration_lists_every_field():
+    from omegaconf import OmegaConf
+
+    from herd.config.loader import compose, to_plain
+    from herd.interchange.export import ExportConfig
+
+    for command, config in (("generate", GenerateConfig("m", ["p"])), ("export", ExportConfig("m", "o"))):
+        listed = OmegaConf.to_container(compose(command))
+        assert {*listed} - {"hydra"} == {*to_plain(config)}
+
+
+def test_top_k_keeps_the_likeliest(folder):
+    from herd.generation.sampler import choose
+
+    logits = torch.tensor([[1.0, 3.0, 2.0, 0.0, -1.0]]).expand(40_000, 5)
+    draws = torch.rand(40_000, generator=torch.Generator().manual_seed(0))
+    drawn = choose(logits, draws, temperature=0.5, top_p=1.0, top_k=2)
+    share = (drawn == 1).double().mean().item()
+    assert set(drawn.tolist()) == {1, 2}
+    assert share == pytest.approx(1 / (1 + 2.718281828**-2), abs=0.01)
+    assert set(choose(logits, draws, 0.5, top_p=0.85, top_k=2).tolist()) == {1}
+    assert set(choose(logits, draws, 0.5, top_p=1.0, top_k=9).tolist()) == {0, 1, 2, 3, 4}
+    assert torch.equal(choose(logits, draws, 0.5, 1.0, 5), choose(logits, draws, 0.5, 1.0, 0))
