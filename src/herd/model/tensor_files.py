@@ -105,4 +105,4 @@ def write_tensors(path: Path, specs: Mapping[str, TensorSpec], read: Callable[[s
         for name in names:
             tensor = read(name).detach().cpu().contiguous()
             assert TensorSpec(tensor.dtype, tuple(tensor.shape)) == specs[name], f"{name} is not what was announced"
-            file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
