@@ -21,6 +21,7 @@ from rich.console import Console
 from herd.config.errors import UserError
 from herd.scaling.records.readers import read_table
 from herd.scaling.records.record import Record, write_table
+from herd.scaling.records.units import FLOPS_CONVENTIONS, recount_flops
 from herd.scaling.sweep.folder import make_record
 from herd.scaling.sweep.plan import PlanConfig, plan_cells, write_plan
 from herd.scaling.sweep.plan_rules import SizeRule, TrainingRule
@@ -274,6 +275,20 @@ def test_a_loss_above_that_of_guessing_is_divergence() -> None:
     assert status(metrics={"loss": None})[0] == "diverged"
     assert status(error="boom", metrics={"loss": 3.0}) == ("failed", "boom")
     assert status(metrics={"nll": 3.0})[0] == "failed"
+
+
+def test_a_record_says_what_its_numbers_count() -> None:
+    """Parameters by part add up to the count in matrix products, and the FLOPs can be counted by any convention."""
+    for cell in plan_cells(PLAN).cells:
+        job = {"loss": 3.0, "schedule": "cosine", "mixture": "code=0.2 web=0.8"}
+        record = make_record(cell, {"metrics": job, "error": "", "seconds": 1.0}, "loss", 9.0)
+        assert record.block_parameters + record.head_parameters == record.parameters  # type: ignore[operator]
+        assert record.embedding_parameters == 0 and record.head_parameters % record.width == 0  # type: ignore[operator]
+        assert (record.schedule, record.mixture, record.seq_len) == ("cosine", "code=0.2 web=0.8", PLAN.seq_len)
+        for convention in FLOPS_CONVENTIONS.keys() - {"unstated", "6N_non_embedding"}:
+            assert recount_flops(record, convention).flops >= record.flops
+        blocks = recount_flops(record, "6N_non_embedding").flops
+        assert blocks == 6 * record.block_parameters * record.tokens < record.flops  # type: ignore[operator]
 
 
 def test_an_unreadable_result_counts_as_none(sweep: Sweep) -> None:

@@ -4,11 +4,30 @@ Embeddings are most of a small model with a large vocabulary and attention is mo
 without its convention says little; records carry the convention's name beside the number.
 """
 
+from typing import NamedTuple
+
 from herd.config.errors import UserError, nearest
 from herd.model.config import ModelConfig
 
 PARAMETER_CONVENTIONS = ("total", "6N", "non_embedding")
 FLOPS_CONVENTIONS = ("6N", "6N+attention_full", "6N+attention_causal")
+
+
+class Parts(NamedTuple):
+    """Parameters in matrices, by part; norms (under 0.1%) are in none."""
+
+    blocks: int  # of the layers
+    head: int  # output head
+    embedding: int  # input embedding as a matrix of its own; 0 where the head is tied to it
+
+
+def parameter_parts(config: ModelConfig) -> Parts:
+    """How many parameters lie in which part."""
+    c = config
+    kv_dim = c.n_kv_heads * c.head_dim
+    layer = 2 * c.dim * c.dim + 2 * c.dim * kv_dim + 3 * c.dim * c.ffn_dim
+    matrix = c.vocab_size * c.dim
+    return Parts(c.n_layers * layer, matrix, 0 if c.tie_embeddings else matrix)
 
 
 def parameter_count(config: ModelConfig, convention: str = "total") -> int:
@@ -21,18 +40,14 @@ def parameter_count(config: ModelConfig, convention: str = "total") -> int:
             ``6N``: those in matrix products, output head included, input embedding (a look-up) not: the N of C = 6ND.
             ``non_embedding``: those of the layers and norms alone (Kaplan et al. 2020).
     """
-    c = config
-    kv_dim = c.n_kv_heads * c.head_dim
-    layer = 2 * c.dim * c.dim + 2 * c.dim * kv_dim + 3 * c.dim * c.ffn_dim
-    norms = (2 * c.n_layers + 1) * c.dim
-    matrix = c.vocab_size * c.dim
+    parts, norms = parameter_parts(config), (2 * config.n_layers + 1) * config.dim
     match convention:
         case "total":
-            return c.n_layers * layer + norms + matrix * (1 if c.tie_embeddings else 2)
+            return sum(parts) + norms
         case "6N":
-            return c.n_layers * layer + matrix
+            return parts.blocks + parts.head
         case "non_embedding":
-            return c.n_layers * layer + norms
+            return parts.blocks + norms
     raise _unknown("parameter", convention, PARAMETER_CONVENTIONS)
 
 

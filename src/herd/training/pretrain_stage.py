@@ -95,6 +95,8 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         "flops_convention": FLOPS_CONVENTION,
         "seconds": result.seconds,
         "steps": result.steps,
+        "schedule": config.curriculum.stages[initial].schedule.kind,
+        "mixture": " ".join(f"{name}={share:g}" for name, share in sorted(weights.items())),
         "loss_by_domain": at_ends.evaluations[final]["loss_by_domain"],
         "bits_per_byte_by_domain": at_ends.evaluations[final]["bits_per_byte_by_domain"],
         "initial_loss_by_domain": at_ends.evaluations[initial]["loss_by_domain"],

@@ -236,6 +236,14 @@ def make_record(cell: Cell, result: Mapping[str, Any], metric: str, diverged_abo
         error=error,
         seconds=_seconds(result),
         seed=cell.seed,
+        block_parameters=cell.block_parameters,
+        head_parameters=cell.head_parameters,
+        embedding_parameters=cell.embedding_parameters,
+        layers=cell.layers,
+        width=cell.width,
+        seq_len=cell.seq_len,
+        schedule=str(metrics.get("schedule") or ""),
+        mixture=str(metrics.get("mixture") or ""),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Optional
 from herd.config.errors import UserError
 from herd.config.loader import from_dict
 from herd.model.config import ModelConfig
-from herd.model.counts import flops_per_token, parameter_count
+from herd.model.counts import flops_per_token, parameter_count, parameter_parts
 from herd.model.family import family_members
 from herd.runs.atomic import sha256_json, write_json
 from herd.scaling.sweep.plan_rules import SizeRule, SpeedRule, TrainingRule
@@ -71,6 +71,13 @@ class Cell:
     seconds: float  # estimated
     overrides: list[str]  # Hydra overrides, the plan's own included
     seed: Optional[int] = None  # noqa: UP045  of weights and data order; null = the command's own
+    # What a record of the run says about its model, so that its FLOPs can be counted anew; null in plans made elsewhere.
+    block_parameters: Optional[int] = None  # noqa: UP045  matrices of the layers
+    head_parameters: Optional[int] = None  # noqa: UP045  output head
+    embedding_parameters: Optional[int] = None  # noqa: UP045  input embedding; 0 where the head is tied to it
+    layers: Optional[int] = None  # noqa: UP045
+    width: Optional[int] = None  # noqa: UP045  model width
+    seq_len: Optional[int] = None  # noqa: UP045  tokens that attend to each other
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ def make_cell(config: PlanConfig, shape: ModelConfig, budget: float) -> Cell:
     batch = config.training.batch(budget, budget / per_token, config.seq_len)
     steps = max(round(budget / per_token / batch), 1)
     tokens = steps * batch  # whole steps, so the budget is met to within half a step
-    parameters = float(parameter_count(shape, "6N"))
+    parameters, parts = float(parameter_count(shape, "6N")), parameter_parts(shape)
     lr = config.training.learning_rate(parameters)
     overrides = [
         *config.overrides,
@@ -171,6 +178,12 @@ def make_cell(config: PlanConfig, shape: ModelConfig, budget: float) -> Cell:
         steps=steps,
         seconds=config.speed.seconds(tokens * per_token, steps),
         overrides=overrides,
+        block_parameters=parts.blocks,
+        head_parameters=parts.head,
+        embedding_parameters=parts.embedding,
+        layers=shape.n_layers,
+        width=shape.dim,
+        seq_len=config.seq_len,
     )
 
 
