@@ -29,6 +29,7 @@ class PackedRows:
     lengths: tuple[tuple[int, ...], ...]  # per row: tokens of each document in it (padding last), sums to T
     sources: tuple[str, ...]  # per row: the domain it comes from
     bytes: tuple[int, ...] = ()  # per row: bytes of text behind its targets, for bits per byte
+    owners: torch.Tensor | None = None  # (B, T) int64, document of each target, 0 where there is none; evaluation alone has it
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -116,7 +117,7 @@ def evaluation_rows(
     """
     if seq_len < 1 or rows_per_batch < 1 or (limit_tokens is not None and limit_tokens < 1):
         raise UserError("evaluation_rows: seq_len, rows_per_batch and limit_tokens must be 1 or more.")
-    begins, sizes = _windows(source.offsets_of(0, source.documents), seq_len)
+    begins, sizes, owners = _windows(source.offsets_of(0, source.documents), seq_len)
     order = shuffled(len(sizes), 0, "evaluation windows")
     if limit_tokens is not None:
         order = order[: max(1, int(np.searchsorted(np.cumsum(sizes[order]), limit_tokens, side="right")))]
@@ -125,10 +126,10 @@ def evaluation_rows(
         chosen = order[first : first + _WINDOWS_PACKED_TOGETHER]
         pending += [[int(chosen[i]) for i in row] for row in best_fit(sizes[chosen].tolist(), seq_len)]
         while len(pending) >= rows_per_batch:
-            yield _evaluation_batch(source, seq_len, begins, sizes, pending[:rows_per_batch])
+            yield _evaluation_batch(source, seq_len, begins, sizes, owners, pending[:rows_per_batch])
             pending = pending[rows_per_batch:]
     if pending:
-        yield _evaluation_batch(source, seq_len, begins, sizes, pending)
+        yield _evaluation_batch(source, seq_len, begins, sizes, owners, pending)
 
 
 def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -149,21 +150,21 @@ def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def _windows(offsets: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Start in the token file and number of inputs of every window; n tokens have n - 1 inputs with a target."""
+def _windows(offsets: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start in the token file, number of inputs and document of every window; n tokens have n - 1 inputs with a target."""
     inputs = np.diff(offsets) - 1
     count = -(-inputs // seq_len)
     within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
     begins = np.repeat(offsets[:-1], count) + within * seq_len
-    return begins, np.minimum(np.repeat(inputs, count) - within * seq_len, seq_len)
+    return begins, np.minimum(np.repeat(inputs, count) - within * seq_len, seq_len), np.repeat(np.arange(len(count)), count)
 
 
 def _evaluation_batch(
-    source: TokenSource, seq_len: int, begins: np.ndarray, sizes: np.ndarray, rows: list[list[int]]
+    source: TokenSource, seq_len: int, begins: np.ndarray, sizes: np.ndarray, owners: np.ndarray, rows: list[list[int]]
 ) -> PackedRows:
     tokens = np.full((len(rows), seq_len), source.pad_id, dtype=np.int64)
     targets = np.full((len(rows), seq_len), IGNORE, dtype=np.int64)
-    positions = np.zeros((len(rows), seq_len), dtype=np.int64)
+    positions, owner = (np.zeros((len(rows), seq_len), dtype=np.int64) for _ in range(2))
     lengths = []
     for r, windows in enumerate(rows):
         at, parts = 0, []
@@ -171,7 +172,7 @@ def _evaluation_batch(
             begin, size = int(begins[w]), int(sizes[w])
             text = source.check_tokens(np.asarray(source.tokens[begin : begin + size + 1], dtype=np.int64))
             tokens[r, at : at + size], targets[r, at : at + size] = text[:-1], text[1:]
-            positions[r, at : at + size] = np.arange(size)
+            positions[r, at : at + size], owner[r, at : at + size] = np.arange(size), owners[w]
             parts.append(size)
             at += size
         if at < seq_len:
@@ -185,4 +186,5 @@ def _evaluation_batch(
         tuple(lengths),
         (source.name,) * len(rows),
         tuple(bytes_of(targets, source.token_bytes)),
+        torch.from_numpy(owner),
     )

@@ -186,6 +186,13 @@ class Curriculum:
             position, total = (before, before + phase.batch_tokens), end_token - first_token
         return self.lr * share_at(schedule, *position, warmup, total)
 
+    def share_after(self, stage: str) -> float:
+        """Share of the peak at which a stage's schedule stands at its end, for a run that goes on from there."""
+        schedule = self.config.stages[stage].schedule
+        first_step, end_step, first_token, end_token, warmup = self._stages[stage]
+        done = end_step - first_step if schedule.horizon_steps else end_token - first_token
+        return share_at(schedule, done, done, warmup, schedule.horizon_steps or done)
+
     def stage_ends(self) -> dict[str, int]:
         """Stage -> number of finished steps at its end."""
         return {name: bounds[1] for name, bounds in self._stages.items()}

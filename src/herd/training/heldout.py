@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Container, Mapping
+from pathlib import Path
 
 import torch
 
 from herd.config.errors import UserError
-from herd.corpus.packing import evaluation_rows
+from herd.corpus.packing import IGNORE, evaluation_rows
 from herd.corpus.shards import TokenShards
 from herd.model.masks import Documents
 from herd.model.transformer import Transformer
-from herd.objectives.cross_entropy import linear_cross_entropy
+from herd.objectives.cross_entropy import linear_cross_entropy, token_logprobs
+from herd.runs.atomic import write_text
 
 _TOKENS_AT_ONCE = 4096  # of one forward pass
 
@@ -48,6 +50,38 @@ def heldout_loss(
                 total += linear_cross_entropy(hidden, model.output_weight, rows.targets).item()
             result[domain] = {"nll": total, "tokens": tokens, "bytes": size}
     return result
+
+
+@torch.no_grad()
+def document_losses(
+    model: Transformer, shards: TokenShards, seq_len: int, limit_tokens: int = 0, split: str = "heldout"
+) -> list[tuple[str, int, float, int]]:
+    """The text of :func:`heldout_loss`, by document: (domain, document, nats, targets scored), in the order of the shards."""
+    domains = shards.domains(split)
+    limit = max(1, limit_tokens // max(1, len(domains))) if limit_tokens else None
+    device = model.output_weight.device
+    found: list[tuple[str, int, float, int]] = []
+    with torch.autocast(device.type, enabled=False):
+        for domain in domains:
+            source = shards.source(split, domain)
+            nll, tokens = torch.zeros(source.documents, dtype=torch.float64), torch.zeros(source.documents, dtype=torch.int64)
+            for rows in evaluation_rows(source, seq_len, limit, max(1, _TOKENS_AT_ONCE // seq_len)):
+                assert rows.owners is not None
+                owners = rows.owners.flatten()
+                moved = rows.to(device)
+                hidden = model(moved.tokens, moved.positions, Documents(moved.lengths))
+                lost = -token_logprobs(hidden, model.output_weight, moved.targets).flatten().cpu().double()
+                counted = rows.targets.flatten() != IGNORE
+                nll.index_add_(0, owners[counted], lost[counted])
+                tokens.index_add_(0, owners[counted], torch.ones_like(owners[counted]))
+            found += [(domain, i, float(nll[i]), int(tokens[i])) for i in range(source.documents) if tokens[i]]
+    return found
+
+
+def write_document_losses(path: Path, model: Transformer, shards: TokenShards, seq_len: int, limit_tokens: int) -> None:
+    """Write :func:`document_losses` as CSV: domain, document, nll, tokens."""
+    rows = document_losses(model, shards, seq_len, limit_tokens)
+    write_text(path, "".join(["domain,document,nll,tokens\n", *(f"{d},{i},{nll!r},{n}\n" for d, i, nll, n in rows)]))
 
 
 def loss_by_domain(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

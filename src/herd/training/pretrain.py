@@ -20,6 +20,7 @@ from herd.objectives.cross_entropy import linear_cross_entropy
 from herd.training.curriculum import Curriculum
 from herd.training.module import HerdModule, Metrics
 from herd.training.optimizer import OptimizerConfig
+from herd.training.start import save_training, set_moments, whole_moments
 from herd.training.steps import StepBatch
 
 
@@ -29,18 +30,19 @@ class PretrainSource:
     Args:
         mixture: made from ``curriculum.mixture_phases()``.
         micro_batch_tokens: tokens of one forward and backward pass, at most (one row at least).
+        behind: phases of the mixture before the curriculum's, of the run that this one goes on from.
     """
 
-    def __init__(self, mixture: Mixture, curriculum: Curriculum, micro_batch_tokens: int) -> None:
-        self.mixture, self.curriculum, self.micro_batch_tokens = mixture, curriculum, micro_batch_tokens
+    def __init__(self, mixture: Mixture, curriculum: Curriculum, micro_batch_tokens: int, behind: int = 0) -> None:
+        self.mixture, self.curriculum, self.micro_batch_tokens, self.behind = mixture, curriculum, micro_batch_tokens, behind
 
     def __len__(self) -> int:
         return self.curriculum.steps
 
     def __getitem__(self, step: int) -> StepBatch:
         phase, first, count = self.curriculum.rows(step)
-        rows = self.mixture.rows(phase, first, count)
-        seq_len = self.mixture.phases[phase].seq_len
+        rows = self.mixture.rows(self.behind + phase, first, count)
+        seq_len = self.mixture.phases[self.behind + phase].seq_len
         micro_batches = rows.split(max(1, self.micro_batch_tokens // seq_len))
         return StepBatch(step, micro_batches, normalizer=float(rows.target_count), tokens=count * seq_len)
 
@@ -54,19 +56,30 @@ class PretrainModule(HerdModule):
     Args:
         model: a Transformer.
         curriculum: gives the learning rate, and the RoPE of each stage.
+        moments: state of the optimizer to begin with, see :mod:`herd.training.start`; None = none.
     """
 
     model: Transformer
+    _moments: dict[str, Tensor] | None = None
 
-    def __init__(self, model: Transformer, optimizer: OptimizerConfig, curriculum: Curriculum) -> None:
+    def __init__(
+        self, model: Transformer, optimizer: OptimizerConfig, curriculum: Curriculum, moments: dict[str, Tensor] | None = None
+    ) -> None:
         super().__init__(model, optimizer, curriculum.learning_rate)
         self.curriculum = curriculum
+        self._moments = moments
         self._rope = rope_by_stage(curriculum, model.config)
         self._stage = ""
 
     def micro_batch_loss(self, micro_batch: PackedRows) -> tuple[Tensor, Metrics]:
         hidden = self.model(micro_batch.tokens, micro_batch.positions, Documents(micro_batch.lengths))
         return linear_cross_entropy(hidden, self.model.output_weight, micro_batch.targets), {}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = super().configure_optimizers()
+        if self._moments is not None:
+            set_moments(self.model, optimizer, self._moments)
+        return optimizer
 
     def before_step(self, step: int) -> None:
         stage = self.curriculum.phase(step).stage
@@ -102,10 +115,20 @@ class AtStageEnds(pl.Callback):
     Args:
         folder: gets ``stages/<stage>/`` with the weights at each stage's end, before averaging, and ``model/``.
         evaluate: model -> plain values for the row of metrics; called after averaging.
+        training: stage -> what another run needs to go on from its end, for ``training.json``.
+        moments: keep the optimizer's state there too.
     """
 
-    def __init__(self, curriculum: Curriculum, folder: Path, evaluate: Callable[[Transformer], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        curriculum: Curriculum,
+        folder: Path,
+        evaluate: Callable[[Transformer], dict[str, Any]],
+        training: Callable[[str], dict[str, Any]],
+        moments: bool = False,
+    ) -> None:
         self.curriculum, self.folder, self.evaluate = curriculum, folder, evaluate
+        self.training, self.moments = training, moments
         self.evaluations: dict[str, dict[str, Any]] = {}  # stage -> what `evaluate` gave at its end
         self._ends = {step: stage for stage, step in curriculum.stage_ends().items()}
         self._averaged = curriculum.averaged_after()
@@ -129,6 +152,9 @@ class AtStageEnds(pl.Callback):
             return
         stage = self._ends[step]
         self._save(trainer, model, self.folder / "stages" / stage)
+        moments = whole_moments(model, trainer.optimizers[0]) if self.moments else None  # every rank takes part
+        if trainer.is_global_zero:
+            save_training(self.folder / "stages" / stage, self.training(stage), moments)
         if self._count:
             set_whole_weights(model, {name: total / self._count for name, total in self._sums.items()})
             self._sums, self._count = {}, 0

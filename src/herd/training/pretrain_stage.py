@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Optional
 
-from herd.config.errors import UserError
+from herd.config.errors import UserError, nearest
 from herd.config.loader import from_dict
 from herd.corpus.mixture import MixConfig, Mixture
 from herd.corpus.shards import TokenShards
@@ -16,9 +16,10 @@ from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.curriculum import Curriculum, CurriculumConfig
 from herd.training.fit import fit
-from herd.training.heldout import bits_per_byte, check_domains, heldout_loss, loss_by_domain, mixed_loss
+from herd.training.heldout import bits_per_byte, check_domains, heldout_loss, loss_by_domain, mixed_loss, write_document_losses
 from herd.training.optimizer import OptimizerConfig
 from herd.training.pretrain import AtStageEnds, PretrainModule, PretrainSource
+from herd.training.start import Start, open_start, tokenizer_of
 from herd.training.trainer_config import TrainerConfig
 
 FLOPS_CONVENTION = "6N"
@@ -36,30 +37,72 @@ class PretrainConfig:
     seed: int = 0  # of the weights and the order of documents
     eval_tokens: int = 80_000  # held-out tokens scored at the end of each stage, in all domains together; 0 = every one
     eval_seq_len: int = 256  # context of that evaluation, tokens; equal for models that are to be compared
+    eval_documents: bool = False  # also write the final model's loss on each held-out document
+    save_optimizer: bool = False  # keep the optimizer's moments at the end of each stage, for runs that go on from there
+    start_stage: Optional[str] = None  # noqa: UP045 (OmegaConf) stage of the input `start` to go on from; null = its last
+    start_lr: str = "checkpoint"  # with an input `start`: checkpoint (the rate where it stood, optimizer.lr is its peak) | own
 
     def __post_init__(self) -> None:
         if self.eval_tokens < 0 or self.eval_seq_len < 2:
             raise UserError("eval_tokens must be 0 or more and eval_seq_len 2 or more.")
+        if self.start_lr not in ("checkpoint", "own"):
+            hint = nearest(self.start_lr, ("checkpoint", "own"))
+            raise UserError(f"Unknown start_lr '{self.start_lr}'.{hint} Choices: checkpoint, own.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains on, once its inputs have had their say."""
+
+    config: PretrainConfig
+    shards: TokenShards
+    curriculum: Curriculum
+    mixture: Mixture
+    start: Start | None  # the checkpoint that it goes on from
+    behind: int  # phases of the mixture that the checkpoint's data were
+
+
+def prepare(config: PretrainConfig, inputs: Inputs) -> Prepared:
+    """The final configuration, curriculum and data of a run; UserError for what does not fit together."""
+    shards = TokenShards(inputs["tokens"] / "tokens")
+    config = settled(config, shards, inputs.get("flagship"))
+    given = inputs.get("start")
+    start = open_start(given, config.start_stage) if given else None
+    if start is None and config.start_stage is not None:
+        raise UserError(
+            "start_stage names a stage of inputs.start, which is missing: give inputs.start=FOLDER of `herd pretrain`."
+        )
+    if start is not None:
+        start.check(config.model.with_vocab_size(shards.vocab_size), tokenizer_of(inputs["tokens"]))
+        config = continued(config, start)
+    curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
+    behind = start.phases if start and start.data == _address(inputs["tokens"]) else ()
+    mixture = Mixture(shards, "train", [*behind, *curriculum.mixture_phases()], config.seed)
+    return Prepared(config, shards, curriculum, mixture, start, len(behind))
 
 
 def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
-    """Train, and leave ``model/``, ``stages/<stage>/``, ``metrics.jsonl`` and ``curriculum.json``."""
-    shards = TokenShards(inputs["tokens"] / "tokens")
-    config = settled(config, shards, inputs.get("flagship"))
-    model_config = config.model.with_vocab_size(shards.vocab_size)
-    curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
-    curriculum.check_lengths(model_config.max_seq_len)
+    """Train, and leave ``model/``, ``stages/<stage>/``, ``metrics.jsonl`` and ``curriculum.json``.
+
+    With an input ``start`` training goes on from that run's checkpoint, see :mod:`herd.training.start`.
+    """
+    prepared = prepare(config, inputs)
+    config, shards, curriculum, start = prepared.config, prepared.shards, prepared.curriculum, prepared.start
+    mixture = prepared.mixture
+    if start is not None:
+        model = start.model()
+    else:
+        model = Transformer(config.model.with_vocab_size(shards.vocab_size))
+        model.init_weights(config.seed)
+    curriculum.check_lengths(model.config.max_seq_len)
     initial = next(iter(config.curriculum.stages))
-    weights = config.curriculum.stages[initial].mix or config.mix.weights
-    if config.eval_seq_len > model_config.max_seq_len:
-        raise UserError(f"eval_seq_len {config.eval_seq_len} exceeds model.max_seq_len {model_config.max_seq_len}.")
-    mixture = Mixture(shards, "train", curriculum.mixture_phases(), config.seed)
+    # What a checkpoint is worth is judged on the run's own mix, whatever it is annealed on.
+    weights = (None if start else config.curriculum.stages[initial].mix) or config.mix.weights
+    if config.eval_seq_len > model.config.max_seq_len:
+        raise UserError(f"eval_seq_len {config.eval_seq_len} exceeds model.max_seq_len {model.config.max_seq_len}.")
     check_domains(shards.domains("heldout"), weights)
     write_json(stage_run.folder / "curriculum.json", {"tokens": curriculum.tokens, "phases": curriculum.summary()})
-
-    model = Transformer(model_config)
-    model.init_weights(config.seed)
-    module = PretrainModule(model, config.optimizer, curriculum)
+    module = PretrainModule(model, config.optimizer, curriculum, start.moments() if start else None)
 
     def evaluate(model: Transformer) -> dict[str, Any]:
         scores = heldout_loss(model, shards, config.eval_seq_len, config.eval_tokens)
@@ -69,8 +112,11 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
             "bits_per_byte_by_domain": bits_per_byte(scores),
         }
 
-    at_ends = AtStageEnds(curriculum, stage_run.folder, evaluate)
-    source = PretrainSource(mixture, curriculum, config.trainer.micro_batch_tokens)
+    def training(stage: str) -> dict[str, Any]:
+        return training_of(prepared, stage, inputs["tokens"])
+
+    at_ends = AtStageEnds(curriculum, stage_run.folder, evaluate, training, config.save_optimizer)
+    source = PretrainSource(mixture, curriculum, config.trainer.micro_batch_tokens, prepared.behind)
     result = fit(
         module,
         source,
@@ -79,18 +125,21 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         [at_ends],
         description=stage_run.node or "pretrain",
         checkpoint_at=at_ends.is_end,
-        fingerprint={"phases": curriculum.summary(), "seed": config.seed},
+        fingerprint={"phases": curriculum.summary(), "seed": config.seed}
+        | ({"start": inputs["start"].address, "stage": start.stage} if start else {}),
     )
     final = next(reversed(config.curriculum.stages))
-    flops = pretraining_flops(model_config, curriculum) * result.tokens / curriculum.tokens
+    if config.eval_documents:
+        write_document_losses(stage_run.folder / "heldout_documents.csv", model, shards, config.eval_seq_len, config.eval_tokens)
+    flops = pretraining_flops(model.config, curriculum) * result.tokens / curriculum.tokens
     stage_run.cost(tokens=result.tokens, flops=flops)
     return {
         "loss": at_ends.evaluations[final]["loss"],
         "initial_loss": at_ends.evaluations[initial]["loss"],
         "tokens": result.tokens,
         "tokens_per_second": result.tokens_per_second,
-        "parameters": parameter_count(model_config, "total"),
-        "parameters_6N": parameter_count(model_config, "6N"),
+        "parameters": parameter_count(model.config, "total"),
+        "parameters_6N": parameter_count(model.config, "6N"),
         "flops": flops,
         "flops_convention": FLOPS_CONVENTION,
         "seconds": result.seconds,
@@ -104,7 +153,56 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         "initial_tokens": curriculum.stage_tokens()[initial],
         "epochs": mixture.epochs(),
         "left_out_steps": [list(span) for span in result.left_out],
+        "start": start.describe() if start else None,
     }
+
+
+def continued(config: PretrainConfig, start: Start) -> PretrainConfig:
+    """``config`` with the learning rate at which the checkpoint stood, where it is to go on from there.
+
+    The peak is the checkpoint's own, so that weight decay means what it meant; the first stage's schedule starts at its share.
+    """
+    if config.start_lr == "own":
+        return config
+    first = next(iter(config.curriculum.stages))
+    stage = config.curriculum.stages[first]
+    if stage.schedule.warmup_steps or stage.schedule.warmup_share:
+        raise UserError(
+            f"start_lr=checkpoint goes on at the checkpoint's learning rate, and stage '{first}' warms up: set its "
+            "warmup_steps and warmup_share to 0, or start_lr=own."
+        )
+    if not start.lr_share > 0:
+        raise UserError(
+            f"'{start.folder}' stands at learning rate 0: go on from an earlier stage (start_stage), or start_lr=own."
+        )
+    schedule = replace(stage.schedule, start=start.lr_share)
+    stages = config.curriculum.stages | {first: replace(stage, schedule=schedule)}
+    return replace(
+        config,
+        curriculum=replace(config.curriculum, stages=stages),
+        optimizer=replace(config.optimizer, lr=start.peak_lr),
+    )
+
+
+def training_of(prepared: Prepared, stage: str, tokens: Artifact) -> dict[str, Any]:
+    """What a run needs to go on from the end of ``stage``, beside the weights; see :class:`herd.training.start.Start`."""
+    curriculum, start = prepared.curriculum, prepared.start
+    done = curriculum.stage_ends()[stage]
+    own = [phase for phase in curriculum.phases if phase.first_step < done]
+    phases = prepared.mixture.phases[: prepared.behind + len(own)]
+    return {
+        "steps": done + (start.steps if start else 0),
+        "tokens": curriculum.tokens_at(done) + (start.tokens if start else 0),
+        "peak_lr": prepared.config.optimizer.lr,
+        "lr_share": curriculum.share_after(stage),
+        "data": _address(tokens),
+        "tokenizer": tokenizer_of(tokens),
+        "phases": [asdict(phase) for phase in phases],
+    }
+
+
+def _address(tokens: Artifact) -> str:
+    return str(tokens.manifest.get("address", ""))
 
 
 def settled(config: PretrainConfig, shards: TokenShards, flagship: Artifact | None) -> PretrainConfig:
@@ -179,11 +277,11 @@ def pretraining_flops(model: ModelConfig, curriculum: Curriculum) -> float:
 
 STAGE = Stage(
     name="pretrain",
-    version=2,
+    version=3,
     config=PretrainConfig,
     run=run,
     summary="pre-train a model by curriculum",
     inputs=("tokens",),
-    optional=("flagship",),
+    optional=("flagship", "start"),
     fingerprint=stage_order,
 )

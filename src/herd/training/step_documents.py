@@ -6,11 +6,8 @@ from pathlib import Path
 
 from herd.config.errors import UserError
 from herd.config.loader import from_dict
-from herd.corpus.mixture import Mixture
-from herd.corpus.shards import TokenShards
-from herd.runs.stage import Artifact
-from herd.training.curriculum import Curriculum
-from herd.training.pretrain_stage import PretrainConfig, settled
+from herd.runs.stage import Artifact, Inputs
+from herd.training.pretrain_stage import PretrainConfig, prepare
 
 
 def batch_lines(folder: Path, step: int) -> Iterator[str]:
@@ -27,15 +24,14 @@ def batch_lines(folder: Path, step: int) -> Iterator[str]:
     if artifact.manifest["stage"] != "pretrain":
         raise UserError(f"'{folder}' was made by `herd {artifact.manifest['stage']}`: give the folder of a `herd pretrain`.")
     inputs = {name: Artifact.open(artifact.path.parent / path) for name, path in artifact.manifest["inputs"].items()}
-    shards = TokenShards(inputs["tokens"] / "tokens")
-    config = settled(_configuration(artifact), shards, inputs.get("flagship"))
-    curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
+    prepared = prepare(_configuration(artifact), Inputs(inputs, {}))
+    curriculum, mixture = prepared.curriculum, prepared.mixture
     if not 0 <= step < curriculum.steps:
         raise UserError(f"step {step}: '{folder}' has the steps 0 to {curriculum.steps - 1}.")
-    mixture = Mixture(shards, "train", curriculum.mixture_phases(), config.seed)
     index, first, count = curriculum.rows(step)
     phase = curriculum.phases[index]
-    rows, documents = mixture.rows(index, first, count), mixture.documents_of(index, first, count)
+    place = prepared.behind + index, first, count
+    rows, documents = mixture.rows(*place), mixture.documents_of(*place)
     yield (
         f"step {step} of {curriculum.steps}, stage {phase.stage}: {count} rows of {phase.seq_len} tokens, "
         f"{sum(map(len, documents))} documents, learning rate {curriculum.learning_rate(step):.4g}, "
