@@ -18,7 +18,12 @@ from herd.training.pretrain_stage import PretrainConfig, prepare
 from herd.training.start import MOMENTS, TRAINING
 
 INITIAL = {"schedule": {"kind": "cosine", "warmup_share": 0.1, "final": 0.4}, "ramp": [{"batch": 1.0, "seq_len": 32}]}
-LONG = {"share": 0.2, "schedule": {"kind": "constant", "start": 0.4}, "ramp": [{"seq_len": 64}], "rope_scaling": {"factor": 2.0, "original_max_seq_len": 32}}  # fmt: skip
+LONG = {
+    "share": 0.2,
+    "schedule": {"kind": "constant", "start": 0.4},
+    "ramp": [{"seq_len": 64}],
+    "rope_scaling": {"factor": 2.0, "original_max_seq_len": 32},
+}
 ANNEAL = {
     "share": 0.3,
     "schedule": {"kind": "linear", "start": 0.4, "final": 0.0},
@@ -113,9 +118,13 @@ def test_on_other_tokens_the_data_begin_anew(inputs, half):
     ],
 )
 def test_what_does_not_fit_is_refused(inputs, half, tmp_path, changes, says):
-    with pytest.raises(UserError, match=says) as caught:
-        settings = {"curriculum__stages": {"anneal": dict(ANNEAL)}, **changes}
+    settings = {"curriculum__stages": {"anneal": dict(ANNEAL)}, **changes}
+
+    def attempt() -> None:
         train(tmp_path / "x", config(**settings), with_start(inputs, half))
+
+    with pytest.raises(UserError, match=says) as caught:
+        attempt()
     assert "\n" not in str(caught.value)
 
 

@@ -111,7 +111,7 @@ def save_training(folder: Path, told: dict[str, Any], moments: dict[str, Tensor]
 
 
 def tokenizer_of(tokens: Artifact) -> str:
-    """What tells a corpus's tokenizer from others: the hash of its vocabulary, or of the bytes behind each id where it has none."""
+    """What tells a corpus's tokenizer from others: the hash of its file, or of the bytes behind each id where it has none."""
     for name in ("tokenizer/tokenizer.json", "tokens/token_bytes.npy"):
         if (tokens.path / name).is_file():
             return sha256_file(tokens.path / name)
