@@ -2,6 +2,7 @@
 afterwards.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -123,6 +124,7 @@ def test_process_is_left_as_it_was(tmp_path):
             torch.is_grad_enabled(),
             threading.active_count(),
             dict(os.environ),
+            (gc.isenabled(), gc.get_freeze_count()),
             logging.getLogger("pytorch_lightning").level,
             torch.random.get_rng_state().tolist(),
         )

@@ -227,6 +227,9 @@ class Plain(PretrainModule):
     def level_changes(self, step: int) -> bool:
         return False
 
+    def step_flops(self, batch: StepBatch) -> None:
+        return None
+
     def step_fields(self, step: int) -> dict:
         return {}
 

@@ -15,6 +15,7 @@ from herd.runs.stage import StageRun
 from herd.training.fit import fit
 from herd.training.module import HerdModule, Metrics
 from herd.training.optimizer import OptimizerConfig
+from herd.training.rows import field_of
 from herd.training.steps import StepBatch
 from herd.training.trainer_config import TrainerConfig
 
@@ -129,10 +130,7 @@ def kill_at(step: int) -> pl.Callback:
     return Kill()
 
 
-TIMED = ("tokens_per_second",)
-
-
 def timeless(folder: Path) -> list[dict]:
     """The rows of metrics without what a clock or the machine's state decides."""
     rows = read_metrics(folder / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in TIMED} for row in rows]
+    return [{key: value for key, value in row.items() if not ((field := field_of(key)) and field.measured)} for row in rows]

@@ -51,12 +51,13 @@ def parameter_count(config: ModelConfig, convention: str = "total") -> int:
     raise _unknown("parameter", convention, PARAMETER_CONVENTIONS)
 
 
-def flops_per_token(config: ModelConfig, seq_len: int, convention: str = "6N") -> float:
+def flops_per_token(config: ModelConfig, seq_len: float, convention: str = "6N") -> float:
     """Training FLOPs per token, forward and backward, a multiply-add counted as two.
 
     Args:
         config: the shape.
-        seq_len: tokens that attend to each other (a document's length under a document mask).
+        seq_len: tokens that attend to each other (a document's length under a document mask; of several documents the mean,
+            weighted by their tokens).
         convention:
             ``6N``: matrix products with weights, 2N forward and 4N backward, N = ``parameter_count(config, "6N")``.
             ``6N+attention_full``: plus 12 n_layers dim seq_len, scores and values over the full square (PaLM, app. B).

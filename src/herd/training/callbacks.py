@@ -11,6 +11,7 @@ from torch import Tensor
 
 from herd.runs.progress import Progress
 from herd.training.logger import MetricsSink
+from herd.training.meters import NO_FLOPS, Energy, Flops, StepClock, memory
 from herd.training.module import HerdModule
 from herd.training.spikes import Diverged, Rewind
 from herd.training.steps import StepBatch, StepSource
@@ -23,16 +24,24 @@ class LogMetrics(pl.Callback):
     interval are part of the checkpoint, so that a resumed run writes the same rows as an uninterrupted one.
     """
 
-    def __init__(self, sink: MetricsSink, source: StepSource, every: int) -> None:
-        self.sink, self.source, self.every = sink, source, every
+    def __init__(self, sink: MetricsSink, source: StepSource, every: int, peak: float | None = None) -> None:
+        self.sink, self.source, self.every, self.peak = sink, source, every, peak
         self.seconds = 0.0  # of training, over all attempts
         self.last: dict[str, float] = {}
         self._clock = 0.0
-        self._row_clock, self._row_tokens = 0.0, 0  # when the last row was written, tokens trained on since
+        self._row_clock = 0.0  # when the last row was written
+        self._row_steps, self._row_tokens = 0, 0  # trained on since
+        self._row_flops: Flops | None = NO_FLOPS
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, HerdModule)
         self._clock = self._row_clock = time.perf_counter()
-        self._row_tokens = 0
+        self._energy = Energy(pl_module.device)
+        pl_module.clock = StepClock()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: StepBatch, batch_idx: int) -> None:
+        assert isinstance(pl_module, HerdModule)
+        pl_module.clock.lap("data", pl_module.device)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
@@ -42,12 +51,16 @@ class LogMetrics(pl.Callback):
         idle, pl_module.idle_seconds = pl_module.idle_seconds, 0.0
         self.seconds, self._clock = self.seconds + now - self._clock - idle, now
         self._row_clock += idle
-        self._row_tokens += batch.tokens
+        self._row_steps, self._row_tokens = self._row_steps + 1, self._row_tokens + batch.tokens
+        flops = pl_module.step_flops(batch) if batch.micro_batches else NO_FLOPS
+        self._row_flops = self._row_flops + flops if self._row_flops and flops else None
+        pl_module.clock.lap("other", pl_module.device)
         step = trainer.global_step
         if step % self.every and step != len(self.source) and not pl_module.extra:
             return
         self.last = pl_module.meter.read(_sum_over_ranks(trainer))
         now = time.perf_counter()
+        seconds = max(now - self._row_clock, 1e-9)
         row = {
             "step": step,
             "num_tokens": self.source.tokens_at(step),
@@ -55,13 +68,35 @@ class LogMetrics(pl.Callback):
             **self.last,
             **self._left_out(pl_module),
             "learning_rate": pl_module.schedule(batch.step),
-            "tokens_per_second": round(self._row_tokens / max(now - self._row_clock, 1e-9), 1),
+            "tokens_per_second": round(self._row_tokens / seconds, 1),
+            **self._breakdown(pl_module, seconds),
+            **self._utilisation(seconds, trainer.world_size),
+            **memory(pl_module.device),
+            **self._energy.read(),
             **pl_module.extra,
         }
         pl_module.extra = {}
-        self._row_clock, self._row_tokens = now, 0
+        self._row_clock, self._row_steps, self._row_tokens, self._row_flops = now, 0, 0, NO_FLOPS
         if trainer.is_global_zero:
             self.sink.write(row)
+
+    def _breakdown(self, module: HerdModule, seconds: float) -> dict[str, float]:
+        """Where the time of a step went, means in seconds."""
+        spent, steps = module.clock.read(), max(self._row_steps, 1)
+        parts = {name: spent.get(name, 0.0) for name in ("data", "forward_backward", "optimizer", "checkpoint")}
+        shares = {f"{name}_seconds": float(f"{part / steps:.4g}") for name, part in parts.items()}
+        return {"step_seconds": float(f"{seconds / steps:.4g}"), **shares, "data_wait": round(parts["data"] / seconds, 4)}
+
+    def _utilisation(self, seconds: float, devices: int) -> dict[str, float]:
+        """Operations a second, and as shares of the devices' peak where that is known."""
+        flops = self._row_flops
+        if not flops:
+            return {}
+        rate = {"flops_per_second": float(f"{flops.document / seconds:.4g}")}
+        if self.peak is None:
+            return rate
+        counts = {"full": flops.full, "causal": flops.causal, "document": flops.document}
+        return rate | {f"mfu_{name}": float(f"{count / seconds / devices / self.peak:.4g}") for name, count in counts.items()}
 
     @staticmethod
     def _left_out(module: HerdModule) -> dict[str, int]:

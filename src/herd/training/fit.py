@@ -23,6 +23,8 @@ from herd.runs.stage import StageRun
 from herd.training.callbacks import LogMetrics, ShowProgress, WatchSteps
 from herd.training.checkpoint import CheckpointStore, step_of
 from herd.training.checkpoint_io import StoreIO
+from herd.training.devices import peak_here
+from herd.training.garbage import CollectGarbage, collected_on_demand
 from herd.training.logger import WandbConfig, open_sink
 from herd.training.module import HerdModule
 from herd.training.rewind import LeftOut, Span, WithoutSpans
@@ -125,15 +127,17 @@ def fit(
         signals = stack.enter_context(StopSignals())
         sink = stack.enter_context(open_sink(run.metrics, wandb, run.folder, run.node or description, to_plain(config)))
         bar = stack.enter_context(progress(description, total=len(source), unit="steps"))
+        stack.enter_context(collected_on_demand(config.gc_every_steps))
         stack.callback(io.finish)
+        peak = config.peak_tflops * 1e12 or peak_here(config.accelerator, config.precision)
         while True:
             if first:
                 run.metrics.truncate_after("step", step_of(start) if start else 0)
             module.guard = StepGuard(config.spikes)
-            metrics = LogMetrics(sink, source, config.log_every_steps)
+            metrics = LogMetrics(sink, source, config.log_every_steps, peak)
             watch = WatchSteps(lambda step: due(step) or step % config.log_every_steps == 0 or step == len(source))
             save = SaveCheckpoints(store, due, signals, identity)
-            every = [*callbacks, metrics, watch, ShowProgress(bar, metrics), save]
+            every = [*callbacks, metrics, watch, ShowProgress(bar, metrics), CollectGarbage(config.gc_every_steps), save]
             trainer = _trainer(config, len(source), io, every, run.scratch)
             try:
                 data = Steps(WithoutSpans(source, left_out), config)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from herd.training.meters import Flops, StepClock
 from herd.training.optimizer import OptimizerConfig, build_optimizer
 from herd.training.spikes import SpikeConfig, StepGuard, guarded_step
 from herd.training.steps import StepBatch, to_device
@@ -99,6 +100,7 @@ class HerdModule(pl.LightningModule):
         self.schedule = schedule
         self.meter = Meter()
         self.guard = StepGuard(SpikeConfig())  # `fit` sets the run's own
+        self.clock = StepClock()
         self.evaluated: tuple[int, float] | None = None  # finished steps at the newest evaluation, and its loss
         self.extra: dict[str, Any] = {}  # fields for the row of this step, see `report`
         self.idle_seconds = 0.0  # spent inside this fit on other things than training
@@ -118,6 +120,10 @@ class HerdModule(pl.LightningModule):
     def level_changes(self, step: int) -> bool:
         """Whether another mix, length or batch begins with ``step``, so that losses before it say nothing of those after."""
         return False
+
+    def step_flops(self, batch: StepBatch) -> Flops | None:
+        """Operations of a step over all ranks; None where they are not counted."""
+        return None
 
     def step_fields(self, step: int) -> dict[str, Any]:
         """Constants to log with the row of step ``step`` (the name of its stage, say)."""
@@ -176,10 +182,12 @@ class HerdModule(pl.LightningModule):
             rate = self.schedule(batch.step)
             for group in optimizer.param_groups:  # type: ignore[union-attr]
                 group["lr"] = rate
+            self.clock.lap("forward_backward", self.device)
             guarded_step(optimizer, leave_out)  # type: ignore[arg-type]
         else:
             optimizer.step()  # type: ignore[union-attr]
         optimizer.zero_grad()  # type: ignore[union-attr]
+        self.clock.lap("optimizer", self.device)
 
     def _accumulate(self, batch: StepBatch) -> Tensor:
         """Leave the clipped gradient of the global batch in the parameters; returns the guard's judgement of it."""

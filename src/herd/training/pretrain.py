@@ -18,6 +18,7 @@ from herd.model.masks import Documents
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import linear_cross_entropy
 from herd.training.curriculum import Curriculum
+from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.optimizer import OptimizerConfig
 from herd.training.start import save_training, set_moments, whole_moments
@@ -44,7 +45,8 @@ class PretrainSource:
         rows = self.mixture.rows(self.behind + phase, first, count)
         seq_len = self.mixture.phases[self.behind + phase].seq_len
         micro_batches = rows.split(max(1, self.micro_batch_tokens // seq_len))
-        return StepBatch(step, micro_batches, normalizer=float(rows.target_count), tokens=count * seq_len)
+        squares = sum(length * length for row in rows.lengths for length in row)
+        return StepBatch(step, micro_batches, float(rows.target_count), count * seq_len, squares)
 
     def tokens_at(self, step: int) -> int:
         return self.curriculum.tokens_at(step)
@@ -89,6 +91,10 @@ class PretrainModule(HerdModule):
 
     def level_changes(self, step: int) -> bool:
         return self.curriculum.phase(step).first_step == step
+
+    def step_flops(self, batch: StepBatch) -> Flops:
+        seq_len = self.curriculum.phase(batch.step).seq_len
+        return transformer_flops(self.model.config, batch.tokens, seq_len, batch.squares)
 
     def step_fields(self, step: int) -> dict[str, Any]:
         phase = self.curriculum.phase(step)

@@ -40,7 +40,9 @@ class SaveCheckpoints(Checkpoint):
         if self.due(step) or stop:
             if pl_module.evaluated is not None and pl_module.evaluated[0] == step:
                 self.store.scores[step] = pl_module.evaluated[1]
+            pl_module.clock.lap("other", pl_module.device)
             self._save(trainer)
+            pl_module.clock.lap("checkpoint", pl_module.device)
         if stop:
             raise Stopped(stop)
 

@@ -27,6 +27,7 @@ class StepBatch:
     micro_batches: list[Any]  # of the global batch, or of one rank after `for_rank`
     normalizer: float  # what the summed loss of the GLOBAL batch is divided by: target tokens, or pairs
     tokens: int  # input tokens of the GLOBAL batch, as the papers count them
+    squares: int = 0  # sum of the squared lengths of the GLOBAL batch's documents, for attention's cost; 0 = not known
 
     def pin_memory(self) -> "StepBatch":
         """The same batch in page-locked memory (DataLoader calls this), where its micro-batches know how."""

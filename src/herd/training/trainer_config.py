@@ -29,7 +29,9 @@ class TrainerConfig:
     keep_checkpoints: int = 2  # newest checkpoints kept
     keep_best: int = 0  # checkpoints with the lowest eval_loss kept besides, of those made where a run evaluates
     keep_every_steps: int = 0  # checkpoints of each so-many-th step stay until the run is finished; 0 = none
-    log_every_steps: int = 10  # optimizer steps between rows of metrics
+    log_every_steps: int = 10  # optimizer steps between rows of metrics, see herd.training.rows
+    peak_tflops: float = 0.0  # TFLOP/s of one device at best in its precision, for MFU; 0 = by the GPU's name, unknown on a CPU
+    gc_every_steps: int = 50  # optimizer steps between Python's garbage collections, on all ranks together; 0 = as Python likes
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
     # Steps whose data are left out, as [first, end) pairs: what the manifest of a run that went back records, to repeat it.
     left_out: list[list[int]] = field(default_factory=list)
@@ -46,7 +48,16 @@ class TrainerConfig:
         for name in ("devices", "nodes", "micro_batch_tokens", "keep_checkpoints", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} = {getattr(self, name)}: at least 1 is needed.")
-        for name in ("threads", "num_workers", "gradient_clip", "checkpoint_every_steps", "keep_best", "keep_every_steps"):
+        for name in (
+            "threads",
+            "num_workers",
+            "gradient_clip",
+            "checkpoint_every_steps",
+            "keep_best",
+            "keep_every_steps",
+            "peak_tflops",
+            "gc_every_steps",
+        ):
             if getattr(self, name) < 0:
                 raise UserError(f"trainer.{name} = {getattr(self, name)}: 0 or more is needed.")
         for span in self.left_out:
