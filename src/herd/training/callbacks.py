@@ -29,7 +29,7 @@ class LogMetrics(pl.Callback):
         self.seconds = 0.0  # of training, over all attempts
         self.last: dict[str, float] = {}
         self._clock = 0.0
-        self._row_clock = 0.0  # when the last row was written
+        self._row_clock, self._row_idle = 0.0, 0.0  # when the last row was written, seconds of other things than training since
         self._row_steps, self._row_tokens = 0, 0  # trained on since
         self._row_flops: Flops | None = NO_FLOPS
 
@@ -50,11 +50,10 @@ class LogMetrics(pl.Callback):
         now = time.perf_counter()
         idle, pl_module.idle_seconds = pl_module.idle_seconds, 0.0
         self.seconds, self._clock = self.seconds + now - self._clock - idle, now
-        self._row_clock += idle
+        self._row_clock, self._row_idle = self._row_clock + idle, self._row_idle + idle
         self._row_steps, self._row_tokens = self._row_steps + 1, self._row_tokens + batch.tokens
         flops = pl_module.step_flops(batch) if batch.micro_batches else NO_FLOPS
         self._row_flops = self._row_flops + flops if self._row_flops and flops else None
-        pl_module.clock.lap("other", pl_module.device)
         step = trainer.global_step
         if step % self.every and step != len(self.source) and not pl_module.extra:
             return
@@ -69,23 +68,25 @@ class LogMetrics(pl.Callback):
             **self._left_out(pl_module),
             "learning_rate": pl_module.schedule(batch.step),
             "tokens_per_second": round(self._row_tokens / seconds, 1),
-            **self._breakdown(pl_module, seconds),
+            **self._breakdown(pl_module),
             **self._utilisation(seconds, trainer.world_size),
             **memory(pl_module.device),
             **self._energy.read(),
             **pl_module.extra,
         }
         pl_module.extra = {}
-        self._row_clock, self._row_steps, self._row_tokens, self._row_flops = now, 0, 0, NO_FLOPS
+        self._row_clock, self._row_idle, self._row_steps, self._row_tokens, self._row_flops = now, 0.0, 0, 0, NO_FLOPS
         if trainer.is_global_zero:
             self.sink.write(row)
 
-    def _breakdown(self, module: HerdModule, seconds: float) -> dict[str, float]:
+    def _breakdown(self, module: HerdModule) -> dict[str, float]:
         """Where the time of a step went, means in seconds."""
+        module.clock.lap("other", module.device)
         spent, steps = module.clock.read(), max(self._row_steps, 1)
+        seconds = max(sum(spent.values()) - self._row_idle, 1e-9)
         parts = {name: spent.get(name, 0.0) for name in ("data", "forward_backward", "optimizer", "checkpoint")}
-        shares = {f"{name}_seconds": float(f"{part / steps:.4g}") for name, part in parts.items()}
-        return {"step_seconds": float(f"{seconds / steps:.4g}"), **shares, "data_wait": round(parts["data"] / seconds, 4)}
+        means = {f"{name}_seconds": float(f"{part / steps:.4g}") for name, part in parts.items()}
+        return {"step_seconds": float(f"{seconds / steps:.4g}"), **means, "data_wait": float(f"{parts['data'] / seconds:.4g}")}
 
     def _utilisation(self, seconds: float, devices: int) -> dict[str, float]:
         """Operations a second, and as shares of the devices' peak where that is known."""
