@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from herd.objectives.cross_entropy import linear_cross_entropy, token_logprobs
+from herd.objectives.cross_entropy import linear_cross_entropy, linear_cross_entropy_with_z, token_logprobs
 
 
 def inputs(rows=2, length=37, dim=16, vocab=50, dtype=torch.float64):
@@ -29,6 +29,29 @@ def test_sum_equals_torch(chunk):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 10, 1000, None])
+def test_z_loss_equals_its_definition(chunk):
+    hidden, weight, targets = inputs()
+    logits, counts = F.linear(hidden, weight).flatten(0, 1), targets.flatten() != -100
+    z = 0.03 * (logits.exp().sum(-1).log() ** 2)[counts].sum()
+    expected = F.cross_entropy(logits, targets.flatten(), reduction="sum") + z
+    found, added = linear_cross_entropy_with_z(hidden, weight, targets, 0.03, chunk)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(added, z.detach(), rtol=1e-13, atol=0)
+    assert not added.requires_grad
+    for a, b in zip(
+        torch.autograd.grad(found * 0.3, (hidden, weight)),
+        torch.autograd.grad(expected * 0.3, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_z_loss_gradcheck():
+    hidden, weight, targets = inputs(rows=2, length=5, dim=4, vocab=9)
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy_with_z(h, w, targets, 0.1, 3)[0], (hidden, weight))
 
 
 @pytest.mark.parametrize("chunk", [1, 10, 1000, None])

@@ -25,6 +25,7 @@ from herd.runs.metrics import read_metrics
 from herd.runs.stage import Artifact, Inputs, StageRun, address_of
 from herd.training import pretrain_stage
 from herd.training.curriculum import Curriculum
+from herd.training.engine import EngineConfig
 from herd.training.fit import fit
 from herd.training.heldout import heldout_loss
 from herd.training.module import HerdModule
@@ -295,6 +296,29 @@ def test_bf16_autocast_trains(inputs, tmp_path):
         assert module.model.output_weight.dtype == torch.float32
     assert results["bf16"] == pytest.approx(results["fp32"], rel=0.02)
     assert results["bf16"] != results["fp32"]
+
+
+def test_engine_changes_nothing_but_rounding(inputs, tmp_path, straight):
+    engine = EngineConfig(recompute="selective", attention="documents")
+    spared = replace(config(), trainer=replace(config().trainer, engine=engine))
+    loss = pretrain_stage.run(spared, inputs, StageRun(tmp_path, seed=0))["loss"]
+    assert loss == pytest.approx(straight[1]["loss"], rel=1e-4)
+
+
+def test_z_loss_is_part_of_the_loss_and_reported_beside_it(inputs):
+    rows, curriculum = rows_of(inputs, 2, 32), Curriculum(config().curriculum, config().mix.weights, 1e-2)
+    results = []
+    for z_loss in (0.0, 1e-2):
+        module = PretrainModule(small_model(), OptimizerConfig(), curriculum, z_loss=z_loss)
+        results.append(module.micro_batch_loss(rows))
+    (plain, nothing), (whole, metrics) = results
+    added, count = metrics["z_loss"]
+    assert not nothing
+    assert added > 0
+    assert count == rows.target_count
+    torch.testing.assert_close(whole, plain + added)
+    with pytest.raises(UserError, match="z_loss = -1"):
+        replace(config(), z_loss=-1.0)
 
 
 def test_seed_changes_weights_and_order_not_the_evaluation(inputs, tmp_path, straight):

@@ -37,6 +37,11 @@ def rope_table(head_dim: int, max_seq_len: int, theta: float, scaling: RopeScali
 
 def apply_rope(x: Tensor, rotation: Tensor) -> Tensor:
     """Rotate ``x`` (B, T, heads, head_dim) by ``rotation`` (B or 1, T, head_dim / 2, 2), in the latter's precision."""
+    if torch.compiler.is_compiling():  # Inductor fuses real arithmetic with its neighbours and leaves complex numbers alone
+        first, second = x.to(rotation.dtype).unflatten(-1, (-1, 2)).unbind(-1)
+        cosine, sine = rotation.unsqueeze(-3).unbind(-1)
+        turned = torch.stack((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
+        return turned.flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(x.to(rotation.dtype).unflatten(-1, (-1, 2)))
     turned = pairs * torch.view_as_complex(rotation).unsqueeze(-2)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)

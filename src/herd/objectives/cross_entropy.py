@@ -32,7 +32,23 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
     Returns:
         Scalar, nats, float32 (float64 for float64 inputs). Divide by the number of targets for a mean.
     """
-    return _SummedLoss.apply(hidden, weight, targets, chunk or _default_chunk(weight))
+    total: Tensor = _SummedLoss.apply(hidden, weight, targets, 0.0, chunk or _default_chunk(weight))[0]
+    return total
+
+
+def linear_cross_entropy_with_z(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`linear_cross_entropy` plus ``z_loss`` times the summed (log sum exp of the logits)^2 of the positions that count.
+
+    The added term keeps the softmax's normaliser near 1, so that logits do not drift (PaLM, Chowdhery et al. 2022, section
+    5, with z_loss 1e-4; OLMo 2 takes 1e-5).
+
+    Returns:
+        The whole loss, differentiable, and the added term alone, not differentiable.
+    """
+    total, added = _SummedLoss.apply(hidden, weight, targets, z_loss, chunk or _default_chunk(weight))
+    return total, added
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
@@ -71,7 +87,7 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int) -> tuple[Tensor, Tensor]:
         dtype = _product_dtype(hidden)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         with torch.autocast(hidden.device.type, enabled=False):
@@ -80,6 +96,7 @@ class _SummedLoss(torch.autograd.Function):
             grad_hidden = torch.empty_like(flat) if wants_hidden else None
             grad_weight = torch.zeros_like(weight, dtype=_wide(weight)) if wants_weight else None
             total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
+            added = torch.zeros_like(total)
             for start in range(0, flat.shape[0], chunk):
                 h, t = flat[start : start + chunk].to(dtype), flat_targets[start : start + chunk]
                 valid = t != IGNORE_INDEX
@@ -89,12 +106,16 @@ class _SummedLoss(torch.autograd.Function):
                 # In place and with one exponential for both: the loss, log sum exp - picked, and the softmax.
                 highest = logits.amax(1, keepdim=True)
                 sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
-                total += ((sums.log() + highest - picked) * valid.unsqueeze(1)).sum()
+                log_sums = sums.log() + highest
+                total += ((log_sums - picked) * valid.unsqueeze(1)).sum()
+                if z_loss:
+                    added += z_loss * (log_sums.square() * valid.unsqueeze(1)).sum()
                 if not (wants_hidden or wants_weight):
                     continue
-                # d loss / d logits = softmax - one hot, and 0 where nothing is asked.
+                # d loss / d logits = softmax - one hot, and 0 where nothing is asked; d log_sums / d logits = softmax.
                 count = valid.unsqueeze(1).to(sums.dtype)
-                slope = logits.mul_(count / sums).scatter_add_(1, index, -count).to(dtype)
+                share = count * (1 + 2 * z_loss * log_sums) if z_loss else count
+                slope = logits.mul_(share / sums).scatter_add_(1, index, -count).to(dtype)
                 if grad_hidden is not None:
                     grad_hidden[start : start + chunk] = slope @ w
                 if grad_weight is not None:
@@ -102,15 +123,16 @@ class _SummedLoss(torch.autograd.Function):
         ctx.shape = hidden.shape
         ctx.weight_dtype = weight.dtype
         ctx.save_for_backward(grad_hidden, grad_weight)
-        return total
+        ctx.mark_non_differentiable(added)
+        return total + added, added
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         to_hidden = None if grad_hidden is None else (grad_hidden * grad).view(ctx.shape)
         to_weight = None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype)
-        return to_hidden, to_weight, None, None
+        return to_hidden, to_weight, None, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -24,6 +24,7 @@ from herd.training.callbacks import LogMetrics, ShowProgress, WatchSteps
 from herd.training.checkpoint import CheckpointStore, step_of
 from herd.training.checkpoint_io import StoreIO
 from herd.training.devices import peak_here
+from herd.training.engine import engine
 from herd.training.garbage import CollectGarbage, collected_on_demand
 from herd.training.logger import WandbConfig, open_sink
 from herd.training.module import HerdModule
@@ -124,6 +125,7 @@ def fit(
     wandb = config.wandb if first else WandbConfig(mode="disabled")
     with ExitStack() as stack:
         stack.enter_context(surroundings(config))
+        stack.enter_context(engine(module.model, config.engine, config.accelerator))
         signals = stack.enter_context(StopSignals())
         sink = stack.enter_context(open_sink(run.metrics, wandb, run.folder, run.node or description, to_plain(config)))
         bar = stack.enter_context(progress(description, total=len(source), unit="steps"))

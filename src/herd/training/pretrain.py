@@ -16,7 +16,7 @@ from herd.model.config import ModelConfig
 from herd.model.io import save_model
 from herd.model.masks import Documents
 from herd.model.transformer import Transformer
-from herd.objectives.cross_entropy import linear_cross_entropy
+from herd.objectives.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_cross_entropy_with_z
 from herd.training.curriculum import Curriculum
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
@@ -59,15 +59,23 @@ class PretrainModule(HerdModule):
         model: a Transformer.
         curriculum: gives the learning rate, and the RoPE of each stage.
         moments: state of the optimizer to begin with, see :mod:`herd.training.start`; None = none.
+        z_loss: weight of the z-loss; it is then part of the reported ``loss``, and reported alone as ``z_loss``.
     """
 
     model: Transformer
+    z_loss: float = 0.0
     _moments: dict[str, Tensor] | None = None
 
     def __init__(
-        self, model: Transformer, optimizer: OptimizerConfig, curriculum: Curriculum, moments: dict[str, Tensor] | None = None
+        self,
+        model: Transformer,
+        optimizer: OptimizerConfig,
+        curriculum: Curriculum,
+        moments: dict[str, Tensor] | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__(model, optimizer, curriculum.learning_rate)
+        self.z_loss = z_loss
         self.curriculum = curriculum
         self._moments = moments
         self._rope = rope_by_stage(curriculum, model.config)
@@ -75,7 +83,11 @@ class PretrainModule(HerdModule):
 
     def micro_batch_loss(self, micro_batch: PackedRows) -> tuple[Tensor, Metrics]:
         hidden = self.model(micro_batch.tokens, micro_batch.positions, Documents(micro_batch.lengths))
-        return linear_cross_entropy(hidden, self.model.output_weight, micro_batch.targets), {}
+        weight, targets = self.model.output_weight, micro_batch.targets
+        if not self.z_loss:
+            return linear_cross_entropy(hidden, weight, targets), {}
+        loss, added = linear_cross_entropy_with_z(hidden, weight, targets, self.z_loss)
+        return loss, {"z_loss": (added, (targets != IGNORE_INDEX).sum())}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = super().configure_optimizers()

@@ -41,8 +41,11 @@ class PretrainConfig:
     save_optimizer: bool = False  # keep the optimizer's moments at the end of each stage, for runs that go on from there
     start_stage: Optional[str] = None  # noqa: UP045 (OmegaConf) stage of the input `start` to go on from; null = its last
     start_lr: str = "checkpoint"  # with an input `start`: checkpoint (the rate where it stood, optimizer.lr is its peak) | own
+    z_loss: float = 0.0  # times log^2 of the softmax's normaliser, added to the training loss; 0 = not computed
 
     def __post_init__(self) -> None:
+        if self.z_loss < 0:
+            raise UserError(f"z_loss = {self.z_loss}: 0 or more is needed.")
         if self.eval_tokens < 0 or self.eval_seq_len < 2:
             raise UserError("eval_tokens must be 0 or more and eval_seq_len 2 or more.")
         if self.start_lr not in ("checkpoint", "own"):
@@ -102,7 +105,8 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         raise UserError(f"eval_seq_len {config.eval_seq_len} exceeds model.max_seq_len {model.config.max_seq_len}.")
     check_domains(shards.domains("heldout"), weights)
     write_json(stage_run.folder / "curriculum.json", {"tokens": curriculum.tokens, "phases": curriculum.summary()})
-    module = PretrainModule(model, config.optimizer, curriculum, start.moments() if start else None)
+    moments = start.moments() if start else None
+    module = PretrainModule(model, config.optimizer, curriculum, moments, config.z_loss)
 
     def evaluate(model: Transformer) -> dict[str, Any]:
         scores = heldout_loss(model, shards, config.eval_seq_len, config.eval_tokens)

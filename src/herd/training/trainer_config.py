@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from herd.config.errors import UserError
+from herd.training.engine import EngineConfig
 from herd.training.logger import WandbConfig
 from herd.training.spikes import SpikeConfig
 
@@ -32,6 +33,7 @@ class TrainerConfig:
     log_every_steps: int = 10  # optimizer steps between rows of metrics, see herd.training.rows
     peak_tflops: float = 0.0  # TFLOP/s of one device at best in its precision, for MFU; 0 = by the GPU's name, unknown on a CPU
     gc_every_steps: int = 50  # optimizer steps between Python's garbage collections, on all ranks together; 0 = as Python likes
+    engine: EngineConfig = field(default_factory=EngineConfig)
     spikes: SpikeConfig = field(default_factory=SpikeConfig)
     # Steps whose data are left out, as [first, end) pairs: what the manifest of a run that went back records, to repeat it.
     left_out: list[list[int]] = field(default_factory=list)
