@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from herd.scaling.fit_json import surface_json
 from herd.scaling.surface.batch import SurfaceBatch
 from herd.scaling.surface.bootstrap import bootstrap_surface
 from herd.scaling.surface.fit import fit_surface
@@ -27,6 +28,22 @@ def columns(seed: int, noise: float = 0.005):  # type: ignore[no-untyped-def]
     cells = make_sweep(truth=CHINCHILLA, budgets=np.geomspace(6e18, 3e21, 8).tolist(), factors=np.geomspace(0.25, 4, 7).tolist())
     n, d, y = (np.array([getattr(cell, name) for cell in cells]) for name in ("parameters", "tokens", "loss"))
     return n, d, y * np.exp(noise * np.random.default_rng(seed).normal(size=len(y)))
+
+
+def test_printed_intervals_cover_with_few_runs() -> None:
+    """Sixteen runs leave eleven degrees of freedom: normal quantiles would hold 90 to 91%."""
+    held = dict.fromkeys(("E", "A", "B", "a", "b"), 0)
+    budgets, factors = np.geomspace(6e18, 3e21, 4).tolist(), [0.25, 0.6, 1.7, 4.0]
+    cells = make_sweep(truth=CHINCHILLA, budgets=budgets, factors=factors)
+    n, d, y = (np.array([getattr(cell, name) for cell in cells]) for name in ("parameters", "tokens", "loss"))
+    for seed in range(SWEEPS):
+        noise = np.exp(0.003 * np.random.default_rng(seed).normal(size=len(y)))
+        surface = fit_surface(n, d, y * noise, "squared_log", check=False)
+        intervals = surface_json(surface, 0.95)["intervals"]
+        for name, known in zip(held, CHINCHILLA, strict=True):
+            held[name] += intervals[name][0] <= known <= intervals[name][1]
+    print({name: count / SWEEPS for name, count in held.items()})
+    assert all(0.92 <= count / SWEEPS <= 0.985 for count in held.values()), held
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`herd scaling-fit`: fit.json, what it prints, where it puts things, and the paper's example in one command."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -84,6 +85,54 @@ def test_too_little_for_a_law_has_a_status_instead_of_numbers(
     assert says in " ".join(printed(artifact, capsys).split())
     with pytest.raises(UserError, match="No law for the optimal tokens"):
         fit_of(tmp_path, make_sweep(noise=0.01, budgets=budgets, factors=factors), "flagship_flops=1e13")
+
+
+def test_hundreds_of_budgets_give_one_short_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    factors = np.exp(np.random.default_rng(0).uniform(-1.5, 1.5, 60))
+    budgets = np.geomspace(1e11, 1e13, 60)
+    records = [make_sweep(0.003, i, (c,), (factors[i],))[0] for i, c in enumerate(budgets)]
+    artifact = fit_of(tmp_path, records)
+    text = printed(artifact, capsys)
+    assert "60 budgets  1 each" in text and "no two runs share a budget" in text
+    assert "0 of 60 budgets have an optimum, 2 needed (1e+11 to 1e+13 FLOPs, 60 budgets: too_few_points" in text
+    assert max(map(len, text.splitlines())) < 500 and "same_budget" not in text
+    with pytest.raises(UserError) as refused:
+        fit_of(tmp_path, records, "target_flops=[1e14]")
+    assert len(str(refused.value)) < 300
+    by_surface = fit_of(tmp_path, records, "target_flops=[1e14]", "fallback=surface")
+    (one,) = json.loads((by_surface / "fit.json").read_text())["forecasts"]
+    assert one["method"] == "surface" and one["tokens_interval"][0] < one["tokens"] < one["tokens_interval"][1]
+
+
+def test_a_surface_lost_in_noise_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = fit_of(tmp_path, make_sweep(noise=0.4, seed=3, factors=(0.5, 0.7, 1.0, 1.4, 2.0)))
+    surface = json.loads((artifact / "fit.json").read_text())["surface"]
+    assert surface["intervals"] is None or surface["status"] == "weak"
+    assert surface["status"] != "ok" and surface["reason"] in " ".join(printed(artifact, capsys).split())
+
+
+def test_budgets_torn_apart_by_rounding_are_named_and_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exact = make_sweep(noise=0.01)
+    torn = [replace(r, budget=(c := r.flops * (1 + 0.01 * math.sin(i))), flops=c, tokens=c / 6 / r.parameters)
+            for i, r in enumerate(exact)]  # fmt: skip
+    text = printed(fit_of(tmp_path, torn), capsys)
+    assert "4 budgets if those within 5% of each other are one: same_budget=0.05" in text
+    joined = fit_of(tmp_path, torn, "same_budget=0.05")
+    fit = json.loads((joined / "fit.json").read_text())
+    assert [curve["status"] for curve in fit["curves"]] == ["ok"] * 4
+    assert [curve["budget"] for curve in fit["curves"]] == pytest.approx([1e11, 2e11, 4e11, 8e11], rel=0.01)
+    assert fit["alpha"] == pytest.approx(json.loads((fit_of(tmp_path, exact) / "fit.json").read_text())["alpha"], abs=0.02)
+    with pytest.raises(UserError, match=r"same_budget 0\.6: give a share"):
+        fit_of(tmp_path, torn, "same_budget=0.6")
+
+
+def test_the_forecast_names_the_interval_that_spans_all_laws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = fit_of(tmp_path, make_sweep(noise=0.01), "target_flops=[8e12]")
+    (one,) = json.loads((artifact / "fit.json").read_text())["forecasts"]
+    ends = [law["interval"] for law in one["by_law"].values()]
+    assert len(ends) == 2 and one["loss_interval"] == [min(e[0] for e in ends), max(e[1] for e in ends)]
+    assert any("{:.4f}, {:.4f}".format(*one["loss_interval"]) in line and "all laws" in line
+               for line in printed(artifact, capsys).splitlines())  # fmt: skip
 
 
 def test_dropped_rows_are_in_the_json_and_on_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,3 +234,7 @@ def test_beside_it_stands_what_the_paper_does_not_print(paper: tuple[dict[str, A
 def test_the_experiment_composes_without_its_data() -> None:
     job = make_job("scaling-fit", compose("scaling-fit", ["+experiment=llama3_isoflop", "table=points.csv", "out=x"]))
     assert job.config.surface.objective == "squared" and job.config.flagship_flops == 3.8e25 and job.out == "x"
+
+
+def test_numbers_beyond_any_run_stay_short() -> None:
+    assert si(5.6957e80) == "5.7e80" and si(9.9e15) == "9,900T" and span((1.8e-110, 3e40), "si") == "[1.8e-110, 3e40]"

@@ -17,7 +17,7 @@ from herd.scaling.forecast import forecast
 from herd.scaling.forecast_stage import show
 from herd.scaling.laws import LawsConfig, fit_laws
 from herd.scaling.records.record import Record, write_table
-from herd.scaling.run_forecasts import forecast_runs
+from herd.scaling.run_forecasts import _by_surface, forecast_runs
 
 from .conftest import LAPTOP, make_sweep, optimum
 
@@ -139,3 +139,11 @@ def test_refusals(tmp_path: Path) -> None:
             forecast_of(tmp_path, rows, *overrides)
     with pytest.raises(UserError, match="needs one source"):
         make_job("scaling-forecast", compose("scaling-forecast", ["target_flops=[1e13]", f"run.root={tmp_path}/x"])).execute()
+
+
+def test_an_optimum_that_noise_puts_anywhere_is_no_number() -> None:
+    laws = fit_laws(make_sweep(noise=0.005), LawsConfig(replicates=100))
+    assert _by_surface(laws, 1e13, (1e6, 1e11)).tokens is not None
+    for interval in ((1e6, 1e13), (0.0, 1e9), (1e6, math.inf)):
+        lost = _by_surface(laws, 1e13, interval)
+        assert lost.status == "undetermined" and lost.tokens is None and "lost in the noise" in lost.reason

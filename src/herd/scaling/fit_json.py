@@ -65,13 +65,14 @@ def describe(laws: Laws, table: RunTable, chosen: Forecast | None, further: Sequ
 
 
 def surface_json(surface: Surface, confidence: float) -> dict[str, Any]:
-    """The surface with an interval for each of its parameters (normal, in ln E, ln A, ln B, a and b) and for the exponent of
-    tokens that it implies, a / (a + b); intervals are null where the runs do not determine it."""
+    """The surface with an interval for each of its parameters (Student's t, in ln E, ln A, ln B, a and b) and for the exponent of
+    tokens that it implies, a / (a + b); intervals are null where the runs do not determine it, and one that holds an exponent
+    of 0 makes the status weak."""
     result = asdict(surface) | {"tokens_exponent": surface.a / (surface.a + surface.b), "intervals": None}
     if surface.covariance is None:
         return result
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
-    half = [z * math.sqrt(max(surface.covariance[i][i], 0.0)) for i in range(5)]
+    t = float(stats.t.ppf(0.5 + confidence / 2, surface.freedom))
+    half = [t * math.sqrt(max(surface.covariance[i][i], 0.0)) for i in range(5)]
     intervals: dict[str, Any] = {
         name: [getattr(surface, name) * math.exp(sign * half[i]) for sign in (-1, 1)] for i, name in enumerate("EAB")
     }
@@ -81,6 +82,8 @@ def surface_json(surface: Surface, confidence: float) -> dict[str, Any]:
     slope_a, slope_b = surface.b / total, -surface.a / total
     c = surface.covariance
     variance = slope_a**2 * c[3][3] + slope_b**2 * c[4][4] + 2 * slope_a * slope_b * c[3][4]
-    width = z * math.sqrt(max(variance, 0.0))
+    width = t * math.sqrt(max(variance, 0.0))
     centre = result["tokens_exponent"]
+    if surface.status == "ok" and any(intervals[name][0] <= 0 for name in "ab"):
+        result |= {"status": "weak", "reason": "an exponent's interval holds 0: the runs do not show that both terms are there"}
     return result | {"intervals": intervals | {"tokens_exponent": [centre - width, centre + width]}}

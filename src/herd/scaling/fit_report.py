@@ -12,6 +12,7 @@ from rich.table import Table
 from herd.runs.stage import Artifact
 from herd.scaling.numbers import compute, si, span, times
 
+_LONGEST = 400  # letters of a reason
 _MOST = 24  # rows of a table: a set without budgets has hundreds
 
 
@@ -32,9 +33,9 @@ def show_fit(artifact: Artifact) -> None:
     """Print ``fit.json`` of a finished fit."""
     fit = json.loads((artifact / "fit.json").read_text(encoding="utf-8"))
     out = console()
-    table = fit["table"]
+    table, count = fit["table"], len(fit["curves"])
     out.print(
-        f"{table['usable']} runs in {len(fit['curves'])} budgets, {compute(table['smallest_budget'])} to "
+        f"{table['usable']} runs in {count} {'budget' if count == 1 else 'budgets'}, {compute(table['smallest_budget'])} to "
         f"{compute(table['largest_budget'])} FLOPs (counted: {table['flops_convention']}); loss in {table['loss_unit']}"
     )
     out.print(budgets(fit))
@@ -57,6 +58,9 @@ def budgets(fit: Mapping[str, Any]) -> Table:
     """One row per budget; what was refused says why."""
     table = grid("", "FLOPs", "points", "D* tokens", "± s.e.", "N* = C/6D*", "loss at D*", "± s.e.", "status")
     curves = fit["curves"]
+    if curves and all(len(curve["used"]) < 2 for curve in curves):
+        table.add_row(f"{len(curves)} budgets", "1 each", *"-----", "no two runs share a budget: no IsoFLOP curves")
+        return table
     for curve in curves[:_MOST]:
         error = curve["log10_tokens_se"]
         tokens, loss = curve["tokens"], curve["loss"]
@@ -95,7 +99,7 @@ def law_lines(fit: Mapping[str, Any]) -> list[str]:
             f"{fit['tokens_law']['method']}, {fit['tokens_law']['status']})"
         )
     else:
-        lines.append(f"[bold]tokens[/]     no law: {plain(shorten(reasons.get('tokens', ''), 240))}")
+        lines.append(f"[bold]tokens[/]     no law: {plain(shorten(reasons.get('tokens', ''), _LONGEST))}")
     jackknife = fit["jackknife"]
     if jackknife["status"] == "ok":
         low, high = (pick(jackknife["left_out"], key=lambda one: one["exponent"]) for pick in (min, max))
@@ -111,7 +115,7 @@ def law_lines(fit: Mapping[str, Any]) -> list[str]:
             f"  ({law['points']} optima, {law['status']})"
         )
     elif "frontier" in reasons:
-        lines.append(f"[bold]loss[/]       no law along the optima: {plain(shorten(reasons['frontier'], 240))}")
+        lines.append(f"[bold]loss[/]       no law along the optima: {plain(shorten(reasons['frontier'], _LONGEST))}")
     lines += _surface_lines(fit.get("surface"), reasons, level)
     return [*lines, *further_lines(fit, level)]
 
@@ -212,6 +216,8 @@ def forecast_table(forecasts: Sequence[Mapping[str, Any]], confidence: float) ->
         for i, (name, law) in enumerate(laws):
             cells = first if i == 0 else [""] * len(first)
             table.add_row(*(plain(c) for c in cells), f"{law['loss']:.4f}", plain(span(law["interval"], ".4f")), name)
+        if len(laws) > 1:
+            table.add_row(*[""] * (len(first) + 1), plain(span(one["loss_interval"], ".4f")), "all laws")
     return table
 
 

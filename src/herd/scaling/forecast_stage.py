@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from textwrap import shorten
 from typing import Any
 
 from rich.table import Table
@@ -18,6 +19,8 @@ from herd.scaling.records.record import usable
 from herd.scaling.run_forecasts import forecast_runs
 from herd.scaling.study import laws_of
 from herd.scaling.task_forecasts import TaskOptions, forecast_tasks
+
+_LONGEST = 160  # letters of a law's status
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def _run_table(one: dict[str, Any], level: str) -> Table:
             ]
         cells += [f"{loss['loss']:.4f}", span(loss["interval"], ".4f")] if loss and loss["loss"] is not None else ["", ""]
         stated = [part for part in (optimum, loss) if part]
-        status = next((f"{part['status']}: {part['reason']}" for part in stated if part["status"] != "ok"), "ok")
+        wrong = [f"{part['status']}: {part['reason']}" for part in stated if part["status"] != "ok"]
+        status = shorten(next(iter(wrong), "ok"), _LONGEST)
         label = names[name] + (" (best at this compute)" if name == "frontier" and one["given"] else "")
         table.add_row(*(plain(cell) for cell in (label, *cells, status)))
     if one["loss_interval"]:

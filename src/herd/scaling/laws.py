@@ -14,7 +14,7 @@ import numpy as np
 from herd.config.errors import UserError, nearest
 from herd.runs.seeds import stream
 from herd.scaling.curves.hyperparameters import mark_untuned
-from herd.scaling.curves.isoflop import IsoFLOPConfig, IsoFLOPCurve, fit_isoflop
+from herd.scaling.curves.isoflop import IsoFLOPConfig, IsoFLOPCurve, fit_isoflop, refusals
 from herd.scaling.curves.power_law import METHODS, PowerLaw, fit_power_law
 from herd.scaling.loss_law import LossLaw, fit_loss_law
 from herd.scaling.records.record import Record, check_table, usable
@@ -103,11 +103,10 @@ def fit_laws(records: Sequence[Record], config: LawsConfig | None = None) -> Law
     budgets = np.array([curve.budget for curve in vertices])
     reasons: dict[str, str] = {}
     tokens, frontier, surface = None, None, None
-    refused = "; ".join(f"{c.budget:.3g} FLOPs: {c.status}, {c.reason}" for c in curves if c.status != "ok")
     try:
         optima = [curve.tokens or math.nan for curve in vertices]
         if len(vertices) < 2:
-            raise UserError(f"{len(vertices)} of {len(curves)} budgets have an optimum, 2 needed ({refused})")
+            raise UserError(refusals(curves, 2))
         errors = errors_of(vertices, config)
         tokens = fit_power_law(budgets, optima, config.confidence, errors, config.method, config.replicates, config.seed)
         if tokens.reason:
@@ -117,7 +116,7 @@ def fit_laws(records: Sequence[Record], config: LawsConfig | None = None) -> Law
     try:
         frontier = fit_loss_law(budgets, np.array([curve.loss or math.nan for curve in vertices]))
     except UserError:
-        reasons["frontier"] = f"{len(vertices)} of {len(curves)} budgets have an optimum, 3 needed ({refused})"
+        reasons["frontier"] = refusals(curves, 3)
     try:
         surface = fit_surface(*columns(rows), config.surface.objective, config.surface.delta)
     except UserError as error:

@@ -8,6 +8,8 @@ def si(value: float | None, digits: int = 3) -> str:
     """16.1e12 as ``16.1T``."""
     if value is None or not math.isfinite(value):
         return "-"
+    if abs(value) >= 1e16:
+        return compute(value)
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if abs(value) >= size * 0.9995:
             return f"{_digits(value / size, digits)}{suffix}"

@@ -18,6 +18,8 @@ from herd.scaling.laws import Laws, columns
 from herd.scaling.records.record import usable
 from herd.scaling.replicates import quantiles, redraw_surface
 
+_WIDEST = 1e6  # ratio of an interval's ends beyond which it is none
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -145,6 +147,8 @@ def _by_surface(laws: Laws, flops: float, interval: Interval | None) -> Optimum:
         return Optimum("no_law", laws.reasons["surface"])
     if interval is None:
         return Optimum(laws.surface.status, laws.surface.reason)
+    if not interval[1] < _WIDEST * interval[0]:
+        return Optimum("undetermined", "redrawn sweeps put the optimum anywhere: a term of the surface is lost in the noise")
     return _optimum(flops, laws.surface.optimum(flops)[1], interval)
 
 

@@ -39,6 +39,22 @@ def test_parquet_and_csv_give_the_same_rows(tmp_path: Path, sweep: Any) -> None:
     assert read_table(tmp_path / "t.parquet") == read_table(tmp_path / "t.csv") == read_table(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("mark", ["\t", ";"])
+def test_tabs_and_semicolons_separate_too(tmp_path: Path, mark: str) -> None:
+    text = "tokens,loss,flops,mixture\n1e6,4,6e12,a\n2e6,4,6e12,b\n"
+    (tmp_path / "commas.csv").write_text(text)
+    (tmp_path / "other.csv").write_text(text.replace(",", mark))
+    assert read_table(tmp_path / "other.csv") == read_table(tmp_path / "commas.csv")
+    (tmp_path / "mixed.csv").write_text(f"tokens,loss,flops,mixture\n1e6,4,6e12,a{mark}b\n")
+    assert read_table(tmp_path / "mixed.csv")[0].mixture == f"a{mark}b"  # a header with commas says what separates
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(" \n")
+    with pytest.raises(UserError, match="is empty"):
+        read_table(tmp_path / "t.csv")
+
+
 def test_the_folder_of_a_sweep_is_read_by_its_table(tmp_path: Path, sweep: Any) -> None:
     write_table(tmp_path / "table.csv", sweep())
     assert read_table(tmp_path) == sweep()
@@ -95,7 +111,7 @@ def test_bad_rows_are_refused_by_line(tmp_path: Path, line: str, says: str) -> N
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "lacks the column loss, tokens, budget"),
+        (b"x\n1\n", "lacks the column loss, tokens, budget"),
         (b"budget,tokens\n1,1\n", "lacks the column loss"),
         (b"loss,tokens\n1,1\n", r"lacks the column budget \(it has: loss, tokens\): name it with \+\+columns\.budget=COLUMN"),
         (b"loss,tokens,tokens\n1,1,1\n", "the column 'tokens' more than once"),

@@ -6,6 +6,7 @@ that opens downwards has no minimum, and one whose minimum lies outside the samp
 refused, with a status instead of a number.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 from herd.config.errors import UserError, nearest
 from herd.runs.seeds import stream
 from herd.scaling.curves.valley import CURVES, akima, find_valleys, parabolas, vertex_errors_of
-from herd.scaling.records.record import Record, by_budget
+from herd.scaling.records.record import Record, by_budget, near_groups
 
 AXES = ("tokens", "parameters")
+_NAMED = 3  # reasons that a message lists
+_NEAR = 0.05  # budgets this near to each other were meant to be one
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,36 @@ def fit_isoflop(records: Sequence[Record], config: IsoFLOPConfig | None = None) 
     return tuple(_curve(budget, rows, config or IsoFLOPConfig()) for budget, rows in by_budget(records).items())
 
 
+def refusals(curves: Sequence[IsoFLOPCurve], needed: int) -> str:
+    """Why fewer than ``needed`` budgets have an optimum, in one line however many budgets there are."""
+    alike: dict[str, list[float]] = {}
+    for curve in curves:
+        if curve.status != "ok":
+            alike.setdefault(f"{curve.status}, {curve.reason}", []).append(curve.budget)
+    reasons = [f"{_named(budgets)}: {reason}" for reason, budgets in alike.items()]
+    more = [f"and {len(reasons) - _NAMED} more reasons"] if len(reasons) > _NAMED else []
+    why = "; ".join([*reasons[:_NAMED], *more])
+    found = sum(curve.status == "ok" for curve in curves)
+    text = f"{found} of {len(curves)} budgets have an optimum, {needed} needed" + (f" ({why})" if why else "")
+    return text + _near_misses(curves)
+
+
+def _named(budgets: Sequence[float]) -> str:
+    if len(budgets) == 1:
+        return f"{budgets[0]:.3g} FLOPs"
+    return f"{min(budgets):.3g} to {max(budgets):.3g} FLOPs, {len(budgets)} budgets"
+
+
+def _near_misses(curves: Sequence[IsoFLOPCurve]) -> str:
+    """Budgets that rounding has torn apart: how to take them as one."""
+    runs = {curve.budget: len(curve.used) for curve in curves}
+    together = near_groups(list(runs), _NEAR)
+    apart = all(high[0] > low[-1] * (1 + 2 * _NEAR) for low, high in itertools.pairwise(together))
+    if not apart or not any(len(group) > 1 and sum(runs[budget] for budget in group) > 2 for group in together):
+        return ""
+    return f"; {len(together)} budgets if those within {_NEAR:.0%} of each other are one: same_budget={_NEAR:g}"
+
+
 def _curve(budget: float, rows: Sequence[Record], config: IsoFLOPConfig) -> IsoFLOPCurve:
     kept, dropped = _select(rows, config)
     points = tuple((float(row.tokens), float(row.parameters), float(row.loss)) for row in kept)
@@ -130,7 +163,8 @@ def _curve(budget: float, rows: Sequence[Record], config: IsoFLOPConfig) -> IsoF
     sizes = len({point[AXES.index(config.x)] for point in points})
     needed = max(config.min_points, CURVES.get(config.curve))
     if sizes < needed:
-        return IsoFLOPCurve(budget, "too_few_points", f"{sizes} usable sizes, {needed} needed", **known)
+        word = "size" if sizes == 1 else "sizes"
+        return IsoFLOPCurve(budget, "too_few_points", f"{sizes} usable {word}, {needed} needed", **known)
     x = np.log10([point[AXES.index(config.x)] for point in points])
     loss = np.array([point[2] for point in points])
     c0, c1, c2 = (float(c) for c in parabolas(x, loss[None])[0])

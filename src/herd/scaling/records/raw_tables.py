@@ -24,8 +24,8 @@ def read_raw(source: str) -> RawTable:
     """Read any source of rows.
 
     Args:
-        source: a ``.csv`` or ``.parquet`` file, a folder with a ``table.csv`` (a sweep of ours), ``wandb:ENTITY/PROJECT`` or
-            ``wandb:FOLDER``.
+        source: a ``.csv`` (commas, else tabs or semicolons) or ``.parquet`` file, a folder with a ``table.csv`` (a sweep of
+            ours), ``wandb:ENTITY/PROJECT`` or ``wandb:FOLDER``.
 
     Raises:
         UserError: there is none, or it is not what its name says.
@@ -49,7 +49,12 @@ def _csv(path: Path) -> RawTable:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is not a UTF-8 CSV file ({type(error).__name__}).") from None
-    reader = csv.DictReader(io.StringIO(text), restkey="", restval="")
+    if not text.strip():
+        raise UserError(f"'{path}' is empty.")
+    first = text.lstrip("\n").splitlines()[0]
+    # A header without a comma is one column, or has another separator.
+    separator = next((mark for mark in "\t;" if mark in first and "," not in first), ",")
+    reader = csv.DictReader(io.StringIO(text), restkey="", restval="", delimiter=separator)
     header = list(reader.fieldnames or [])
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:

@@ -9,7 +9,7 @@ from typing import Any
 from herd.config.errors import UserError, nearest
 from herd.scaling.records.checks import Problem, find_problems, refuse
 from herd.scaling.records.raw_tables import WANDB, read_raw
-from herd.scaling.records.record import COLUMNS, STATUSES, TASK, Record
+from herd.scaling.records.record import COLUMNS, STATUSES, TASK, Record, near_groups
 from herd.scaling.records.units import check_convention, check_unit, convert_loss, recount_flops
 
 _INTEGERS = (
@@ -27,12 +27,15 @@ class TableOptions:
     constants: dict[str, Any] = field(default_factory=dict)  # our column -> the value of all rows, where the table has none
     loss_unit: str | None = None  # convert every loss to this unit; null = as stated
     flops_convention: str | None = None  # count all FLOPs anew by this convention; null = as stated
+    same_budget: float = 0.0  # budgets within this share of each other are one (their geometric mean); 0 = as stated
     on_bad_rows: str = "refuse"  # refuse: one bad row ends it; drop: fit the others, and show what was dropped
 
     def __post_init__(self) -> None:
         if self.on_bad_rows not in ("refuse", "drop"):
             hint = nearest(self.on_bad_rows, ("refuse", "drop"))
             raise UserError(f"Unknown on_bad_rows '{self.on_bad_rows}'.{hint} Choices: refuse, drop.")
+        if not 0 <= self.same_budget < 0.5:
+            raise UserError(f"same_budget {self.same_budget}: give a share from 0 to 0.5, such as 0.05.")
         if self.loss_unit is not None:
             check_unit(self.loss_unit)
         if self.flops_convention is not None:
@@ -85,6 +88,7 @@ def read_runs(source: str, options: TableOptions | None = None) -> RunTable:
         raise UserError(f"'{source}' has no rows{f' where {dict(options.where)}' if options.where else ''}.")
     records = _convention_of_table(records)
     records, unconverted = _restate(records, labels, options)
+    records = _merge_budgets(records, options.same_budget)
     problems += unconverted + find_problems(records, labels)
     if options.on_bad_rows == "refuse":
         refuse(problems, source)
@@ -222,6 +226,15 @@ def _restate(records: Sequence[Record], labels: Sequence[str], options: TableOpt
         result, uneven = _rebudget(records, result, labels)
         problems += uneven
     return result, problems
+
+
+def _merge_budgets(records: Sequence[Record], within: float) -> list[Record]:
+    """Budgets that differ by no more than rounding as one; the FLOPs of a row stay its own."""
+    if not within:
+        return list(records)
+    groups = near_groups((r.budget for r in records if math.isfinite(r.budget) and r.budget > 0), within)
+    middle = {budget: math.exp(sum(map(math.log, group)) / len(group)) for group in groups for budget in group}
+    return [replace(record, budget=middle.get(record.budget, record.budget)) for record in records]
 
 
 def _rebudget(before: Sequence[Record], after: Sequence[Record], labels: Sequence[str]) -> tuple[list[Record], list[Problem]]:

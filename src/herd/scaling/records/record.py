@@ -80,6 +80,17 @@ def usable(records: Iterable[Record]) -> list[Record]:
     return [record for record in records if record.status == "ok"]
 
 
+def near_groups(values: Iterable[float], within: float) -> list[list[float]]:
+    """Different values, ascending, in groups: each at most ``within`` (a share) above the smallest of its group."""
+    groups: list[list[float]] = []
+    for value in sorted(set(values)):
+        if groups and value <= groups[-1][0] * (1 + within):
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    return groups
+
+
 def by_budget(records: Iterable[Record]) -> dict[float, list[Record]]:
     """Rows of each budget, budgets ascending; budgets equal to six digits are one."""
     groups: dict[float, list[Record]] = {}

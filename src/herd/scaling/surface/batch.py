@@ -42,7 +42,8 @@ class SurfaceBatch:
 
     def optimal_tokens(self, flops: float) -> np.ndarray:
         """Compute-optimal tokens of each surface under 6ND = flops, (R,)."""
-        return np.asarray(flops / 6 / np.exp(log_optimal_size(self.log_A, self.log_B, self.a, self.b, flops)))
+        with np.errstate(over="ignore", divide="ignore"):  # a term that vanished has its optimum at infinity
+            return np.asarray(flops / 6 / np.exp(log_optimal_size(self.log_A, self.log_B, self.a, self.b, flops)))
 
 
 @dataclass(frozen=True)

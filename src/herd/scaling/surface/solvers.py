@@ -97,23 +97,6 @@ def best_amounts(
     return np.clip(result, problem.low, problem.high), np.where(np.isfinite(best), best, squares)
 
 
-def starts(problem: Problem, target: np.ndarray, weight: np.ndarray, keep: int, grid: np.ndarray) -> np.ndarray:
-    """Best ``keep`` pairs of exponents of a grid that are no neighbours of a better one, with their amounts: (R, keep, k)."""
-    open_exponents = [i - 3 for i in problem.free if i >= 3]
-    pairs = np.array(list(itertools.product(grid, repeat=len(open_exponents))))
-    exponents = np.zeros((len(pairs), 2))
-    exponents[:, open_exponents] = pairs
-    free, cost = best_amounts(problem, exponents, target, weight)
-    rows = np.arange(len(target))
-    chosen = []
-    for _ in range(keep):
-        best = cost.argmin(axis=1)
-        chosen.append(free[rows, best])
-        near = np.abs(np.log(exponents[None] / exponents[best][:, None]))[..., open_exponents].max(axis=-1, initial=0.0) < 0.35
-        cost = np.where(near, np.inf, cost)
-    return np.stack(chosen, axis=1)
-
-
 def grid_starts(
     problem: Problem, target: np.ndarray, weight: np.ndarray | None, keep: int, grid: np.ndarray = GRID
 ) -> np.ndarray:
