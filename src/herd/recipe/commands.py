@@ -60,6 +60,7 @@ COMMANDS: dict[str, Command] = {
         unless="table",
     ),
     "mix-fit": Command("herd.scaling.mix_fit_stage", "mixtures and held-out losses to mixture laws and the mix to train next"),
+    "mix-anneal": Command("herd.scaling.mix_anneal_stage", "annealing runs to a ranking of candidate sources, with intervals"),
     "scaling-next": Command(
         "herd.scaling.next_stage",
         "the runs that pin the goal down most for their cost",

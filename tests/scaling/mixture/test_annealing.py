@@ -12,8 +12,8 @@ from herd.config.errors import UserError
 from herd.config.loader import compose, data_root
 from herd.recipe.job import make_job
 from herd.runs.stage import Inputs, Stage, StageRun, execute
-from herd.scaling.mixture.annealing import gather_seeds, rank_by_documents, rank_by_seeds
-from herd.training.curriculum import Curriculum
+from herd.scaling import mix_anneal_stage
+from herd.scaling.mixture.annealing import gather_documents, gather_seeds, rank_by_documents, rank_by_seeds
 from herd.training.pretrain_stage import PretrainConfig
 
 TRUTH = {"default": 4.0, "maths": 3.95, "code": 3.99, "noise": 4.05}
@@ -116,35 +116,89 @@ def test_the_sweep_is_the_papers_recipe(tmp_path: Path) -> None:
         assert mix == pytest.approx(wanted)
 
 
-def test_runs_of_the_sweep_are_gathered_by_candidate(tmp_path: Path) -> None:
+def run_sweep(folder: Path, documents: bool = True, checkpoints: tuple[str, ...] = ("half", "half")) -> Path:
+    """Three candidates and two seeds as the sweep composes them, from a checkpoint, with made-up losses."""
     _, mixes = composed_sweep()
-    stages = {"tokens": 40_000, "batch_tokens": 1024}
+    starts = {
+        name: execute(Stage("pretrain", 1, PretrainConfig, lambda c, i, r: {}, "x"), half_config(name), {}, folder, "study", name)
+        for name in set(checkpoints)
+    }
     for number, (seed, mix) in enumerate([(s, m) for s in (0, 1) for m in mixes[:3]]):
-        anneal = (
-            "{share: 0.3, schedule: {kind: linear, warmup_steps: 0, warmup_share: 0.0, start: 0.55, final: 0.0, "
-            "decay_share: 0.2, horizon_steps: 0}, ramp: [{start: 0.0, batch: 1.0, seq_len: 256}], "
-            "rope_scaling: null, average_checkpoints: 0, "
-            f"mix: {json.dumps(mix).replace(chr(34), '')}}}"
-        )
-        overrides = ["curriculum=cosine", f"seed={seed}", *(f"curriculum.{k}={v}" for k, v in stages.items())]
-        job = make_job("pretrain", compose("pretrain", [*overrides, f"+curriculum.stages.anneal={anneal}"]))
+        overrides = ["curriculum=anneal", f"seed={seed}", *(f"+curriculum.stages.anneal.mix.{k}={v}" for k, v in mix.items())]
+        job = make_job("pretrain", compose("pretrain", overrides))
 
         def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun, seed: int = seed, mix: Any = mix) -> dict[str, Any]:
             losses = {domain: 4.0 + 0.1 * seed - 0.2 * share for domain, share in mix.items()}
-            return {"loss_by_domain": losses}
+            if documents:
+                rng = np.random.default_rng(3)
+                lines = ["domain,document,nll,tokens"]
+                for domain, loss in losses.items():
+                    for i in range(30):
+                        tokens = int(rng.integers(20, 200))
+                        lines.append(f"{domain},{i},{tokens * (loss + rng.normal())!r},{tokens}")
+                (stage_run.folder / "heldout_documents.csv").write_text("\n".join(lines) + "\n")
+            return {"loss_by_domain": losses, "start": {"stage": "initial", "tokens": 10, "moments": True}}
 
-        execute(Stage("pretrain", 1, PretrainConfig, run, "synthetic"), job.config, {}, tmp_path, "study", f"anneal/{number}")
-        curriculum = Curriculum(job.config.curriculum, job.config.mix.weights, 1.0)
-        assert (
-            curriculum.learning_rate(curriculum.steps - 1) < 0.05 < curriculum.learning_rate(curriculum.stage_ends()["initial"])
-        )
-    losses = gather_seeds(tmp_path / "study" / "anneal")
+        stage = Stage("pretrain", 1, PretrainConfig, run, "synthetic", optional=("start",))
+        execute(stage, job.config, {"start": starts[checkpoints[seed]].path}, folder, "study", f"anneal/{number}")
+    return folder / "study" / "anneal"
+
+
+def half_config(name: str) -> PretrainConfig:
+    return make_job("pretrain", compose("pretrain", ["+experiment=half_laptop", f"seed={len(name)}"])).config  # type: ignore[no-any-return]
+
+
+def test_runs_of_the_sweep_are_gathered_by_candidate(tmp_path: Path) -> None:
+    folder = run_sweep(tmp_path)
+    losses = gather_seeds(folder)
     assert set(losses) == {"default", "general", "maths"} and set(losses["maths"]) == {0, 1}
     assert losses["default"][1] - losses["default"][0] == pytest.approx(0.1)
-    only = gather_seeds(tmp_path / "study" / "anneal", {"maths": 1.0})
+    only = gather_seeds(folder, {"maths": 1.0})
     assert only["default"][0] - only["maths"][0] == pytest.approx(0.2 * 0.225)
     assert rank_by_seeds(only).candidates[0].name == "maths"
     with pytest.raises(UserError, match="Did you mean 'maths'"):
-        gather_seeds(tmp_path / "study" / "anneal", {"math": 1.0})
+        gather_seeds(folder, {"math": 1.0})
     with pytest.raises(UserError, match="no curriculum stage 'cooldown'"):
-        gather_seeds(tmp_path / "study" / "anneal", stage="cooldown")
+        gather_seeds(folder, stage="cooldown")
+
+
+def test_documents_count_by_their_domains_weight(tmp_path: Path) -> None:
+    """Each document is its domain's mean loss plus luck that all candidates share, so gains are those of the domains exactly."""
+    folder = run_sweep(tmp_path)
+    nll, tokens = gather_documents(folder)
+    assert tokens.sum() == pytest.approx(1.0) and len(tokens) == 4 * 30  # shares of the default mix
+    by_seed = gather_seeds(folder)
+    for name, values in nll.items():
+        gain = nll["default"].sum() - values.sum()
+        assert gain == pytest.approx(np.mean([by_seed["default"][s] - by_seed[name][s] for s in (0, 1)]))
+    one = gather_documents(folder, {"code": 2.0})[1]
+    assert len(one) == 30 and one.sum() == pytest.approx(2.0)
+    with pytest.raises(UserError, match="Did you mean 'code'"):
+        gather_documents(folder, {"cod": 1.0})
+    path = (folder / "3").resolve() / "heldout_documents.csv"
+    path.write_text(path.read_text().replace("general,0,", "general,99,", 1))
+    with pytest.raises(UserError, match="scored on different documents"):
+        gather_documents(folder)
+    with pytest.raises(UserError, match="eval_documents=true, or pair by seeds"):
+        gather_documents(run_sweep(tmp_path / "without", documents=False))
+    with pytest.raises(UserError, match="anneal 2 different checkpoints"):
+        gather_seeds(run_sweep(tmp_path / "mixed", checkpoints=("half", "other")))
+
+
+def test_the_command_ranks_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_sweep(tmp_path)
+    for overrides, pairing in (([], "seed"), (["pairing=document"], "document")):
+        job = make_job("mix-anneal", compose("mix-anneal", [f"runs={folder}", f"run.root={tmp_path}", *overrides]))
+        artifact = job.execute()
+        capsys.readouterr()
+        mix_anneal_stage.show(artifact)
+        text = capsys.readouterr().out
+        told = json.loads((artifact / "anneal.json").read_text())
+        assert told["pairing"] == pairing and told["units"] == {"seed": 2, "document": 120}[pairing]
+        assert [one["name"] for one in told["candidates"]] == ["general", "maths"]
+        low, high = told["candidates"][0]["gain_interval"]
+        assert low <= told["candidates"][0]["gain"] <= high
+        assert "annealed from the end of stage 'initial', 10 tokens in, with its optimizer's moments" in text
+        assert f"[{low:+.4f}, {high:+.4f}]" in text and (artifact / "figures" / "annealing.png").stat().st_size > 5000
+    with pytest.raises(UserError, match="Did you mean 'document'"):
+        make_job("mix-anneal", compose("mix-anneal", ["pairing=documents"]))

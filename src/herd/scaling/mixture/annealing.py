@@ -18,8 +18,10 @@ from scipy import stats
 
 from herd.config.errors import UserError, nearest
 from herd.runs.seeds import stream
+from herd.runs.stage import Artifact
 from herd.scaling.curves.power_law import Interval
 from herd.scaling.mixture.records import finished_runs
+from herd.scaling.records.raw_tables import read_raw
 
 DEFAULT = "default"  # the name of the runs that keep the default mix
 _DRAWS = 4000
@@ -130,20 +132,19 @@ def rank_by_documents(
     )
 
 
-def gather_seeds(folder: Path, weights: Mapping[str, float] | None = None, stage: str = "anneal") -> dict[str, dict[int, float]]:
-    """Losses of the finished runs of an annealing sweep, as :func:`rank_by_seeds` takes them.
+def annealing_runs(folder: Path, stage: str = "anneal") -> list[tuple[str, int, Artifact]]:
+    """Finished runs of an annealing sweep: candidate, seed, result.
 
     A candidate is named after the sources whose share the annealing raises; the default mix is ``default``.
 
     Args:
         folder: of the runs, such as ``<run.root>/<run.name>/anneal``.
-        weights: domain -> weight of its held-out loss; by default the run's own mix.
         stage: of the curriculum that anneals.
 
     Raises:
-        UserError: no runs, a run without the stage, or one candidate and seed twice.
+        UserError: no runs, a run without the stage, one candidate and seed twice, or runs from different checkpoints.
     """
-    losses: dict[str, dict[int, float]] = {}
+    found: list[tuple[str, int, Artifact]] = []
     for run, artifact in finished_runs(Path(folder)):
         config = artifact.manifest["config"]
         stages = config["curriculum"]["stages"]
@@ -153,15 +154,79 @@ def gather_seeds(folder: Path, weights: Mapping[str, float] | None = None, stage
         annealed = stages[stage]["mix"] or mix
         raised = [name for name, share in annealed.items() if share > mix.get(name, 0.0) + 1e-6]
         name, number = "+".join(sorted(raised)) or DEFAULT, int(config["seed"])
-        scores: Mapping[str, float] = artifact.metrics["loss_by_domain"]
-        counted = weights or mix
-        unknown = next((domain for domain in counted if domain not in scores), None)
-        if unknown is not None:
-            raise UserError(f"weights: run '{run}' was not scored on '{unknown}'.{nearest(unknown, scores)}")
-        if number in losses.setdefault(name, {}):
+        if any((name, number) == (other, seed) for other, seed, _ in found):
             raise UserError(f"'{folder}' has candidate '{name}' with seed {number} twice: keep one.")
-        losses[name][number] = sum(w * scores[d] for d, w in counted.items()) / sum(counted.values())
+        found.append((name, number, artifact))
+    starts = {str(artifact.manifest["input_addresses"].get("start")) for _, _, artifact in found}
+    if len(starts) > 1:
+        raise UserError(f"The runs in '{folder}' anneal {len(starts)} different checkpoints: appraise those of one at a time.")
+    return found
+
+
+def gather_seeds(folder: Path, weights: Mapping[str, float] | None = None, stage: str = "anneal") -> dict[str, dict[int, float]]:
+    """Losses of the finished runs of an annealing sweep, as :func:`rank_by_seeds` takes them.
+
+    Args:
+        folder, stage: as for :func:`annealing_runs`.
+        weights: domain -> weight of its held-out loss; by default the run's own mix.
+
+    Raises:
+        UserError: as :func:`annealing_runs`, or a weight of a domain that was not scored.
+    """
+    losses: dict[str, dict[int, float]] = {}
+    for name, seed, artifact in annealing_runs(folder, stage):
+        scores: Mapping[str, float] = artifact.metrics["loss_by_domain"]
+        counted = _counted(artifact, weights, scores)
+        losses.setdefault(name, {})[seed] = sum(w * scores[d] for d, w in counted.items()) / sum(counted.values())
     return losses
+
+
+def gather_documents(
+    folder: Path, weights: Mapping[str, float] | None = None, stage: str = "anneal"
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Losses of the held-out documents, as :func:`rank_by_documents` takes them; several seeds of a candidate are averaged.
+
+    Documents are weighed so that each domain counts by its weight, not by how much of it is held out.
+
+    Args:
+        folder, weights, stage: as for :func:`gather_seeds`.
+
+    Returns:
+        candidate -> (documents,) weighed negative log-likelihoods; (documents,) weighed tokens.
+
+    Raises:
+        UserError: as :func:`gather_seeds`, runs without ``heldout_documents.csv``, or scored on different documents.
+    """
+    sums: dict[str, list[np.ndarray]] = {}
+    scored: tuple[tuple[str, str, str], ...] | None = None
+    scale, tokens = np.ones(0), np.ones(0)
+    for name, _, artifact in annealing_runs(folder, stage):
+        path = artifact.path / "heldout_documents.csv"
+        if not path.is_file():
+            raise UserError(f"'{artifact.path}' has no {path.name}: train the sweep with eval_documents=true, or pair by seeds.")
+        raw = read_raw(str(path))
+        own = tuple((row["domain"], row["document"], row["tokens"]) for row in raw.rows)
+        if scored is None:
+            scored, tokens = own, np.array([float(row[2]) for row in own])
+            domains = np.array([row[0] for row in own])
+            totals = {str(d): float(tokens[domains == d].sum()) for d in np.unique(domains)}
+            counted = _counted(artifact, weights, totals)
+            scale = np.array([counted.get(str(d), 0.0) / totals[str(d)] for d in domains])
+        if own != scored:
+            raise UserError(f"The runs in '{folder}' were scored on different documents: their losses do not compare.")
+        sums.setdefault(name, []).append(np.array([float(row["nll"]) for row in raw.rows]))
+    kept = scale > 0
+    return {name: (np.mean(runs, axis=0) * scale)[kept] for name, runs in sums.items()}, (tokens * scale)[kept]
+
+
+def _counted(artifact: Artifact, weights: Mapping[str, float] | None, scored: Mapping[str, float]) -> dict[str, float]:
+    """Domain -> weight above 0; UserError for a domain that was not scored."""
+    counted = weights or artifact.manifest["config"]["mix"]["weights"]
+    counted = {domain: weight for domain, weight in counted.items() if weight > 0}
+    unknown = next((domain for domain in counted if domain not in scored), None)
+    if unknown is not None:
+        raise UserError(f"weights: run '{artifact.path}' was not scored on '{unknown}'.{nearest(unknown, scored)}")
+    return counted
 
 
 def _appraisal(

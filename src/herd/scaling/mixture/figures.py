@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from herd.scaling.figure_style import STYLE
+from herd.scaling.mixture.annealing import Appraisal
 from herd.scaling.mixture.law import MixtureLaw
 from herd.scaling.mixture.proposals import Proposal
 
@@ -45,6 +46,21 @@ def proposal(chosen: Proposal, axes: Axes) -> Axes:
     axes.set(xlabel=f"share of the tokens (bars: {chosen.confidence:.0%} interval)")
     axes.set_title(f"Proposed mixture: predicted gain {chosen.gain:.3f} nats [{low:.3f}, {high:.3f}]")
     axes.legend(loc="lower right")
+    return axes
+
+
+def appraisal_gains(appraisal: Appraisal, axes: Axes) -> Axes:
+    """Gain of each candidate over the default mix with its interval, the best on top."""
+    places = np.arange(len(appraisal.candidates))
+    for place, one in zip(places, appraisal.candidates, strict=True):
+        told = one.status != "undecided"
+        axes.plot(one.gain_interval, [place, place], color=_LAW, lw=2)
+        axes.plot(one.gain, place, "o", ms=8, color=_LAW, mfc=_LAW if told else "white", mec="white" if told else _LAW)
+    axes.axvline(0, color=_PRIOR, lw=1, ls=(0, (4, 3)))
+    axes.set_yticks(places, [one.name for one in appraisal.candidates])
+    axes.invert_yaxis()
+    axes.set(xlabel=f"gain over the default mix (nats/token, {appraisal.confidence:.0%} interval)")
+    axes.set_title(f"Annealing on a candidate, paired by {appraisal.units} {appraisal.pairing}s (hollow: undecided)")
     return axes
 
 
