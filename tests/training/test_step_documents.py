@@ -25,7 +25,7 @@ def run(tmp_path_factory):
         {"stage": "pretrain", "address": "2", "inputs": inputs, "config": to_plain(config())},
     )
     curriculum = Curriculum(config().curriculum, config().mix.weights, 2e-2)
-    write_json(root / "pretrain-1" / "curriculum.json", {"phases": curriculum.summary()})
+    write_json(root / "pretrain-1" / "curriculum.json", {"extensions": {}, "phases": curriculum.summary()})
     return root / "pretrain-1"
 
 

@@ -5,12 +5,14 @@ needs (its rows, its learning rate, the tokens before it) is then looked up by t
 """
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from herd.config.errors import UserError
 from herd.corpus.mixture import Phase, check_weights
 from herd.model.config import RopeScaling
+from herd.training.gates import GateConfig
 from herd.training.schedule import ScheduleConfig, share_at
 
 
@@ -40,6 +42,7 @@ class StageConfig:
     # RoPE from this stage on; None = as before. The model's max_seq_len grows to the stage's longest row.
     rope_scaling: Optional[RopeScaling] = None  # noqa: UP045 (OmegaConf wants Optional)
     average_checkpoints: int = 0  # weights at so many equal distances of the stage, averaged at its end; 0 = no
+    gate: Optional[GateConfig] = None  # noqa: UP045 (what must hold before the next stage; None = nothing)
 
     def __post_init__(self) -> None:
         if self.share <= 0:
@@ -51,6 +54,10 @@ class StageConfig:
             check_weights(self.mix, "curriculum stage's mix")
         if self.average_checkpoints < 0:
             raise UserError(f"average_checkpoints = {self.average_checkpoints}: 0 or more is needed.")
+        if self.gate and (self.schedule.kind != "constant" or self.average_checkpoints):
+            raise UserError(
+                "A curriculum stage with a gate may be extended, so its schedule must be constant and average_checkpoints 0."
+            )
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,9 @@ class CurriculumConfig:
             raise UserError("curriculum.tokens and curriculum.batch_tokens must be 1 or more.")
         if not self.stages:
             raise UserError("curriculum.stages is empty: at least one stage is needed.")
+        first = next(iter(self.stages))
+        if self.stages[first].gate:
+            raise UserError(f"Curriculum stage '{first}' has a gate, but nothing comes before it to recover: take the gate away.")
 
 
 @dataclass(frozen=True)
@@ -101,13 +111,16 @@ class Curriculum:
         config: the stages.
         mix: weights for the stages that name none.
         lr: peak learning rate, of which the schedules give shares.
+        extensions: stage -> how often its gate has extended it.
 
     Raises:
         UserError: a batch that is no whole number of rows, or a stage smaller than one batch.
     """
 
-    def __init__(self, config: CurriculumConfig, mix: dict[str, float], lr: float) -> None:
-        self.config, self.lr = config, lr
+    def __init__(
+        self, config: CurriculumConfig, mix: dict[str, float], lr: float, extensions: Mapping[str, int] | None = None
+    ) -> None:
+        self.config, self.lr, self.extensions = config, lr, dict(extensions or {})
         phases: list[CurriculumPhase] = []
         step = token = 0
         for name, stage in config.stages.items():
@@ -126,6 +139,12 @@ class Curriculum:
                     rows = batch // ramp.seq_len
                     phases.append(CurriculumPhase(name, step, steps, token, rows, ramp.seq_len, dict(stage.mix or mix)))
                 step, token, done = step + steps, token + steps * batch, done + steps * batch
+            if step > first and stage.gate:
+                # Phases of their own: what came before them stays as it was.
+                steps = max(1, round(stage.gate.extend * asked / batch))
+                for _ in range(self.extensions.get(name, 0)):
+                    phases.append(CurriculumPhase(name, step, steps, token, rows, ramp.seq_len, dict(stage.mix or mix)))
+                    step, token = step + steps, token + steps * batch
             if step == first:
                 raise UserError(
                     f"Curriculum stage '{name}' has {asked:,.0f} tokens, less than one batch: raise "

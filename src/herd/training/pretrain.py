@@ -1,5 +1,7 @@
 """Pre-training: next-token prediction on packed documents, moved along by a curriculum."""
 
+import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from herd.config.errors import UserError
 from herd.corpus.mixture import Mixture
 from herd.corpus.packing import PackedRows
 from herd.model.config import ModelConfig
@@ -18,6 +21,7 @@ from herd.model.masks import Documents
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_cross_entropy_with_z
 from herd.training.curriculum import Curriculum
+from herd.training.gates import ExtendStage, Judge, Verdict
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.optimizer import OptimizerConfig
@@ -133,6 +137,8 @@ class AtStageEnds(pl.Callback):
     Args:
         folder: gets ``stages/<stage>/`` with the weights at each stage's end, before averaging, and ``model/``.
         evaluate: model -> plain values for the row of metrics; called after averaging.
+        judge: what a stage's gate finds, called after ``evaluate``; None where the stage has none. Where it is not passed and
+            extensions are left, training stops with :class:`ExtendStage` once the checkpoint of the stage's end is written.
         training: stage -> what another run needs to go on from its end, for ``training.json``.
         moments: keep the optimizer's state there too.
     """
@@ -142,11 +148,13 @@ class AtStageEnds(pl.Callback):
         curriculum: Curriculum,
         folder: Path,
         evaluate: Callable[[Transformer], dict[str, Any]],
+        judge: Judge,
         training: Callable[[str], dict[str, Any]],
         moments: bool = False,
     ) -> None:
-        self.curriculum, self.folder, self.evaluate = curriculum, folder, evaluate
+        self.curriculum, self.folder, self.evaluate, self.judge = curriculum, folder, evaluate, judge
         self.training, self.moments = training, moments
+        self.verdicts: dict[str, list[dict[str, Any]]] = {}  # stage -> what its gate found, extension by extension
         self.evaluations: dict[str, dict[str, Any]] = {}  # stage -> what `evaluate` gave at its end
         self._ends = {step: stage for stage, step in curriculum.stage_ends().items()}
         self._averaged = curriculum.averaged_after()
@@ -180,14 +188,36 @@ class AtStageEnds(pl.Callback):
             self._save(trainer, model, self.folder / "model")
         self.evaluations[stage] = self.evaluate(model)
         losses = {f"eval_loss/{name}": value for name, value in self.evaluations[stage]["loss_by_domain"].items()}
+        verdict = self.judge(stage, model, self.evaluations)
+        if verdict is not None:
+            self.verdicts[stage] = [*self.verdicts.get(stage, []), dataclasses.asdict(verdict)]
+            losses |= {f"needle_accuracy/{length}": share for length, share in verdict.needle_accuracy.items()}
         pl_module.report({"eval_loss": self.evaluations[stage]["loss"], **losses}, time.perf_counter() - clock)
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: StepBatch, batch_idx: int) -> None:
+        self.check_gate(trainer.global_step)
+
+    def check_gate(self, step: int) -> None:
+        """Raise :class:`ExtendStage` where a stage that must be extended ends after ``step`` finished steps."""
+        stage = self._ends.get(step)
+        gate = self.curriculum.config.stages[stage].gate if stage else None
+        if stage is None or gate is None or self.verdicts[stage][-1]["passed"]:
+            return
+        if self.curriculum.extensions.get(stage, 0) < gate.extensions:
+            raise ExtendStage(stage)
+        found = Verdict(**self.verdicts[stage][-1])
+        message = f"Stage '{stage}' has not passed its gate after {gate.extensions} extensions: {found}."
+        if gate.otherwise == "stop":
+            raise UserError(f"{message} Raise the gate's extensions or lower its bounds; or set otherwise=go_on.")
+        print(f"{message} Going on.", file=sys.stderr)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self._sums, "count": self._count, "evaluations": self.evaluations}
+        return {"sums": self._sums, "count": self._count, "evaluations": self.evaluations, "verdicts": self.verdicts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._sums, self._count = dict(state_dict["sums"]), int(state_dict["count"])
         self.evaluations = dict(state_dict["evaluations"])
+        self.verdicts = dict(state_dict["verdicts"])
 
     def _save(self, trainer: pl.Trainer, model: Transformer, folder: Path) -> None:
         whole = unsharded(model)  # every rank takes part

@@ -1,8 +1,10 @@
 """`herd pretrain`: token shards to a trained model."""
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Optional
 
 from herd.config.errors import UserError, nearest
@@ -16,10 +18,13 @@ from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.curriculum import Curriculum, CurriculumConfig
 from herd.training.fit import fit
+from herd.training.gates import ExtendStage, Extensions, Verdict, judge
 from herd.training.heldout import bits_per_byte, check_domains, heldout_loss, loss_by_domain, mixed_loss, write_document_losses
+from herd.training.needle import needle_trials
 from herd.training.optimizer import OptimizerConfig
 from herd.training.pretrain import AtStageEnds, PretrainModule, PretrainSource
 from herd.training.start import Start, open_start, tokenizer_of
+from herd.training.surroundings import first_process
 from herd.training.trainer_config import TrainerConfig
 
 FLOPS_CONVENTION = "6N"
@@ -65,8 +70,10 @@ class Prepared:
     behind: int  # phases of the mixture that the checkpoint's data were
 
 
-def prepare(config: PretrainConfig, inputs: Inputs) -> Prepared:
-    """The final configuration, curriculum and data of a run; UserError for what does not fit together."""
+def prepare(config: PretrainConfig, inputs: Inputs, extensions: Mapping[str, int] | None = None) -> Prepared:
+    """The final configuration, curriculum and data of a run whose stages have been extended so often; UserError for what does
+    not fit together.
+    """
     shards = TokenShards(inputs["tokens"] / "tokens")
     config = settled(config, shards, inputs.get("flagship"))
     given = inputs.get("start")
@@ -78,7 +85,7 @@ def prepare(config: PretrainConfig, inputs: Inputs) -> Prepared:
     if start is not None:
         start.check(config.model.with_vocab_size(shards.vocab_size), tokenizer_of(inputs["tokens"]))
         config = continued(config, start)
-    curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
+    curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr, extensions)
     behind = start.phases if start and start.data == _address(inputs["tokens"]) else ()
     mixture = Mixture(shards, "train", [*behind, *curriculum.mixture_phases()], config.seed)
     return Prepared(config, shards, curriculum, mixture, start, len(behind))
@@ -89,24 +96,25 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
 
     With an input ``start`` training goes on from that run's checkpoint, see :mod:`herd.training.start`.
     """
-    prepared = prepare(config, inputs)
-    config, shards, curriculum, start = prepared.config, prepared.shards, prepared.curriculum, prepared.start
-    mixture = prepared.mixture
+    extensions = Extensions(stage_run.scratch / "extensions.json")
+    asked, planned = config, prepare(config, inputs)
+    config, shards, start = planned.config, planned.shards, planned.start
     if start is not None:
         model = start.model()
     else:
         model = Transformer(config.model.with_vocab_size(shards.vocab_size))
         model.init_weights(config.seed)
-    curriculum.check_lengths(model.config.max_seq_len)
+    planned.curriculum.check_lengths(model.config.max_seq_len)
     initial = next(iter(config.curriculum.stages))
     # What a checkpoint is worth is judged on the run's own mix, whatever it is annealed on.
     weights = (None if start else config.curriculum.stages[initial].mix) or config.mix.weights
     if config.eval_seq_len > model.config.max_seq_len:
         raise UserError(f"eval_seq_len {config.eval_seq_len} exceeds model.max_seq_len {model.config.max_seq_len}.")
     check_domains(shards.domains("heldout"), weights)
-    write_json(stage_run.folder / "curriculum.json", {"tokens": curriculum.tokens, "phases": curriculum.summary()})
-    moments = start.moments() if start else None
-    module = PretrainModule(model, config.optimizer, curriculum, moments, config.z_loss)
+    for name, stage in config.curriculum.stages.items():
+        if (gate := stage.gate) is not None:  # refuse now what its test would refuse after days
+            length = planned.curriculum.longest(name) // 4
+            needle_trials(shards.source("heldout", gate.needle_domain), length, 1, gate.needle_statements)
 
     def evaluate(model: Transformer) -> dict[str, Any]:
         scores = heldout_loss(model, shards, config.eval_seq_len, config.eval_tokens)
@@ -116,22 +124,45 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
             "bits_per_byte_by_domain": bits_per_byte(scores),
         }
 
-    def training(stage: str) -> dict[str, Any]:
-        return training_of(prepared, stage, inputs["tokens"])
+    def judge_stage(stage: str, model: Transformer, evaluations: dict[str, Any]) -> Verdict | None:
+        gate = config.curriculum.stages[stage].gate
+        if gate is None:
+            return None
+        source, longest = shards.source("heldout", gate.needle_domain), planned.curriculum.longest(stage)
+        return judge(gate, model, source, longest, evaluations[stage]["loss"], evaluations[initial]["loss"])
 
-    at_ends = AtStageEnds(curriculum, stage_run.folder, evaluate, training, config.save_optimizer)
-    source = PretrainSource(mixture, curriculum, config.trainer.micro_batch_tokens, prepared.behind)
-    result = fit(
-        module,
-        source,
-        config.trainer,
-        stage_run,
-        [at_ends],
-        description=stage_run.node or "pretrain",
-        checkpoint_at=at_ends.is_end,
-        fingerprint={"phases": curriculum.summary(), "seed": config.seed}
-        | ({"start": inputs["start"].address, "stage": start.stage} if start else {}),
-    )
+    # As planned: an extension changes what comes after it alone, and does not make another run.
+    fingerprint = {
+        "phases": planned.curriculum.summary(),
+        "seed": config.seed,
+        "steps": planned.curriculum.steps,
+        "tokens": planned.curriculum.tokens,
+    } | ({"start": inputs["start"].address, "stage": start.stage} if start else {})
+    while True:
+        prepared = prepare(asked, inputs, extensions.counts)
+        curriculum = prepared.curriculum
+        plan = {"tokens": curriculum.tokens, "extensions": extensions.counts, "phases": curriculum.summary()}
+        write_json(stage_run.folder / "curriculum.json", plan)
+        training = partial(training_of, prepared, tokens=inputs["tokens"])
+        at_ends = AtStageEnds(curriculum, stage_run.folder, evaluate, judge_stage, training, config.save_optimizer)
+        try:
+            result = fit(
+                PretrainModule(model, config.optimizer, curriculum, start.moments() if start else None, config.z_loss),
+                PretrainSource(prepared.mixture, curriculum, config.trainer.micro_batch_tokens, prepared.behind),
+                config.trainer,
+                stage_run,
+                [at_ends],
+                description=stage_run.node or "pretrain",
+                checkpoint_at=at_ends.is_end,
+                fingerprint=fingerprint,
+            )
+            at_ends.check_gate(curriculum.steps)
+            break
+        except ExtendStage as end:
+            extensions.add(end.stage, writes=first_process())
+            if first_process():
+                found = Verdict(**at_ends.verdicts[end.stage][-1])
+                print(f"Stage '{end.stage}' is extended, for its gate is not passed: {found}.", file=sys.stderr)
     final = next(reversed(config.curriculum.stages))
     if config.eval_documents:
         write_document_losses(stage_run.folder / "heldout_documents.csv", model, shards, config.eval_seq_len, config.eval_tokens)
@@ -155,9 +186,10 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         "initial_loss_by_domain": at_ends.evaluations[initial]["loss_by_domain"],
         "loss_by_stage": {stage: scores["loss"] for stage, scores in at_ends.evaluations.items()},
         "initial_tokens": curriculum.stage_tokens()[initial],
-        "epochs": mixture.epochs(),
+        "epochs": prepared.mixture.epochs(),
         "left_out_steps": [list(span) for span in result.left_out],
         "start": start.describe() if start else None,
+        "gates": at_ends.verdicts,
     }
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from herd.config.errors import UserError
 from herd.config.loader import from_dict
@@ -24,7 +25,8 @@ def batch_lines(folder: Path, step: int) -> Iterator[str]:
     if artifact.manifest["stage"] != "pretrain":
         raise UserError(f"'{folder}' was made by `herd {artifact.manifest['stage']}`: give the folder of a `herd pretrain`.")
     inputs = {name: Artifact.open(artifact.path.parent / path) for name, path in artifact.manifest["inputs"].items()}
-    prepared = prepare(_configuration(artifact), Inputs(inputs, {}))
+    plan = json.loads((artifact / "curriculum.json").read_text(encoding="utf-8"))
+    prepared = prepare(_configuration(artifact, plan), Inputs(inputs, {}), plan["extensions"])
     curriculum, mixture = prepared.curriculum, prepared.mixture
     if not 0 <= step < curriculum.steps:
         raise UserError(f"step {step}: '{folder}' has the steps 0 to {curriculum.steps - 1}.")
@@ -42,10 +44,9 @@ def batch_lines(folder: Path, step: int) -> Iterator[str]:
         yield from (f"    {name}  {length:,} tokens" for name, length in zip(ids, lengths, strict=True))
 
 
-def _configuration(artifact: Artifact) -> PretrainConfig:
+def _configuration(artifact: Artifact, plan: dict[str, Any]) -> PretrainConfig:
     """The run's own, with its stages in order: a manifest's keys are sorted."""
     values = artifact.manifest["config"]
-    phases = json.loads((artifact / "curriculum.json").read_text(encoding="utf-8"))["phases"]
     stages = values["curriculum"]["stages"]
-    ordered = {name: stages[name] for name in dict.fromkeys(phase["stage"] for phase in phases)}
+    ordered = {name: stages[name] for name in dict.fromkeys(phase["stage"] for phase in plan["phases"])}
     return from_dict(PretrainConfig, values | {"curriculum": values["curriculum"] | {"stages": ordered}})
