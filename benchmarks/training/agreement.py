@@ -1,8 +1,8 @@
 """Does a model of ours give Hugging Face's ``LlamaForCausalLM`` numbers? Logits, generation, training, and the way back.
 
-The models of a finished run are exported by ``herd export`` and loaded by the Auto classes. Logits are compared on held-out text in
-rows as long as the model reads, with float64 beside both, since Hugging Face computes the angles of RoPE in float32. Training is
-compared step by step: ``herd pretrain`` itself against a plain loop over Hugging Face's model from the exported weights.
+The models of a finished run are exported by ``herd export`` and loaded by the Auto classes. Logits are compared on held-out text
+in rows as long as the model reads, with float64 beside both, since Hugging Face computes the angles of RoPE in float32. Training
+is compared step by step: ``herd pretrain`` itself against a plain loop over Hugging Face's model from the exported weights.
 
     python benchmarks/training/agreement.py runs/laptop
 """
@@ -56,7 +56,7 @@ def document_mask(rows: PackedRows) -> Tensor:
 
 
 def trajectory(config: PretrainConfig, inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """Losses of every step of ``herd pretrain`` and of a plain loop over Hugging Face's model: same start, rows, AdamW, clipping."""
+    """The losses of ``herd pretrain`` and of a plain loop over Hugging Face's model: same start, rows, AdamW and clipping."""
     start = Transformer(config.model)
     start.init_weights(config.seed)
     save_model(start, folder / "start")

@@ -9,8 +9,8 @@ pytest.importorskip("transformers", reason="parity needs transformers (extra dev
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks/training"), str(ROOT / "tests/training")]
 
-from agreement import trajectory
-from pretrain_standin import VOCAB, config, write_corpus
+from agreement import trajectory  # noqa: E402
+from pretrain_standin import VOCAB, config, write_corpus  # noqa: E402
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -130,7 +130,7 @@ def test_what_does_not_fit_is_refused(inputs, half, tmp_path, changes, says):
 
 def test_other_inputs_are_refused(inputs, half, tmp_path):
     settings = of_stages({"anneal": ANNEAL})
-    with pytest.raises(UserError, match="made by `herd sft`; give a finished `herd pretrain`"):
+    with pytest.raises(UserError, match="made by `herd sft`; give a finished `herd pretrain` or `import`"):
         prepare(settings, with_start(inputs, Artifact(half.path, {"stage": "sft"})))
     with pytest.raises(UserError, match=r"start_stage names a stage of inputs\.start, which is missing"):
         prepare(replace(settings, start_stage="initial"), inputs)

@@ -30,7 +30,7 @@ def check_weights(weights: Mapping[str, float], where: str) -> None:
         raise UserError(f"{where}: weights must be 0 or more, not {bad}.")
     total = math.fsum(weights.values())
     if abs(total - 1) > _TOLERANCE:
-        raise UserError(f"{where}: weights sum to {total:.6g}, not 1 ({dict(weights)}).")
+        raise UserError(f"{where}: weights sum to {total:.6g}, not 1 ({dict(weights)}): give each source its share of 1.")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from herd.training.curriculum import Curriculum, CurriculumConfig
 from herd.training.fit import fit
 from herd.training.gates import ExtendStage, Extensions, Verdict, judge
 from herd.training.heldout import bits_per_byte, check_domains, heldout_loss, loss_by_domain, mixed_loss, write_document_losses
+from herd.training.input_checks import check_ranks, check_shards
 from herd.training.needle import needle_trials
 from herd.training.optimizer import OptimizerConfig
 from herd.training.pretrain import AtStageEnds, PretrainModule, PretrainSource
@@ -83,6 +84,8 @@ def prepare(config: PretrainConfig, inputs: Inputs, extensions: Mapping[str, int
             "start_stage names a stage of inputs.start, which is missing: give inputs.start=FOLDER of `herd pretrain`."
         )
     if start is not None:
+        if start.imported:  # its shape is not among the configurations here
+            config = replace(config, model=start.model().config)
         start.check(config.model.with_vocab_size(shards.vocab_size), tokenizer_of(inputs["tokens"]))
         config = continued(config, start)
     curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr, extensions)
@@ -105,12 +108,14 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         model = Transformer(config.model.with_vocab_size(shards.vocab_size))
         model.init_weights(config.seed)
     planned.curriculum.check_lengths(model.config.max_seq_len)
+    check_ranks(planned.curriculum, config.trainer)
     initial = next(iter(config.curriculum.stages))
     # What a checkpoint is worth is judged on the run's own mix, whatever it is annealed on.
     weights = (None if start else config.curriculum.stages[initial].mix) or config.mix.weights
     if config.eval_seq_len > model.config.max_seq_len:
-        raise UserError(f"eval_seq_len {config.eval_seq_len} exceeds model.max_seq_len {model.config.max_seq_len}.")
+        raise UserError(f"eval_seq_len {config.eval_seq_len} exceeds model.max_seq_len {model.config.max_seq_len}: lower it.")
     check_domains(shards.domains("heldout"), weights)
+    check_shards(inputs["tokens"], shards, planned.mixture.tokens())
     for name, stage in config.curriculum.stages.items():
         if (gate := stage.gate) is not None:  # refuse now what its test would refuse after days
             length = planned.curriculum.longest(name) // 4

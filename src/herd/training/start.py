@@ -3,7 +3,7 @@
 Carried over: the weights, with their RoPE; AdamW's moments and step count, where that run kept them (``save_optimizer``), else
 the moments begin at zero; the learning rate (see ``start_lr``); and, on the same token shards, the place in every source, so that
 the data go on where they stopped. Steps and tokens of this run are counted from zero; ``start`` in its metrics holds the earlier
-ones.
+ones. Of a model that `herd import` has brought in, weights, shape and tokenizer are carried over.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from herd.config.errors import UserError, nearest
 from herd.corpus.mixture import Phase
 from herd.model.config import ModelConfig
-from herd.model.io import load_model
+from herd.model.io import REWARD, load_model, open_model
 from herd.model.transformer import Transformer
 from herd.runs.atomic import sha256_file, write_bytes, write_json
 from herd.runs.stage import Artifact
@@ -42,6 +42,7 @@ class Start:
     data: str  # address of the token shards it was trained on
     tokenizer: str  # see :func:`tokenizer_of`
     phases: tuple[Phase, ...]  # of the mixture behind it
+    imported: bool = False  # by `herd import`: weights and tokenizer alone
 
     @property
     def has_moments(self) -> bool:
@@ -50,7 +51,7 @@ class Start:
 
     def model(self) -> Transformer:
         """The weights."""
-        return load_model(self.folder)
+        return load_model(self.folder).float()
 
     def moments(self) -> dict[str, Tensor] | None:
         """The optimizer's state, as :func:`set_moments` takes it."""
@@ -86,8 +87,12 @@ def open_start(artifact: Artifact, stage: str | None) -> Start:
         UserError: another command's result, no such stage, or a result of an older version.
     """
     made_by = artifact.manifest["stage"]
+    if made_by == "import":
+        return _open_import(artifact, stage)
     if made_by != "pretrain":
-        raise UserError(f"inputs.start: '{artifact.path}' was made by `herd {made_by}`; give a finished `herd pretrain`.")
+        raise UserError(
+            f"inputs.start: '{artifact.path}' was made by `herd {made_by}`; give a finished `herd pretrain` or `import`."
+        )
     phases = json.loads((artifact / "curriculum.json").read_text(encoding="utf-8"))["phases"]
     stages = list(dict.fromkeys(phase["stage"] for phase in phases))
     chosen = stage or stages[-1]
@@ -101,6 +106,18 @@ def open_start(artifact: Artifact, stage: str | None) -> Start:
     told = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
     told["phases"] = tuple(Phase(**phase) for phase in told["phases"])
     return Start(folder=folder, stage=chosen, **told)
+
+
+def _open_import(artifact: Artifact, stage: str | None) -> Start:
+    """A foreign checkpoint: nothing is known of its training, so ``start_lr`` must be own."""
+    folder = artifact / "model"
+    if stage is not None:
+        raise UserError(f"start_stage: '{artifact.path}' was imported and has no stages: leave it null.")
+    if open_model(folder).kind == REWARD:
+        raise UserError(f"inputs.start: '{artifact.path}' is a reward model: give a language model to go on from.")
+    if not (artifact.path / "tokenizer").is_dir():
+        raise UserError(f"inputs.start: '{artifact.path}' was imported without its tokenizer: import it with tokenizer=true.")
+    return Start(folder, "import", 0, 0, 0.0, 0.0, "", tokenizer_of(artifact), (), imported=True)
 
 
 def save_training(folder: Path, told: dict[str, Any], moments: dict[str, Tensor] | None) -> None:
