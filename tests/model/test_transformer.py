@@ -180,11 +180,11 @@ def test_set_rope_extends_the_context(model):
     extended = lively()
     with pytest.raises(UserError, match="513 positions"):
         extended(torch.zeros(1, 513, dtype=torch.int64))
-    extended.set_rope(RopeScaling(original_max_seq_len=512), 1024)
+    extended.set_rope(500_000.0, RopeScaling(original_max_seq_len=512), 1024)
     assert extended(torch.zeros(1, 513, dtype=torch.int64)).shape == (1, 513, 32)
     tokens = tokens_for(((40,),))
     assert not torch.equal(extended(tokens), model(tokens))
-    extended.set_rope(None, 1024)
+    extended.set_rope(500_000.0, None, 1024)
     assert torch.equal(extended(tokens), model(tokens))
 
 

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from herd.config.errors import UserError
 from herd.config.loader import conf_root, load
-from herd.model.config import RopeScaling
+from herd.model.config import ModelConfig, RopeScaling
 from herd.training.curriculum import Curriculum, CurriculumConfig, RampStep, StageConfig, plan_summary
+from herd.training.pretrain import rope_by_stage
 from herd.training.schedule import SCHEDULES, ScheduleConfig, step_schedule
 
 MIX = {"general": 0.75, "code": 0.25}
@@ -229,12 +230,32 @@ def test_rows_longer_than_rope_are_refused():
         curriculum.check_lengths(8)
     extended = StageConfig(ramp=[RampStep(seq_len=32)], rope_scaling=RopeScaling(2.0, original_max_seq_len=16))
     Curriculum(CurriculumConfig(6400, 64, {"long": extended}), MIX, lr=1.0).check_lengths(16)
+    rebased = replace(extended, rope_scaling=None, rope_theta=8e6)
+    Curriculum(CurriculumConfig(6400, 64, {"long": rebased}), MIX, lr=1.0).check_lengths(16)
+
+
+def test_each_stage_keeps_the_rope_that_those_before_it_set():
+    scaling = RopeScaling(2.0, original_max_seq_len=16)
+    stages = {
+        "initial": StageConfig(ramp=[RampStep(seq_len=16)]),
+        "based": StageConfig(ramp=[RampStep(seq_len=32)], rope_theta=8e6),
+        "scaled": StageConfig(ramp=[RampStep(seq_len=64)], rope_scaling=scaling),
+        "annealing": StageConfig(ramp=[RampStep(seq_len=32)]),
+    }
+    model = ModelConfig(dim=8, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=16, vocab_size=8, max_seq_len=16, rope_theta=1e4)
+    assert rope_by_stage(Curriculum(CurriculumConfig(6400, 64, stages), MIX, lr=1.0), model) == {
+        "initial": (1e4, None, 16),
+        "based": (8e6, None, 32),
+        "scaled": (8e6, scaling, 64),
+        "annealing": (8e6, scaling, 64),
+    }
 
 
 @pytest.mark.parametrize(
     "bad",
     [
         lambda: StageConfig(share=0),
+        lambda: StageConfig(rope_theta=1.0),
         lambda: StageConfig(ramp=[RampStep(start=0.5)]),
         lambda: StageConfig(mix={"general": 0.5}),
         lambda: RampStep(start=1.0),

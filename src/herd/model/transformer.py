@@ -171,9 +171,10 @@ class Transformer(nn.Module):
         scores = F.linear(hidden, self.output_weight)
         return scores if scores.dtype == torch.float64 else scores.float()
 
-    def set_rope(self, rope_scaling: RopeScaling | None, max_seq_len: int) -> None:
-        """Change the frequency scaling and the longest position, as the long-context stage does; weights stay."""
-        self.config = dataclasses.replace(self.config, rope_scaling=rope_scaling, max_seq_len=max_seq_len)
+    def set_rope(self, rope_theta: float, rope_scaling: RopeScaling | None, max_seq_len: int) -> None:
+        """Change the base, the frequency scaling and the longest position, as the long-context stage does; weights stay."""
+        changes = {"rope_theta": rope_theta, "rope_scaling": rope_scaling, "max_seq_len": max_seq_len}
+        self.config = dataclasses.replace(self.config, **changes)
         self._build_rope()
 
     @torch.no_grad()

@@ -39,10 +39,16 @@ class StageConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # learning rate over the stage
     ramp: list[RampStep] = field(default_factory=lambda: [RampStep()])  # batch and length over the stage
     mix: dict[str, float] = field(default_factory=dict)  # domain -> share, sums to 1; empty = the run's mix
-    # RoPE from this stage on; None = as before. The model's max_seq_len grows to the stage's longest row.
+    # RoPE from this stage on; None = as before. With one of the two the model's max_seq_len grows to the stage's longest row.
+    rope_theta: Optional[float] = None  # noqa: UP045 (base of the frequencies)
     rope_scaling: Optional[RopeScaling] = None  # noqa: UP045 (OmegaConf wants Optional)
     average_checkpoints: int = 0  # weights at so many equal distances of the stage, averaged at its end; 0 = no
     gate: Optional[GateConfig] = None  # noqa: UP045 (what must hold before the next stage; None = nothing)
+
+    @property
+    def moves_rope(self) -> bool:
+        """Whether positions change with this stage."""
+        return self.rope_theta is not None or self.rope_scaling is not None
 
     def __post_init__(self) -> None:
         if self.share <= 0:
@@ -52,6 +58,8 @@ class StageConfig:
             raise UserError(f"ramp: starts must begin with 0 and rise, not {starts}.")
         if self.mix:
             check_weights(self.mix, "curriculum stage's mix")
+        if self.rope_theta is not None and self.rope_theta <= 1:
+            raise UserError(f"A curriculum stage has rope_theta = {self.rope_theta}: it must exceed 1.")
         if self.average_checkpoints < 0:
             raise UserError(f"average_checkpoints = {self.average_checkpoints}: 0 or more is needed.")
         if self.gate and (self.schedule.kind != "constant" or self.average_checkpoints):
@@ -241,19 +249,19 @@ class Curriculum:
         """Refuse rows longer than the model's RoPE table, as the stages up to each one have set it (UserError)."""
         for name, stage in self.config.stages.items():
             longest = self.longest(name)
-            if stage.rope_scaling is not None:
+            if stage.moves_rope:
                 max_seq_len = max(max_seq_len, longest)
             if longest > max_seq_len:
                 raise UserError(
                     f"Curriculum stage '{name}' has rows of {longest} tokens, the model's positions end at "
-                    f"{max_seq_len}: raise model.max_seq_len, or give the stage a rope_scaling."
+                    f"{max_seq_len}: raise model.max_seq_len, or give the stage a rope_scaling or a rope_theta."
                 )
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row a phase: stage, steps, tokens, batch, length, first and last learning rate, mix, RoPE factor."""
+        """One row a phase: stage, steps, tokens, batch, length, first and last learning rate, mix, RoPE's base and factor."""
         rows = []
         for phase in self.phases:
-            scaling = self.config.stages[phase.stage].rope_scaling
+            stage = self.config.stages[phase.stage]
             rows.append(
                 {
                     "stage": phase.stage,
@@ -267,7 +275,8 @@ class Curriculum:
                     "first_lr": self.learning_rate(phase.first_step),
                     "last_lr": self.learning_rate(phase.first_step + phase.steps - 1),
                     "mix": phase.weights,
-                    "rope_factor": scaling.factor if scaling else None,
+                    "rope_theta": stage.rope_theta,
+                    "rope_factor": stage.rope_scaling.factor if stage.rope_scaling else None,
                 }
             )
         return rows

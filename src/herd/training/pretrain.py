@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from herd.config.errors import UserError
 from herd.corpus.mixture import Mixture
 from herd.corpus.packing import PackedRows
-from herd.model.config import ModelConfig
+from herd.model.config import ModelConfig, RopeScaling
 from herd.model.io import save_model
 from herd.model.masks import Documents
 from herd.model.transformer import Transformer
@@ -117,14 +117,15 @@ class PretrainModule(HerdModule):
         return {"stage": phase.stage, "batch_tokens": phase.batch_tokens, "seq_len": phase.seq_len}
 
 
-def rope_by_stage(curriculum: Curriculum, model: ModelConfig) -> dict[str, tuple[Any, int]]:
-    """Stage -> (RoPE scaling, longest position): each stage keeps what the last one with a scaling has set."""
-    scaling, longest = model.rope_scaling, model.max_seq_len
+def rope_by_stage(curriculum: Curriculum, model: ModelConfig) -> dict[str, tuple[float, RopeScaling | None, int]]:
+    """Stage -> (RoPE base, its scaling, longest position): each stage keeps what those before it have set."""
+    theta, scaling, longest = model.rope_theta, model.rope_scaling, model.max_seq_len
     result = {}
     for name, stage in curriculum.config.stages.items():
-        if stage.rope_scaling is not None:
-            scaling, longest = stage.rope_scaling, max(longest, curriculum.longest(name))
-        result[name] = (scaling, longest)
+        theta, scaling = stage.rope_theta or theta, stage.rope_scaling or scaling
+        if stage.moves_rope:
+            longest = max(longest, curriculum.longest(name))
+        result[name] = (theta, scaling, longest)
     return result
 
 

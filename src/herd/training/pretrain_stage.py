@@ -294,7 +294,8 @@ def plan_lines(config: PretrainConfig) -> Iterator[str]:
     )
     curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
     for row in curriculum.summary():
-        rope = f", RoPE x{row['rope_factor']:g}" if row["rope_factor"] else ""
+        rope = f", RoPE base {row['rope_theta']:,g}" if row["rope_theta"] else ""
+        rope += f", RoPE x{row['rope_factor']:g}" if row["rope_factor"] else ""
         yield (
             f"{row['stage']}: {row['steps']:,} steps, {row['tokens']:,} tokens, batch {row['batch_tokens']:,} = "
             f"{row['rows']:,} x {row['seq_len']:,}, learning rate {row['first_lr']:.3g} -> {row['last_lr']:.3g}{rope}"

@@ -26,7 +26,7 @@ from herd.runs.atomic import sha256_file, write_bytes, write_json
 from herd.runs.stage import Artifact
 
 TRAINING, MOMENTS = "training.json", "optimizer.safetensors"
-_MOVED = ("max_seq_len", "rope_scaling")  # by the curriculum: what a checkpoint has of them is taken over
+_MOVED = ("max_seq_len", "rope_theta", "rope_scaling")  # by the curriculum: what a checkpoint has of them is taken over
 
 
 @dataclass(frozen=True)
