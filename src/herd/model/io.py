@@ -181,9 +181,8 @@ def _fill(model: Any, state: Mapping[str, Tensor], folder: Path, backbone: Trans
     check_shapes(_shapes(model.state_dict()), found, folder)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(True)
-    backbone.set_rope(
-        backbone.config.rope_theta, backbone.config.rope_scaling, backbone.config.max_seq_len
-    )  # the table was on meta too
+    config = backbone.config
+    backbone.set_rope(config.rope_theta, config.rope_scaling, config.max_seq_len)  # the table was on meta too
     return model
 
 

@@ -173,8 +173,8 @@ class Transformer(nn.Module):
 
     def set_rope(self, rope_theta: float, rope_scaling: RopeScaling | None, max_seq_len: int) -> None:
         """Change the base, the frequency scaling and the longest position, as the long-context stage does; weights stay."""
-        changes = {"rope_theta": rope_theta, "rope_scaling": rope_scaling, "max_seq_len": max_seq_len}
-        self.config = dataclasses.replace(self.config, **changes)
+        config = dataclasses.replace(self.config, rope_theta=rope_theta, rope_scaling=rope_scaling)
+        self.config = dataclasses.replace(config, max_seq_len=max_seq_len)
         self._build_rope()
 
     @torch.no_grad()
