@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from herd.cli import main
 from herd.config.errors import UserError
 from herd.config.loader import compose, data_root
 from herd.recipe.job import make_job
@@ -60,6 +61,28 @@ def test_a_table_becomes_laws_a_proposal_and_figures(tmp_path: Path) -> None:
         assert (artifact / "figures" / f"{name}.png").stat().st_size > 5000
     back = read_mixtures(str(artifact / "mixtures.csv"))
     np.testing.assert_array_equal(back.losses, read_mixtures(str(table)).losses)
+
+
+def test_the_screen_shows_every_law_the_mix_and_the_gain_with_interval_and_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = write_table(tmp_path / "mixes.csv")
+    command = ["mix-fit", f"table={table}", *PRIOR, "replicates=30", f"run.root={tmp_path}/runs", f"out={tmp_path}/out"]
+    main([*command, "max_epochs=4", "budget_tokens=1e9", *(f"++available_tokens.{name}=1e9" for name in SOURCES)])
+    text = capsys.readouterr().out
+    fit = json.loads((tmp_path / "out" / "mix_fit.json").read_text())
+    proposal = fit["proposal"]
+    rows = [line.split() for line in text.splitlines()]
+    for domain, law in fit["laws"].items():
+        held = law["held_out"]
+        numbers = [f"{held['spearman']:.3f}", f"{held['rmse']:.4f}", f"{held['r2']:.3f}"]
+        assert [domain, law["kind"], *numbers, law["status"]] in rows
+    for source in SOURCES:
+        (row,) = [row for row in rows if row[:2] == [source, f"{proposal['prior'][source]:.4f}"]]
+        low, high = proposal["mix_interval"][source]
+        assert row[2:] == [f"{proposal['mix'][source]:.4f}", f"[{low:.4f},", f"{high:.4f}]", f"{proposal['epochs'][source]:.3g}"]
+    low, high = proposal["gain_interval"]
+    assert f"gain {proposal['gain']:.4f} [{low:.4f}, {high:.4f}] (95%; {proposal['status']}" in text
 
 
 def test_a_foreign_table_has_its_own_prefixes(tmp_path: Path) -> None:

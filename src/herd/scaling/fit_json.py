@@ -13,6 +13,7 @@ from herd.scaling.laws import Laws
 from herd.scaling.records.readers import RunTable
 from herd.scaling.records.record import usable
 from herd.scaling.surface.fit import Surface
+from herd.scaling.suspects import suspects
 
 _STATUS = {"power_law": "ok", "surface": "surface", "ratio": "ratio"}
 
@@ -50,6 +51,10 @@ def describe(laws: Laws, table: RunTable, chosen: Forecast | None, further: Sequ
         "reasons": laws.reasons,
         "dropped": [asdict(dropped) for curve in laws.curves for dropped in curve.dropped],
         "dropped_rows": [{"row": problem.row, "reason": problem.what} for problem in table.dropped],
+        "notes": [
+            *({"row": note.row, "reason": note.what} for note in table.notes),
+            *(asdict(one) for one in suspects(laws)),
+        ],
         "table": {
             "rows": len(laws.records),
             "usable": len(good),

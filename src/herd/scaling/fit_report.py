@@ -13,6 +13,7 @@ from herd.runs.stage import Artifact
 from herd.scaling.numbers import compute, si, span, times
 
 _LONGEST = 400  # letters of a reason
+_NOTED = 6  # rows to look at that are listed
 _MOST = 24  # rows of a table: a set without budgets has hundreds
 
 
@@ -39,7 +40,7 @@ def show_fit(artifact: Artifact) -> None:
         f"{compute(table['largest_budget'])} FLOPs (counted: {table['flops_convention']}); loss in {table['loss_unit']}"
     )
     out.print(budgets(fit))
-    for line in (*dropped_lines(fit), *law_lines(fit)):
+    for line in (*dropped_lines(fit), *note_lines(fit), *law_lines(fit)):
         out.print(line, soft_wrap=True)
     forecasts = [one for one in (fit["forecast"], *fit["forecasts"]) if one]
     if forecasts:
@@ -85,6 +86,13 @@ def dropped_lines(fit: Mapping[str, Any]) -> list[str]:
     lines += [f"not used {one['cell']}: {one['reason']}" for one in fit["dropped"]]
     more = [f"and {len(lines) - _MOST} more in fit.json"] if len(lines) > _MOST else []
     return [*lines[:_MOST], *more, ""] if lines else [""]
+
+
+def note_lines(fit: Mapping[str, Any]) -> list[str]:
+    """Rows that were fitted and deserve a look."""
+    notes = [f"[bold]check {plain(one['row'])}[/]: {plain(one['reason'])}" for one in fit["notes"]]
+    more = [f"and {len(notes) - _NOTED} more in fit.json"] if len(notes) > _NOTED else []
+    return [*notes[:_NOTED], *more, ""] if notes else []
 
 
 def law_lines(fit: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from herd.scaling.mixture.kinds import KINDS
 from herd.scaling.mixture.law import MixtureLaw, fit_mixture
 from herd.scaling.mixture.proposals import Limits, Proposal, propose_mixture
 from herd.scaling.mixture.records import MixtureTable, finished_runs, gather_mixtures, read_mixtures, write_mixtures
+from herd.scaling.mixture.report import show_mix_fit
 
 
 @dataclass(frozen=True)
@@ -144,4 +145,5 @@ STAGE = Stage(
     run=run,
     summary="mixtures and held-out losses to mixture laws and the mix to train next",
     fingerprint=fingerprint,
+    show=show_mix_fit,
 )

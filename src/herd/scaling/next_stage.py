@@ -13,6 +13,7 @@ from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.scaling.choice.misallocation import misallocation
 from herd.scaling.choice.next_runs import Batch, Candidate, Ranked, choose_batch, rank
 from herd.scaling.choice.posterior import GOALS, LAWS, Goal, Posterior, fit_posterior
+from herd.scaling.numbers import si, span
 from herd.scaling.records.readers import read_table
 from herd.scaling.records.record import Record
 from herd.scaling.sweep.plan import (
@@ -214,7 +215,13 @@ def _lines(config: ScalingNextConfig, content: dict[str, Any], batch: Batch, cel
         ratio = f", {now['extrapolation_ratio']:.3g} times the largest fitted compute" if now["extrapolation_ratio"] else ""
         status = "" if now["status"] == "ok" else f"; {now['status']}: {now['reason']}"
         what = config.wanted().kind + (f" of {name}" if config.settings else "")
-        lines.append(f"now: {what} {now['value']:.4g} [{low:.4g}, {high:.4g}] at {config.confidence:.0%}{ratio}{status}")
+        own = ""
+        if config.wanted().kind != "alpha":  # a logarithm: the number itself is what people know
+            value, form = math.exp(now["value"]), "si" if config.goal == "log_tokens" else ".4f"
+            number = si(value) if form == "si" else f"{value:.4f}"
+            unit = "tokens" if form == "si" else "of loss"
+            own = f" = {number} {unit} {span((math.exp(low), math.exp(high)), form)}"
+        lines.append(f"now: {what} {now['value']:.4g} [{low:.4g}, {high:.4g}]{own} at {config.confidence:.0%}{ratio}{status}")
     for one in batch.chosen:
         cell = cells[one.candidate]
         own = f", {one.candidate.setting}" if one.candidate.setting else ""

@@ -27,7 +27,10 @@ def held_out(laws: Mapping[str, MixtureLaw], axes: Axes) -> Axes:
     axes.plot(ends, ends, color="#8a8f98", lw=1, ls=(0, (4, 3)), zorder=1)
     axes.set(xlabel="predicted by the law without the run (nats/token)", ylabel="measured (nats/token)")
     axes.set_title("Mixture law on mixtures that it has not seen")
-    axes.legend(fontsize=8)
+    if len(laws) > 6:  # beside the points, not on them
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        axes.legend(fontsize=8)
     return axes
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from herd.config.errors import UserError, nearest
 from herd.scaling.records.checks import Problem, find_problems, refuse
+from herd.scaling.records.notes import find_notes
 from herd.scaling.records.raw_tables import WANDB, read_raw
 from herd.scaling.records.record import COLUMNS, STATUSES, TASK, Record, near_groups
 from herd.scaling.records.units import check_convention, check_unit, convert_loss, recount_flops
@@ -48,6 +49,7 @@ class RunTable:
 
     records: tuple[Record, ...]  # rows without a problem, in file order
     dropped: tuple[Problem, ...]  # problems of the rows left out, empty unless on_bad_rows is "drop"
+    notes: tuple[Problem, ...] = ()  # kept rows that deserve a look
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None) -> list[Record]:
@@ -93,10 +95,11 @@ def read_runs(source: str, options: TableOptions | None = None) -> RunTable:
     if options.on_bad_rows == "refuse":
         refuse(problems, source)
     bad = {problem.index for problem in problems}
-    kept = tuple(record for i, record in enumerate(records) if i not in bad)
-    if not kept:
+    good = [i for i in range(len(records)) if i not in bad]
+    if not good:
         refuse(problems, f"{source}: no row is left to fit")
-    return RunTable(kept, tuple(problems))
+    kept = tuple(records[i] for i in good)
+    return RunTable(kept, tuple(problems), tuple(find_notes(kept, [labels[i] for i in good])))
 
 
 def _names(header: Sequence[str], options: TableOptions, source: str) -> dict[str, str]:
