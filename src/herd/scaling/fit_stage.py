@@ -74,7 +74,8 @@ def run(config: ScalingFitConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
         others, laws, rolled, shown, stage_run.folder / "figures"
     )
     summary = {name: fit[name] for name in ("status", "alpha", "alpha_interval", "A", "A_interval")}
-    log_sweep(config.wandb, stage_run.folder, table.records, curves_of(sweep), summary, figures)
+    followed = bool(sweep and sweep.manifest["config"].get("wandb", {}).get("mode", "disabled") != "disabled")
+    log_sweep(config.wandb, stage_run.folder, table.records, curves_of(sweep), summary, figures, cells=not followed)
     metrics = {
         "status": fit["status"],
         "alpha": fit["alpha"],

@@ -19,12 +19,14 @@ from typing import Any
 
 from herd.config.errors import UserError
 from herd.config.loader import compose, to_plain
+from herd.runs.metrics import read_metrics
 from herd.runs.stage import Inputs, Stage, StageRun
-from herd.scaling.choice.adaptive import WavesConfig
+from herd.scaling.choice.adaptive import Wave, WavesConfig
 from herd.scaling.records.readers import read_table
 from herd.scaling.records.record import Record, usable, write_table
 from herd.scaling.sweep.plan import Cell, Plan, PlanConfig, plan_cells, read_plan, vocabulary_of, with_seed, write_plan
-from herd.scaling.sweep.view import SweepView
+from herd.scaling.sweep.view import SweepView, numbers_so_far
+from herd.scaling.sweep.wandb import SweepLog, SweepWandbConfig
 from herd.scaling.sweep.waves import make_pool, train_waves
 
 
@@ -39,6 +41,7 @@ class ScalingSweepConfig:
     seed: int = 0  # of the cells' weights and data order
     adaptive: bool = False  # after each wave the results so far choose the next cells, see `waves`
     waves: WavesConfig = field(default_factory=WavesConfig)  # how an adaptive sweep decides
+    wandb: SweepWandbConfig = field(default_factory=SweepWandbConfig)  # cells and the law so far on a dashboard, as they come
 
     def __post_init__(self) -> None:
         if self.min_cells < 1:
@@ -50,25 +53,28 @@ def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict
     vocabulary = config.plan.vocab_size or vocabulary_of(inputs["tokens"].path)
     chosen = inputs.get("next")
     ended: dict[str, Any] = {}
-    if config.adaptive:
-        if chosen is not None:
-            raise UserError("adaptive=true chooses its own cells: leave inputs.next out.")
-        cells, records, made = train_waves(
-            make_pool(config.plan, config.waves, vocabulary, config.seed),
-            config.waves,
-            config.plan.metric,
-            stage_run.folder / "waves.json",
-            stage_run.scratch / "finished.csv",
-            lambda plan: train(config, inputs, stage_run, plan, needed=0),
-        )
-        plan = Plan(tuple(cells), (), config.plan.metric, config.plan.speed.describe())
-        write_plan(stage_run.folder / "cells.json", plan)
-        check_sweep(records, len(plan.cells), config.min_cells)
-        ended = {"waves": len(made) - 1, "adaptive_status": made[-1].status, "goal": to_plain(made[-1].estimate)}
-    else:
-        plan = _with_seeds(read_plan(chosen / "cells.json") if chosen else plan_cells(config.plan, vocabulary), config.seed)
-        write_plan(stage_run.folder / "cells.json", plan)
-        records = train(config, inputs, stage_run, plan, config.min_cells)
+    with SweepLog(config.wandb, stage_run.folder, stage_run.scratch / "logged_cells") as log:
+        if config.adaptive:
+            if chosen is not None:
+                raise UserError("adaptive=true chooses its own cells: leave inputs.next out.")
+            cells, records, made = train_waves(
+                make_pool(config.plan, config.waves, vocabulary, config.seed),
+                config.waves,
+                config.plan.metric,
+                stage_run.folder / "waves.json",
+                stage_run.scratch / "finished.csv",
+                lambda plan: train(config, inputs, stage_run, plan, 0, log),
+                lambda wave, rows: log.progress(rows, lambda known: numbers_of(wave, known), table=True),
+            )
+            plan = Plan(tuple(cells), (), config.plan.metric, config.plan.speed.describe())
+            write_plan(stage_run.folder / "cells.json", plan)
+            check_sweep(records, len(plan.cells), config.min_cells)
+            ended = {"waves": len(made) - 1, "adaptive_status": made[-1].status, "goal": to_plain(made[-1].estimate)}
+        else:
+            plan = _with_seeds(read_plan(chosen / "cells.json") if chosen else plan_cells(config.plan, vocabulary), config.seed)
+            write_plan(stage_run.folder / "cells.json", plan)
+            records = train(config, inputs, stage_run, plan, config.min_cells, log)
+            log.progress(records, numbers_so_far, table=True)
     write_table(stage_run.folder / "table.csv", records)
     _keep_curves(stage_run.scratch / "sweep", plan.cells, stage_run.folder / "curves")
     stage_run.cost(tokens=int(sum(r.tokens for r in usable(records))), flops=sum(r.flops for r in usable(records)))
@@ -84,8 +90,10 @@ def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict
     }
 
 
-def train(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun, plan: Plan, needed: int) -> list[Record]:
-    """Train the cells of a plan in a multirun; a row for each, failed ones included.
+def train(
+    config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun, plan: Plan, needed: int, log: SweepLog
+) -> list[Record]:
+    """Train the cells of a plan in a multirun; a row for each, failed ones included. Each is logged when it has finished.
 
     Raises:
         UserError: the multirun stopped before its end, or fewer than ``needed`` cells have a loss.
@@ -105,16 +113,43 @@ def train(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun, plan:
         f"hydra.sweeper.cells={_quoted(cells)}",
         *config.overrides,
     ]
+    view = SweepView(plan.cells, folder)
+
+    def hear(line: str, show: Callable[[str], None] = _to_stderr) -> None:
+        show(line)
+        log_new(log, view)
+
     if sys.stderr.isatty():
-        with SweepView(plan.cells, folder).shown() as view:
-            code, last = run_child(command, view.line)
+        with view.shown():
+            code, last = run_child(command, lambda line: hear(line, view.line))
     else:
-        code, last = run_child(command)
+        code, last = run_child(command, hear)
+    log_new(log, view)
     if not (folder / "table.csv").exists():
         raise UserError(f"The sweep ended with status {code} before its first cell: {last or 'no message'}")
     records = read_table(folder / "table.csv")
     check_sweep(records, len(plan.cells), needed, code, last)
     return records
+
+
+def log_new(log: SweepLog, view: SweepView) -> None:
+    """Log the cells that have finished since the last call, each with the law from all that are finished by then."""
+    if not log.on:
+        return
+    for name, record in view.records().items():
+        if not log.knows(name):
+            metrics = _metrics_file(view.folder, name)
+            log.cell(record, read_metrics(metrics) if metrics else [])
+            log.progress([record], numbers_so_far)
+
+
+def numbers_of(wave: Wave, records: Sequence[Record]) -> dict[str, Any]:
+    """What a wave decided from, as numbers for a dashboard."""
+    numbers: dict[str, Any] = {"wave": wave.number, **numbers_so_far(records)}
+    if wave.estimate is not None:
+        low, high = wave.estimate.interval
+        numbers |= {"goal": wave.estimate.value, "goal_low": low, "goal_high": high}
+    return numbers
 
 
 def _with_seeds(plan: Plan, seed: int) -> Plan:
@@ -193,13 +228,19 @@ def _keep_curves(folder: Path, cells: Sequence[Cell], target: Path) -> None:
     """Copy each cell's metrics.jsonl out of its artifact, where it made one."""
     target.mkdir(exist_ok=True)
     for cell in cells:
-        try:
-            result = json.loads((folder / cell.id / "result.json").read_text(encoding="utf-8"))
-            source = Path(result["metrics"]["artifact"]) / "metrics.jsonl"
-        except (OSError, KeyError, ValueError):
-            continue
-        if source.exists():
+        source = _metrics_file(folder, cell.id)
+        if source is not None:
             shutil.copyfile(source, target / f"{cell.id}.jsonl")
+
+
+def _metrics_file(folder: Path, cell: str) -> Path | None:
+    """The metrics.jsonl of a finished cell's artifact; None where it made none."""
+    try:
+        result = json.loads((folder / cell / "result.json").read_text(encoding="utf-8"))
+        source = Path(result["metrics"]["artifact"]) / "metrics.jsonl"
+    except (OSError, KeyError, ValueError):
+        return None
+    return source if source.exists() else None
 
 
 def fingerprint(config: ScalingSweepConfig) -> Any:
@@ -213,11 +254,12 @@ def fingerprint(config: ScalingSweepConfig) -> Any:
 
 STAGE = Stage(
     name="scaling-sweep",
-    version=2,
+    version=3,
     config=ScalingSweepConfig,
     run=run,
     summary="train the cells of a sweep (Hydra multirun), gather their table",
     inputs=("tokens",),
     optional=("next",),
     fingerprint=fingerprint,
+    execution=("wandb",),
 )

@@ -6,9 +6,15 @@ from pathlib import Path
 import pytest
 
 from herd.config.errors import UserError
+from herd.scaling.choice.adaptive import Wave
+from herd.scaling.choice.posterior import GoalEstimate
 from herd.scaling.records.readers import read_runs
+from herd.scaling.records.record import write_table
 from herd.scaling.records.wandb import read_offline_run
-from herd.scaling.sweep.wandb import SweepWandbConfig, log_sweep
+from herd.scaling.sweep.plan import PlanConfig, plan_cells, with_overrides
+from herd.scaling.sweep.view import SweepView, numbers_so_far
+from herd.scaling.sweep.wandb import SweepLog, SweepWandbConfig, log_sweep
+from herd.scaling.sweep_stage import log_new, numbers_of
 
 from ..conftest import make_sweep
 
@@ -47,3 +53,40 @@ def test_disabled_writes_nothing_and_a_wrong_mode_is_refused(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="Did you mean 'offline'"):
         SweepWandbConfig("ofline")
+
+
+def test_a_running_sweep_is_followed(tmp_path: Path) -> None:
+    """Cells as they finish, a row with the law so far for each, one per wave; started again, no cell is logged twice."""
+    records = make_sweep(noise=0.001, budgets=(1e11, 2e11, 4e11), factors=(0.25, 0.5, 1.0, 2.0, 4.0))
+    cells = [with_overrides(plan_cells(PlanConfig([1e12], vocab_size=1024)).cells[0], [f"x={record.cell}"]) for record in records]
+    rows = [replace(record, cell=cell.id) for record, cell in zip(records, cells, strict=True)]
+    config, folder = SweepWandbConfig("offline", "p", "live"), tmp_path / "sweep"
+    for count in (12, 15):  # the sweep ends after twelve cells, and goes on
+        with SweepLog(config, tmp_path, tmp_path / "logged") as log:
+            view = SweepView(cells, folder)
+            for done in range(count - 2, count + 1):
+                write_table(folder / "table.csv", rows[:done])
+                log_new(log, view)
+            goal = GoalEstimate("ok", "", 10.0, 0.5, (9.0, 11.0), 0.95, 5.0)
+            wave = Wave(2, "train", "goal", "why", tuple(row.cell for row in rows), estimate=goal)
+            log.progress(rows[:count], lambda known, wave=wave: numbers_of(wave, known), table=True)  # type: ignore[misc]
+    runs = [read_offline_run(file) for file in sorted(tmp_path.rglob("*.wandb"))]
+    assert sorted(run["name"] for run in runs) == sorted([*(row.cell for row in rows), "progress", "progress"])
+    assert {run["group"] for run in runs} == {"live"} and {run["state"] for run in runs} == {"finished"}
+    first, last = sorted(
+        (run["summary"] for run in runs if run["name"] == "progress"), key=lambda summary: summary["cells/finished"]
+    )
+    assert (first["cells/finished"], last["cells/finished"], last["cells/ok"]) == (12, 15, 15)
+    assert last["flops"] == pytest.approx(sum(row.flops for row in rows)) and last["best_loss"] == min(row.loss for row in rows)
+    law = numbers_so_far(rows)
+    assert law["optima"] == 3 and [last[name] for name in law] == pytest.approx([law[name] for name in law])
+    assert (last["wave"], last["goal"], last["goal_low"], last["goal_high"]) == (2, 10.0, 9.0, 11.0)
+    assert last["cells"]["_type"] == "table-file" and last["cells"]["nrows"] == 15
+
+
+def test_a_sweep_that_nobody_follows_writes_nothing(tmp_path: Path) -> None:
+    with SweepLog(SweepWandbConfig(), tmp_path, tmp_path / "logged") as log:
+        log.cell(make_sweep()[0], [])
+        log.progress(make_sweep(), numbers_so_far)
+        log.summary(make_sweep(), {}, [])
+    assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from herd.config.errors import UserError
-from herd.scaling.curves.isoflop import fit_isoflop
-from herd.scaling.curves.power_law import fit_power_law
+from herd.scaling.curves.isoflop import IsoFLOPCurve, fit_isoflop
+from herd.scaling.curves.power_law import PowerLaw, fit_power_law
 from herd.scaling.records.readers import read_table
 from herd.scaling.records.record import Record
 from herd.scaling.sweep.plan import Cell
@@ -27,26 +27,42 @@ _STYLES = {"ok": "green", "failed": "red", "diverged": "yellow", "training": "bo
 
 def law_so_far(records: Sequence[Record]) -> str:
     """The exponent of D*(C) from the cells that are finished, with its interval, or why there is none yet."""
+    curves, law = fit_so_far(records)
+    found = sum(curve.status == "ok" for curve in curves)
+    if isinstance(law, str):
+        return f"no alpha yet: {law}"
+    of = f"from {found} of {len(curves)} budgets"
+    if law.exponent_interval is None:
+        return f"alpha so far {law.exponent:.3f} {of}; an interval needs 3"
+    low, high = law.exponent_interval
+    return f"alpha so far {law.exponent:.3f} [{low:.3f}, {high:.3f}] {of}"
+
+
+def fit_so_far(records: Sequence[Record]) -> tuple[tuple[IsoFLOPCurve, ...], PowerLaw | str]:
+    """The curves of the finished cells and the law of D*(C) through their optima, or why there is none."""
     curves = fit_isoflop(records)
     found = [curve for curve in curves if curve.status == "ok"]
     if len(found) < 2:
         refused = next((f"; {c.budget:.3g} FLOPs: {c.reason}" for c in curves if c.status != "ok"), "")
-        return f"no alpha yet: {len(found)} of {len(curves)} budgets have an optimum, 2 are needed{refused}"
+        return curves, f"{len(found)} of {len(curves)} budgets have an optimum, 2 are needed{refused}"
     errors = [None if curve.log10_tokens_se is None else curve.log10_tokens_se * np.log(10) for curve in found]
     known = [error for error in errors if error is not None]
     try:
-        law = fit_power_law(
+        return curves, fit_power_law(
             [curve.budget for curve in found],
             [curve.tokens or np.nan for curve in found],
             errors=known if len(known) == len(found) else None,
         )
     except UserError as error:
-        return f"no alpha yet: {error}"
-    of = f"from {len(found)} of {len(curves)} budgets"
-    if law.exponent_interval is None:
-        return f"alpha so far {law.exponent:.3f} {of}; an interval needs 3"
-    low, high = law.exponent_interval
-    return f"alpha so far {law.exponent:.3f} [{low:.3f}, {high:.3f}] {of}"
+        return curves, str(error)
+
+
+def numbers_so_far(records: Sequence[Record]) -> dict[str, float | None]:
+    """The same as numbers for a dashboard; what there is not yet is None."""
+    curves, law = fit_so_far(records)
+    low, high = (None, None) if isinstance(law, str) or law.exponent_interval is None else law.exponent_interval
+    alpha = None if isinstance(law, str) else law.exponent
+    return {"optima": sum(c.status == "ok" for c in curves), "alpha": alpha, "alpha_low": low, "alpha_high": high}
 
 
 class SweepView:

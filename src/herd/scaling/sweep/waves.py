@@ -60,7 +60,13 @@ def make_pool(config: PlanConfig, settings: WavesConfig, vocab_size: int, seed: 
 
 
 def train_waves(
-    pool: Pool, settings: WavesConfig, metric: str, path: Path, table: Path, train: Callable[[Plan], Sequence[Record]]
+    pool: Pool,
+    settings: WavesConfig,
+    metric: str,
+    path: Path,
+    table: Path,
+    train: Callable[[Plan], Sequence[Record]],
+    told: Callable[[Wave, Sequence[Record]], None] = lambda wave, records: None,
 ) -> tuple[list[Cell], list[Record], list[Wave]]:
     """Run every wave to the end of the sweep.
 
@@ -71,6 +77,7 @@ def train_waves(
         path: where ``waves.json`` is written.
         table: where the results of finished waves are kept until the end.
         train: trains the cells of a plan and returns a row for each.
+        told: hears of each decision, with the rows that it was made from.
 
     Returns:
         the cells in the order in which they were chosen, their rows, and the waves.
@@ -82,6 +89,7 @@ def train_waves(
         last = made[-1]
         write_json(path, [describe(wave) for wave in made])
         print(f"  {line_of(last)}", file=sys.stderr, flush=True)
+        told(last, records)
         if last.status != "train":
             return [by_id[name] for wave in made for name in wave.cells], records, made
         new = train(Plan(tuple(by_id[name] for name in last.cells), (), metric))
