@@ -6,8 +6,9 @@ The same in Python as on the command line. Compute in FLOPs, sizes in parameters
 ``herd scaling-plan``       :func:`plan_cells` (budgets and rules -> cells)
 ``herd scaling-fit``        :func:`read_runs` (any table -> records), :func:`fit_laws` (records -> laws)
 ``herd scaling-forecast``   :func:`forecast_runs` (laws, runs -> law by law), :func:`forecast_tasks` (benchmarks)
-validation                  :func:`jackknife_budgets`, :func:`roll_out`
-single laws                 :func:`fit_isoflop`, :func:`fit_power_law`, :func:`fit_surface`
+validation                  :func:`jackknife_budgets`, :func:`roll_out` (``scaling-fit validation.roll_out=true``)
+single laws                 :func:`fit_isoflop`, :func:`fit_power_law`, :func:`fit_surface`, :func:`fit_overtraining`,
+                            :func:`fit_hyperparameter_law`
 benchmarks                  :func:`fit_link`, :func:`fit_task_law`
 ==========================  ===========================================================================================
 """
@@ -28,6 +29,8 @@ _EXPORTS = {
     "fit_isoflop": "curves.isoflop",
     "fit_power_law": "curves.power_law",
     "fit_surface": "surface.fit",
+    "fit_overtraining": "curves.overtraining",
+    "fit_hyperparameter_law": "curves.hyperparameters",
     "fit_link": "tasks.link",
     "fit_task_law": "tasks.task_law",
 }
