@@ -74,7 +74,15 @@ def test_runs_without_budgets_are_drawn_too(tmp_path: Path) -> None:
     rows = [replace(row, budget=row.flops * (1 + i / 50), flops=row.flops * (1 + i / 50)) for i, row in enumerate(make_sweep())]
     alone = fit_laws(rows, LawsConfig(replicates=100))
     assert alone.tokens is None and len(figures.save_all(alone, None, tmp_path)) == 3
-    assert figures.isoflop_curves(alone, axes_of()).get_legend() is None
+    axes = figures.isoflop_curves(alone, axes_of())
+    assert axes.get_legend() is None and "dark to light" in axes.texts[0].get_text() and "☆" not in axes.texts[0].get_text()
+    far = forecast(alone, 1e14, fallback="surface")
+    drawn = figures.tokens_law(alone, axes_of(), far)
+    (best,) = [line for line in drawn.lines if line.get_label() == "surface's optimum"]
+    at = np.interp(np.log(1e14), np.log(best.get_xdata()), np.log(best.get_ydata()))
+    assert at == pytest.approx(np.log(far.tokens), abs=1e-3)
+    note = next(text for text in drawn.texts if text.get_text().startswith("extrapolation"))
+    assert note.get_window_extent().x1 <= drawn.get_window_extent().x1 + 1
 
 
 def test_the_package_hands_out_its_functions() -> None:

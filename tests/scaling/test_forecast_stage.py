@@ -147,3 +147,18 @@ def test_an_optimum_that_noise_puts_anywhere_is_no_number() -> None:
     for interval in ((1e6, 1e13), (0.0, 1e9), (1e6, math.inf)):
         lost = _by_surface(laws, 1e13, interval)
         assert lost.status == "undetermined" and lost.tokens is None and "lost in the noise" in lost.reason
+
+
+def test_the_loss_of_an_optimum_is_within_the_span_of_both_laws() -> None:
+    (one,) = forecast_runs(fit_laws(make_sweep(noise=0.005), LawsConfig(replicates=200)), [(1e12, None)])
+    ends = [law.interval for law in one.losses.values() if law.interval is not None]
+    assert len(ends) == 2 and one.loss_interval == (min(e[0] for e in ends), max(e[1] for e in ends))
+    assert one.loss_interval not in ends  # neither alone
+
+
+def test_the_surface_reads_parameters_off_the_flops() -> None:
+    """Whatever convention counted: a table whose parameters leave the head out has the laws of its FLOPs."""
+    records = make_sweep(noise=0.005)
+    fewer = [replace(r, parameters=0.6 * r.parameters, flops_convention="unstated") for r in records]
+    one, other = (fit_laws(rows, LawsConfig(replicates=100)).surface for rows in (records, fewer))
+    assert one is not None and other is not None and (one.E, one.A, one.a) == (other.E, other.A, other.a)

@@ -1,5 +1,6 @@
 """The look of the scaling figures, and the parts that several panels draw."""
 
+import math
 from typing import Any
 
 import matplotlib
@@ -41,9 +42,11 @@ def shade_extrapolation(axes: Axes, largest: float, flops: float | None, what: s
     axes.axvline(largest * 10**0.02, color="#b8b2aa", lw=0.8, ls=(0, (4, 3)), zorder=-4)
     axes.set_xlim(right=high)
     text = f"extrapolation: {times(flops / largest)} the largest {what}"
-    axes.text(
-        largest * 1.3, 0.015, text, transform=axes.get_xaxis_transform(), ha="left", va="bottom", fontsize=8, color="#7d766d"
-    )
+    # To the left end of the region where the text fits into it, else against the right edge of the axes.
+    low = axes.get_xlim()[0]
+    wide = math.log(high / largest) / math.log(high / low) > 0.5
+    where, side = (largest * 1.3, "left") if wide else (high, "right")
+    axes.text(where, 0.015, text, transform=axes.get_xaxis_transform(), ha=side, va="bottom", fontsize=8, color="#7d766d")
 
 
 def legend(axes: Axes, **options: Any) -> None:

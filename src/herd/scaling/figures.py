@@ -57,13 +57,17 @@ def isoflop_curves(laws: Laws, axes: Axes) -> Axes:
         axes.plot(tokens, high * 1.02, "x", ms=6, color=colour)
     axes.set(xscale="log", xlabel="training tokens", ylabel=loss_label(laws), title="IsoFLOP curves")
     refused = [curve for curve in laws.curves if curve.status != "ok"]
-    note = f"☆ optimum   band: {100 * laws.config.confidence:g}% of where the parabola lies"
+    note = "no budget has an optimum"
+    if laws.vertices:
+        note = f"☆ optimum   band: {100 * laws.config.confidence:g}% of where the parabola lies"
     if any(curve.dropped for curve in laws.curves):
         note += "   ○ × not used"
-    if refused:
+    if any(curve.coefficients is not None for curve in refused):
         note += "   dotted: no optimum"
     if len(palette) <= 16:  # a set without budgets has a "curve" per run
         legend(axes, title="FLOPs", ncols=2 if len(palette) > 5 else 1, loc="upper right")
+    else:
+        note += f"   dark to light: {power(laws.curves[0].budget)} to {power(laws.curves[-1].budget)} FLOPs"
     axes.text(0.0, 1.0, note, transform=axes.transAxes, fontsize=8.5, color="#555555", va="bottom")
     axes.set_title(axes.get_title(loc="left"), loc="left", pad=20)
     log_ticks(axes)
@@ -107,8 +111,9 @@ def tokens_law(laws: Laws, axes: Axes, forecast: Forecast | None = None) -> Axes
         axes.plot([r.flops for r in rows], [r.tokens for r in rows], "o", ms=3, color="#bbbbbb", label=label)
     law = laws.tokens
     title = "Compute-optimal tokens"
+    low = min(c.min(initial=laws.largest_budget), min(curve.budget for curve in laws.curves))
+    x = np.geomspace(low / 1.5, max(laws.largest_budget, forecast.flops if forecast else 0) * 1.6, 100)
     if law is not None:
-        x = np.geomspace(c.min() / 1.5, max(c.max(), forecast.flops if forecast else 0) * 1.6, 100)
         if law.status == "ok":
             band = np.array([law.interval(v) or (np.nan, np.nan) for v in x])
             level = f"{100 * law.confidence:.0f}%"
@@ -116,9 +121,9 @@ def tokens_law(laws: Laws, axes: Axes, forecast: Forecast | None = None) -> Axes
         inside = x <= laws.largest_budget
         axes.plot(x[inside], [law.predict(v) for v in x[inside]], color=LAW, lw=1.6, label=_law_text(laws))
         axes.plot(x[~inside], [law.predict(v) for v in x[~inside]], color=LAW, lw=1.4, ls=(0, (5, 2)))
-        if laws.surface is not None and laws.surface.status == "ok":
-            best = [laws.surface.optimum(v)[1] for v in x]
-            axes.plot(x, best, color=SURFACE, lw=1.2, ls=(0, (1, 1.2)), label="surface's optimum")
+    if laws.surface is not None and laws.surface.status == "ok":  # the only law of a table without budgets
+        best = [laws.surface.optimum(v)[1] for v in x]
+        axes.plot(x, best, color=SURFACE, lw=1.2 if law else 1.8, ls=(0, (1, 1.2)), label="surface's optimum")
     if forecast is not None:
         _point_with_interval(axes, forecast.flops, forecast.tokens, forecast.tokens_interval, laws)
     axes.set(xscale="log", yscale="log", xlabel="training compute (FLOPs)", ylabel="training tokens", title=title)

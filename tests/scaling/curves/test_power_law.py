@@ -157,3 +157,20 @@ def test_errors_that_cannot_weigh_are_refused() -> None:
         fit_power_law(x, y, errors=-errors)
     with pytest.raises(UserError, match="Did you mean 'theil_sen'"):
         fit_power_law(x, y, method="theil-sen")
+
+
+@pytest.mark.parametrize("method", ["ols", "wls"])
+def test_intervals_far_from_the_points_are_the_textbooks(method: str) -> None:
+    """Mean and prediction at 1e24 by the normal equations, weighted or not (Seber and Lee 2003, section 5.3)."""
+    x, errors = np.array([1e18, 1e19, 1e20, 3e20, 1e21]), np.array([0.05, 0.1, 0.03, 0.2, 0.08])
+    y = 0.3 * x**0.5 * np.exp(np.array([2.0, -3.0, 4.0, -1.0, 5.0]) * errors)
+    weights = 1 / errors**2 if method == "wls" else np.ones(5)
+    weights = weights / weights.mean()
+    design, at = np.stack([np.ones(5), np.log(x)], axis=1), np.array([1.0, np.log(1e24)])
+    inverse = np.linalg.inv(design.T @ (weights[:, None] * design))
+    fitted = inverse @ design.T @ (weights * np.log(y))
+    variance = float(weights @ (np.log(y) - design @ fitted) ** 2) / 3
+    law = fit_power_law(x, y, errors=errors if method == "wls" else None, method=method)
+    for kind, extra in (("mean", 0.0), ("prediction", 1.0)):
+        half = stats.t.ppf(0.975, 3) * math.sqrt(variance * (extra + at @ inverse @ at))
+        assert np.log(law.interval(1e24, kind)) == pytest.approx([at @ fitted - half, at @ fitted + half], abs=1e-9)
