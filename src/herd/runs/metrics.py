@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object a line, appended as a run goes on."""
 
+import errno
 import json
 import math
 import os
@@ -14,11 +15,22 @@ class MetricsWriter:
         self.path = Path(path)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append ``row``; a value that is not finite is written as a string, since NaN is not JSON."""
+        """Append ``row``; a value that is not finite is written as a string, since NaN is not JSON.
+
+        Raises:
+            OSError: the disk is full, say. Nothing of the row is then left in the file.
+        """
         safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        line = (json.dumps(safe, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(safe, ensure_ascii=False, allow_nan=False) + "\n")
+        with open(self.path, "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                file.truncate(before)
+                raise
 
     def truncate_after(self, key: str, value: float) -> None:
         """Drop rows whose ``key`` exceeds ``value`` (what was logged after the checkpoint a run resumes from)."""

@@ -107,10 +107,11 @@ class LogMetrics(pl.Callback):
         return {"nonfinite_steps": found.nonfinite, **spikes}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "last": dict(self.last)}
+        return {"seconds": self.seconds, "last": dict(self.last), "waiting": list(self.sink.waiting)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.last = float(state_dict["seconds"]), dict(state_dict["last"])
+        self.sink.take_up(state_dict["waiting"])
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, HerdModule)
