@@ -30,7 +30,7 @@ def test_a_row_that_does_not_fit_leaves_nothing(tmp_path):
         writer = MetricsWriter(tmp_path / "metrics.jsonl")
         writer.write({"step": 1, "text": "short"})
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # part of the next row fits
-        with pytest.raises(OSError, match="File too large|No space"):
+        with pytest.raises(OSError, match=r"File too large|No space"):
             writer.write({"step": 2, "text": "x" * 200})
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         writer.write({"step": 3, "text": "after"})

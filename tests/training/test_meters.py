@@ -92,7 +92,7 @@ def test_every_column_is_in_the_schema(rows):
     columns = {name for row in rows for name in row}
     assert {name for name in columns if field_of(name) is None} == set()
     missing = {name for name in FIELDS if not name.startswith("device_")} - columns - {"spike_steps"}
-    assert {name for name in missing if "*" not in name} == {"nll_loss", "accuracy", "margin", "mean_reward"}
+    assert {name for name in missing if "*" not in name} == {"z_loss", "nll_loss", "accuracy", "margin", "mean_reward"}
 
 
 def test_utilisation_is_operations_over_time_and_peak(rows):

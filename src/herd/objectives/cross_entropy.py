@@ -16,7 +16,9 @@ IGNORE_INDEX = -100  # target of a position that does not count
 _CHUNK_LOGITS = 2**19
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None, losses: Tensor | None = None
+) -> Tensor:
     """Summed negative log-likelihood of ``targets`` under ``softmax(hidden @ weight.T)``.
 
     Gradients are computed during the forward pass, chunk by chunk, and kept instead of logits: three matrix products
@@ -28,16 +30,17 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
         weight: (vocab_size, dim).
         targets: (...) int64; -100 is left out.
         chunk: positions at a time; None chooses by vocabulary size.
+        losses: (positions,) to be filled with each position's own loss, 0 at -100; a record, without gradient.
 
     Returns:
         Scalar, nats, float32 (float64 for float64 inputs). Divide by the number of targets for a mean.
     """
-    total: Tensor = _SummedLoss.apply(hidden, weight, targets, 0.0, chunk or _default_chunk(weight))[0]
+    total: Tensor = _SummedLoss.apply(hidden, weight, targets, 0.0, chunk or _default_chunk(weight), losses)[0]
     return total
 
 
 def linear_cross_entropy_with_z(
-    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int | None = None
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int | None = None, losses: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`linear_cross_entropy` plus ``z_loss`` times the summed (log sum exp of the logits)^2 of the positions that count.
 
@@ -47,7 +50,7 @@ def linear_cross_entropy_with_z(
     Returns:
         The whole loss, differentiable, and the added term alone, not differentiable.
     """
-    total, added = _SummedLoss.apply(hidden, weight, targets, z_loss, chunk or _default_chunk(weight))
+    total, added = _SummedLoss.apply(hidden, weight, targets, z_loss, chunk or _default_chunk(weight), losses)
     return total, added
 
 
@@ -87,7 +90,9 @@ def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int, losses: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         dtype = _product_dtype(hidden)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         with torch.autocast(hidden.device.type, enabled=False):
@@ -107,7 +112,10 @@ class _SummedLoss(torch.autograd.Function):
                 highest = logits.amax(1, keepdim=True)
                 sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
                 log_sums = sums.log() + highest
-                total += ((log_sums - picked) * valid.unsqueeze(1)).sum()
+                each = (log_sums - picked) * valid.unsqueeze(1)
+                total += each.sum()
+                if losses is not None:
+                    losses[start : start + chunk] = each.squeeze(1)
                 if z_loss:
                     added += z_loss * (log_sums.square() * valid.unsqueeze(1)).sum()
                 if not (wants_hidden or wants_weight):
@@ -132,7 +140,7 @@ class _SummedLoss(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         to_hidden = None if grad_hidden is None else (grad_hidden * grad).view(ctx.shape)
         to_weight = None if grad_weight is None else (grad_weight * grad).to(ctx.weight_dtype)
-        return to_hidden, to_weight, None, None, None
+        return to_hidden, to_weight, None, None, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):

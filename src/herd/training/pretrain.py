@@ -4,6 +4,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from herd.corpus.mixture import Mixture
 from herd.corpus.packing import PackedRows
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.io import save_model
-from herd.model.masks import Documents
+from herd.model.masks import Documents, to_device
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import IGNORE_INDEX, linear_cross_entropy, linear_cross_entropy_with_z
 from herd.training.curriculum import Curriculum
@@ -68,6 +69,7 @@ class PretrainModule(HerdModule):
 
     model: Transformer
     z_loss: float = 0.0
+    _domains: tuple[str, ...] = ()  # those with weight in the step at work
     _moments: dict[str, Tensor] | None = None
 
     def __init__(
@@ -88,10 +90,12 @@ class PretrainModule(HerdModule):
     def micro_batch_loss(self, micro_batch: PackedRows) -> tuple[Tensor, Metrics]:
         hidden = self.model(micro_batch.tokens, micro_batch.positions, Documents(micro_batch.lengths))
         weight, targets = self.model.output_weight, micro_batch.targets
+        losses = torch.empty(targets.numel(), device=hidden.device)
+        by_domain = partial(loss_by_domain_of, micro_batch, losses, self._domains)
         if not self.z_loss:
-            return linear_cross_entropy(hidden, weight, targets), {}
-        loss, added = linear_cross_entropy_with_z(hidden, weight, targets, self.z_loss)
-        return loss, {"z_loss": (added, (targets != IGNORE_INDEX).sum())}
+            return linear_cross_entropy(hidden, weight, targets, losses=losses), by_domain()
+        loss, added = linear_cross_entropy_with_z(hidden, weight, targets, self.z_loss, losses=losses)
+        return loss, {"z_loss": (added, (targets != IGNORE_INDEX).sum()), **by_domain()}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = super().configure_optimizers()
@@ -100,7 +104,8 @@ class PretrainModule(HerdModule):
         return optimizer
 
     def before_step(self, step: int) -> None:
-        stage = self.curriculum.phase(step).stage
+        phase = self.curriculum.phase(step)
+        stage, self._domains = phase.stage, tuple(sorted(name for name, weight in phase.weights.items() if weight > 0))
         if stage != self._stage:  # the first step of a stage, or of a resumed run
             self.model.set_rope(*self._rope[stage])
             self._stage = stage
@@ -115,6 +120,21 @@ class PretrainModule(HerdModule):
     def step_fields(self, step: int) -> dict[str, Any]:
         phase = self.curriculum.phase(step)
         return {"stage": phase.stage, "batch_tokens": phase.batch_tokens, "seq_len": phase.seq_len}
+
+
+def loss_by_domain_of(rows: PackedRows, losses: Tensor, domains: tuple[str, ...]) -> Metrics:
+    """``loss/<domain>`` as (sum, tokens), for each of ``domains``, whether or not a row is of it: ranks must name the same.
+
+    Args:
+        rows: of one micro-batch; their ``sources`` are the domains.
+        losses: (B * T,) of each position, 0 where nothing is asked.
+    """
+    if not domains:
+        return {}
+    member = torch.tensor([[float(source == domain) for domain in domains] for source in rows.sources])  # (B, domains)
+    per_row = torch.stack((losses.view(len(rows), -1).sum(1).float(), (rows.targets != IGNORE_INDEX).sum(1).float()))  # (2, B)
+    sums, counts = per_row @ to_device(member, losses.device)
+    return {f"loss/{domain}": (sums[i], counts[i]) for i, domain in enumerate(domains)}
 
 
 def rope_by_stage(curriculum: Curriculum, model: ModelConfig) -> dict[str, tuple[float, RopeScaling | None, int]]:

@@ -25,6 +25,7 @@ FIELDS: dict[str, Field] = {
     "learning_rate": Field("1", "of the last step"),
     # What was learnt: means over the row's steps whose loss and gradient were finite.
     "loss": Field("nats/token", "training loss (nats/pair for reward and DPO)"),
+    "z_loss": Field("nats/token", "the part of loss that holds the softmax's normaliser near 1, where it is asked for"),
     "loss/*": Field("nats/token", "training loss of the tokens of one domain"),
     "rewards/*": Field("nats", "DPO: implicit rewards, margins, and the share of pairs in order (accuracies), by TRL's names"),
     "logps/*": Field("nats", "DPO: log-probability of the answers"),
