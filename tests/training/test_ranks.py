@@ -1,6 +1,7 @@
 """Several processes on one machine give what one process gives: DDP and FSDP2 over gloo, forked from the test."""
 
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,16 @@ import pytest
 import torch
 from pretrain_standin import config as pretrain_config
 from pretrain_standin import write_corpus
-from training_standin import Child, Points, Regression
+from training_standin import Child, Points, Poisoned, Regression
 
 from herd.config.errors import UserError
 from herd.model.io import load_model
 from herd.runs.metrics import read_metrics
 from herd.runs.stage import StageRun
 from herd.training import pretrain_stage
-from herd.training.checkpoint import CheckpointStore
-from herd.training.fit import fit
+from herd.training.checkpoint import CheckpointStore, step_of
+from herd.training.fit import FitResult, fit
+from herd.training.spikes import SpikeConfig
 from herd.training.trainer_config import TrainerConfig
 
 # Rows of 8 in micro-batches of 2: two a rank.
@@ -115,3 +117,45 @@ def test_two_ranks_pretrain_through_all_stages(tmp_path, strategy):
 def test_devices_without_processes_are_refused(tmp_path):
     with pytest.raises(UserError, match="torchrun --nproc-per-node 2"):
         train(tmp_path, double(), strategy="ddp", devices=2)
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path):
+    def work(rank: int) -> None:
+        module = double()
+        plain = module.before_step
+
+        def before_step(step: int) -> None:
+            plain(step)
+            if step == 2 and rank == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        module.before_step = before_step
+        train(tmp_path / "ranks", module, strategy="ddp", devices=2)
+
+    assert on_two_ranks(work) == [75, 75]
+    (newest,) = CheckpointStore(tmp_path / "ranks/.scratch/checkpoints").files()
+    assert step_of(newest) == 3
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_go_back_before_a_spike_together(tmp_path, strategy):
+    spikes = SpikeConfig("rewind", window=4, least=2, sigma=6.0)
+    source = Poisoned({9}, 30.0, steps=14, rows=8, micro=2)
+
+    def run(folder: Path, module: Regression, **settings) -> FitResult:
+        config = TrainerConfig(checkpoint_every_steps=4, log_every_steps=3, spikes=spikes, **settings)
+        return fit(module, source, config, StageRun(folder, seed=0))
+
+    def work(rank: int) -> None:
+        module = double()
+        assert run(tmp_path / "ranks", module, strategy=strategy, devices=2).left_out == [(8, 10)]
+        state = module.model.state_dict()
+        torch.save({n: w.full_tensor() if hasattr(w, "full_tensor") else w for n, w in state.items()}, tmp_path / f"{rank}.pt")
+
+    single = double()
+    assert run(tmp_path / "single", single).left_out == [(8, 10)]
+    assert on_two_ranks(work) == [0, 0]
+    for rank in range(2):
+        ranked = torch.load(tmp_path / f"{rank}.pt")
+        for name, weight in single.model.state_dict().items():
+            torch.testing.assert_close(ranked[name], weight, rtol=1e-10, atol=1e-12)

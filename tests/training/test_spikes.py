@@ -6,27 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_standin import Killed, Points, Regression, assert_same, kill_at, timeless, train, weights
+from training_standin import Killed, Points, Poisoned, Regression, assert_same, kill_at, timeless, train, weights
 
 from herd.config.errors import UserError
 from herd.runs.metrics import read_metrics
 from herd.training.spikes import Diverged, SpikeConfig, StepGuard, guarded_step
-from herd.training.steps import StepBatch
-
-
-class Poisoned(Points):
-    """Batches at ``bad`` steps are multiplied by ``factor``."""
-
-    def __init__(self, bad, factor, steps=40) -> None:
-        super().__init__(steps)
-        self.bad, self.factor = bad, factor
-
-    def __getitem__(self, step: int) -> StepBatch:
-        batch = super().__getitem__(step)
-        if step not in self.bad:
-            return batch
-        return StepBatch(step, [m * self.factor for m in batch.micro_batches], batch.normalizer, batch.tokens)
-
 
 SPIKES = {"window": 8, "least": 4, "sigma": 6.0}
 

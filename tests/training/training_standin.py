@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -59,6 +60,20 @@ class Points:
 
     def tokens_at(self, step: int) -> int:
         return step * self.rows
+
+
+class Poisoned(Points):
+    """The points of the ``bad`` steps are multiplied by ``factor``."""
+
+    def __init__(self, bad, factor: float, steps: int = 40, **shape: int) -> None:
+        super().__init__(steps, **shape)
+        self.bad, self.factor = bad, factor
+
+    def __getitem__(self, step: int) -> StepBatch:
+        batch = super().__getitem__(step)
+        if step not in self.bad:
+            return batch
+        return replace(batch, micro_batches=[points * self.factor for points in batch.micro_batches])
 
 
 class Child:

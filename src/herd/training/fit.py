@@ -179,7 +179,8 @@ def _go_back(store: CheckpointStore, left_out: LeftOut, spike: int, config: Trai
             f"Training diverged: a spike at step {spike}, and the run has gone back {len(left_out.added)} times already "
             "(trainer.spikes.max_rewinds). Lower optimizer.lr, or look at the data: `herd batch` shows those of a step."
         )
-    start = store.newest(max(0, spike - spikes.rewind_steps)) or store.newest(spike)
+    # The first process decides: the others may not see yet what it has just written.
+    start = _of_the_first(store.newest(max(0, spike - spikes.rewind_steps)) or store.newest(spike) if first else None)
     if start is None:
         raise Diverged(f"Training diverged: a spike at step {spike}, and no checkpoint before it is left in '{store.folder}'.")
     span = (step_of(start), spike + 1 + spikes.skip_after)
@@ -192,6 +193,15 @@ def _go_back(store: CheckpointStore, left_out: LeftOut, spike: int, config: Trai
             file=sys.stderr,
         )
     return start
+
+
+def _of_the_first(value: Path | None) -> Path | None:
+    """The first rank's value, on all ranks."""
+    if not torch.distributed.is_initialized():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _trainer(config: TrainerConfig, steps: int, io: StoreIO, callbacks: list[pl.Callback], scratch: Path) -> pl.Trainer:

@@ -60,3 +60,25 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         eps=config.eps,
         fused=config.fused or None,
     )
+
+
+@torch.no_grad()
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the optimizer's state as it is before the first step, for a checkpoint of that moment.
+
+    Asked for the state of sharded parameters that have none yet, torch takes a step without effect to make it, and leaves that
+    step counted, which would shift the bias correction of all later ones.
+    """
+    if optimizer.state:  # of a run that this one continues
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        state["step"].zero_()

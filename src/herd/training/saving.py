@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from herd.config.errors import UserError
 from herd.training.checkpoint import CheckpointStore
 from herd.training.module import HerdModule
+from herd.training.optimizer import make_state
 from herd.training.signals import Stopped, StopSignals
 
 
@@ -29,6 +30,8 @@ class SaveCheckpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0 and self.due(0):
+            for optimizer in trainer.optimizers:
+                make_state(optimizer)
             self._save(trainer)
 
     def on_train_batch_end(

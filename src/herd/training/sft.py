@@ -17,6 +17,7 @@ from herd.dialog.rows import Counted
 from herd.model.masks import Documents
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import linear_cross_entropy
+from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, fit_window, lay_out, pack_sequences
 from herd.training.steps import StepBatch
@@ -67,7 +68,8 @@ def sft_steps(
         groups = [units[i : i + micro_batch_rows] for i in range(0, len(units), micro_batch_rows)]
         micro_batches = [micro_batch(group) for group in groups]
         targets = sum(len(rows.targets) for rows in micro_batches)
-        return StepBatch(step, micro_batches, float(targets), sum(rows.tokens.numel() for rows in micro_batches))
+        squares = sum(length * length for rows in micro_batches for row in rows.lengths for length in row)
+        return StepBatch(step, micro_batches, float(targets), sum(rows.tokens.numel() for rows in micro_batches), squares)
 
     return EpochSteps([window] * len(rows), batch_rows, epochs, seed, build)
 
@@ -79,6 +81,10 @@ class SFTModule(HerdModule):
 
     def micro_batch_loss(self, micro_batch: SequenceRows) -> tuple[Tensor, Metrics]:
         return rows_nll(self.model, micro_batch), {}
+
+    def step_flops(self, batch: StepBatch) -> Flops:
+        window = batch.micro_batches[0].tokens.shape[1]
+        return transformer_flops(self.model.config, batch.tokens, window, batch.squares)
 
 
 def rows_nll(model: Transformer, rows: SequenceRows) -> Tensor:
