@@ -55,8 +55,11 @@ def document_mask(rows: PackedRows) -> Tensor:
     return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
 
 
-def trajectory(config: PretrainConfig, inputs: Inputs, folder: Path) -> dict[str, Any]:
-    """The losses of ``herd pretrain`` and of a plain loop over Hugging Face's model: same start, rows, AdamW and clipping."""
+def trajectory(config: PretrainConfig, inputs: Inputs, folder: Path, control: bool = False) -> dict[str, Any]:
+    """The losses of ``herd pretrain`` and of a plain loop over Hugging Face's model: same start, rows, AdamW and clipping.
+
+    ``control`` repeats the loop with Hugging Face's eager attention: how far rounding alone drives two equal trainings apart.
+    """
     start = Transformer(config.model)
     start.init_weights(config.seed)
     save_model(start, folder / "start")
@@ -72,6 +75,12 @@ def trajectory(config: PretrainConfig, inputs: Inputs, folder: Path) -> dict[str
     mixture = Mixture(shards, "train", curriculum.mixture_phases(), settled.seed)
     source = PretrainSource(mixture, curriculum, config.trainer.micro_batch_tokens)
     losses = plain_loop(theirs, source, curriculum, settled)
+    others = {}
+    if control:
+        eager = AutoModelForCausalLM.from_pretrained(folder / "hf", attn_implementation="eager")
+        again = plain_loop(eager, source, curriculum, settled)
+        others["transformers_eager_against_sdpa"] = [abs(a - b) / b for a, b in zip(again, losses, strict=True)]
+    others["herd_against_transformers_sdpa"] = [abs(a - b) / b for a, b in zip(ours, losses, strict=True)]
     assert len(ours) == len(losses), "every step is logged: trainer.log_every_steps=1"
     return {
         "steps": len(losses),
@@ -80,7 +89,8 @@ def trajectory(config: PretrainConfig, inputs: Inputs, folder: Path) -> dict[str
         "parameters": parameter_count(config.model, "total"),
         "rope_scaling": config.model.rope_scaling is not None,
         "first_and_last_loss": {"herd": [ours[0], ours[-1]], "transformers": [losses[0], losses[-1]]},
-        "largest_relative_difference_of_loss": max(abs(a - b) / b for a, b in zip(ours, losses, strict=True)),
+        "largest_relative_difference_of_loss": {name: max(values) for name, values in others.items()},
+        "relative_difference_at_steps": {n: {f"{i}": v[i - 1] for i in (1, 10, 25, len(v))} for n, v in others.items()},
     }
 
 
@@ -164,14 +174,14 @@ def main(run: Path) -> None:
     for scaled in (False, True):
         scaling = "{factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq_len: 64}" if scaled else "null"
         keys = [
-            "curriculum=cosine", "curriculum.tokens=102400", "curriculum.batch_tokens=2048", "model=1m", "optimizer.lr=3e-3",
+            "curriculum=cosine", "curriculum.tokens=85000", "curriculum.batch_tokens=2048", "model=1m", "optimizer.lr=3e-3",
             f"model.vocab_size={shards.vocab_size}", f"model.rope_scaling={scaling}", "trainer.log_every_steps=1",
             "trainer.micro_batch_tokens=2048", "eval_tokens=2000",
         ]  # fmt: skip
         config = make_job("pretrain", compose("pretrain", keys)).config
         with tempfile.TemporaryDirectory() as work:
             name = f"training{', scaled RoPE' if scaled else ''}"
-            results[name] = trajectory(config, inputs, Path(work))
+            results[name] = trajectory(config, inputs, Path(work), control=True)
         print(name, results[name])
     print(save(__file__, "python benchmarks/training/agreement.py runs/laptop", results))
 
