@@ -63,6 +63,13 @@ def plain_ids(word: str) -> list[int]:
     return [RANKS[piece] for piece in joined([bytes([byte]) for byte in whole], RANKS)]
 
 
+def test_overlapping_tokens_are_joined_in_the_order_of_their_ranks(tokenizer: Tokenizer) -> None:
+    dice = random.Random(2)
+    for _ in range(2000):
+        word = "".join(dice.choices("theou", k=12))
+        assert tokenizer.encode(word) == plain_ids(word)
+
+
 # Letters alone: one piece of the split pattern, so that the rule is all that matters.
 @given(st.text(alphabet="thecoluringasu", min_size=1, max_size=30))
 def test_ids_are_tiktokens(tokenizer: Tokenizer, word: str) -> None:
