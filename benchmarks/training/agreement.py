@@ -9,6 +9,7 @@ is compared step by step: ``herd pretrain`` itself against a plain loop over Hug
 
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -171,16 +172,16 @@ def main(run: Path) -> None:
         with tempfile.TemporaryDirectory() as work:
             results[name] = logits_and_generation((run / name).resolve(), shards, Path(work))
         print(name, results[name])
-    for scaled in (False, True):
+    for lr, scaled in product((3e-4, 3e-3), (False, True)):  # the default, and one at which rounding grows fast
         scaling = "{factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_seq_len: 64}" if scaled else "null"
         keys = [
-            "curriculum=cosine", "curriculum.tokens=85000", "curriculum.batch_tokens=2048", "model=1m", "optimizer.lr=3e-3",
+            "curriculum=cosine", "curriculum.tokens=42500", "curriculum.batch_tokens=1024", "model=1m", f"optimizer.lr={lr}",
             f"model.vocab_size={shards.vocab_size}", f"model.rope_scaling={scaling}", "trainer.log_every_steps=1",
             "trainer.micro_batch_tokens=2048", "eval_tokens=2000",
         ]  # fmt: skip
         config = make_job("pretrain", compose("pretrain", keys)).config
         with tempfile.TemporaryDirectory() as work:
-            name = f"training{', scaled RoPE' if scaled else ''}"
+            name = f"training, learning rate {lr:g}{', scaled RoPE' if scaled else ''}"
             results[name] = trajectory(config, inputs, Path(work), control=True)
         print(name, results[name])
     print(save(__file__, "python benchmarks/training/agreement.py runs/laptop", results))
