@@ -101,6 +101,16 @@ def test_cfg_job_shows_the_composed_configuration(tmp_path: Path) -> None:
     assert "n_layers:" in done.stdout
 
 
+def test_help_of_a_command_says_what_its_keys_mean(capsys):
+    code, out, _ = run(capsys, "scaling-fit", "--help")
+    lines = {line.strip().split(":")[0]: line for line in out.splitlines() if ": " in line}
+    assert code == 0 and lines["x"].endswith("x: tokens   # axis of the curves, in log10: tokens, parameters")
+    assert lines["out"].endswith("# folder that gets a copy of what the command made, e.g. out=results")
+    _, out, _ = run(capsys, "pretrain", "--help")
+    assert "    dim: 16   # width of the residual stream" in out and "jsonl, wandb" in out.split("Keys")[0]
+    assert "jsonl, wandb" not in out.split("Keys")[1]
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, "recipe", "lineage", "why", "doctor"])
 def test_every_command_has_a_help_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, command, "--help")

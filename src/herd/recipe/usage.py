@@ -1,6 +1,7 @@
 """`herd <command> --help`: what a command does, the inputs it takes, the groups and keys it can be given."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 from omegaconf import OmegaConf
 
@@ -27,7 +28,9 @@ def usage_lines(command: str) -> Iterator[str]:
         composed.pop("hydra", None)
     if composed.pop("stages", None):  # the graph itself is what dry_run=true shows
         yield "  stages.<stage>.extra: []   # your overrides of one stage, e.g. 'stages.pretrain.extra=[\"model=tiny\"]'"
-    yield from (f"  {line}" for line in OmegaConf.to_yaml(composed).splitlines())
+    comments = dict(_comments(command, ""))
+    for path, line in _keyed(OmegaConf.to_yaml(composed).splitlines()):
+        yield f"  {line}   # {comments[path]}" if path in comments else f"  {line}"
 
 
 def _inputs(command: str) -> Iterator[str]:
@@ -52,3 +55,31 @@ def _groups(command: str) -> Iterator[str]:
             if group != "common":
                 options = sorted(path.stem for path in (conf_root() / group).glob("*.yaml"))
                 yield f"  {group}={chosen}   of {', '.join(options)}"
+
+
+def _comments(file: str, package: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, comment beside it) of a file below conf/ and of those that its defaults list names."""
+    lines = (conf_root() / f"{file}.yaml").read_text(encoding="utf-8").splitlines()
+    group = file.rpartition("/")[0]
+    defaults = OmegaConf.to_container(OmegaConf.load(conf_root() / f"{file}.yaml"))
+    assert isinstance(defaults, dict)
+    for default in defaults.get("defaults", []):
+        for key, chosen in (default if isinstance(default, dict) else {"": default}).items():
+            name, _, place = str(key).removeprefix("override ").partition("@")
+            place = package if not key or place == "_here_" else place or name.replace("/", ".")
+            for choice in chosen if isinstance(chosen, list) else [chosen]:
+                if choice not in (None, "_self_"):
+                    yield from _comments("/".join(part for part in (name or group, choice) if part), place)
+    for path, line in _keyed(lines):
+        if path and (comment := re.search(r"\s#\s?(.*)$", line)):
+            yield f"{package}.{path}".lstrip("."), comment[1]
+
+
+def _keyed(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(dotted key, line) of YAML in block style; lines without a key have the key ''."""
+    parents: list[tuple[int, str]] = []
+    for line in lines:
+        found = re.match(r"( *)([^\s#\-{\[][^:]*):(\s|$)", line)
+        if found:
+            parents = [parent for parent in parents if parent[0] < len(found[1])] + [(len(found[1]), found[2])]
+        yield ".".join(name for _, name in parents) if found else "", line
