@@ -65,8 +65,9 @@ def _comments(file: str, package: str) -> Iterator[tuple[str, str]]:
     assert isinstance(defaults, dict)
     for default in defaults.get("defaults", []):
         for key, chosen in (default if isinstance(default, dict) else {"": default}).items():
-            name, _, place = str(key).removeprefix("override ").partition("@")
-            place = package if not key or place == "_here_" else place or name.replace("/", ".")
+            name, _, place = str(key).removeprefix("override ").lstrip("/").partition("@")
+            own = "" if not key or place == "_here_" else place or name.replace("/", ".")
+            place = ".".join(part for part in (package, own) if part)
             for choice in chosen if isinstance(chosen, list) else [chosen]:
                 if choice not in (None, "_self_"):
                     yield from _comments("/".join(part for part in (name or group, choice) if part), place)
