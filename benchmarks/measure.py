@@ -12,8 +12,10 @@ from herd.runs.atomic import write_json
 from herd.runs.manifest import commit, versions
 
 
-def side_by_side(sides: dict[str, Callable[[], None]], repeats: int = 7, warmup: int = 2) -> dict[str, dict[str, float]]:
-    """Seconds of one call of each side, measured in turns so that a noisy machine troubles all alike.
+def side_by_side(
+    sides: dict[str, Callable[[], Any]], repeats: int = 7, warmup: int = 2, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
+    """Seconds of one call of each side by ``clock``, measured in turns so that a noisy machine troubles all alike.
 
     Returns:
         side -> {median, minimum, maximum} in seconds over ``repeats`` turns.
@@ -21,10 +23,10 @@ def side_by_side(sides: dict[str, Callable[[], None]], repeats: int = 7, warmup:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warmup + repeats):
         for name, call in sides.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {n: {"median": statistics.median(s), "minimum": min(s), "maximum": max(s)} for n, s in seconds.items()}
 
 

@@ -25,7 +25,7 @@ from herd.model.masks import CAUSAL, Documents, Mask
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import linear_cross_entropy
 
-TOKENS, TURNS = 2048, 7
+TOKENS, TURNS = 2048, 5
 WAYS = ("without", "auto", "documents", "sdpa")
 
 

@@ -7,21 +7,23 @@ backward pass on a CPU, and FlashAttention needs a GPU. herd is measured as it i
 
 Memory is the peak of a process of its own for each side, less what it held before its first step's data and model.
 
-    python benchmarks/training/step_vs_transformers.py
+    python benchmarks/training/step_vs_transformers.py [--compiled] [--processor-time]
 
-Compiled sides and eager attention are measured at the first shape only, where the sides are nearest to each other. The result is
-written after each case, so that what was measured is kept. bf16 runs a single short step: where a processor has no such
+Two threads and the wall clock say something on a quiet machine only: with other work on the same cores, threads wait for each
+other at every small operation. ``--processor-time`` then compares the processor time of one thread, which other work moves less.
+``--compiled`` adds the compiled sides at the first shape, where the sides are nearest to each other (minutes of compilation). The
+result is written after each case, so that what was measured is kept. bf16 runs a single short step: where a processor has no such
 arithmetic, torch multiplies bf16 matrices some hundred times slower than fp32 ones, and it is the same product on both sides.
 """
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +63,10 @@ class Case:
 
 
 CASES = (
-    Case(6e6, 512, 7, sides=(*OURS, *PEERS)),
-    Case(3e7, 512, 5),
-    Case(6e6, 2048, 3),
-    Case(3e7, 2048, 3),
+    Case(6e6, 512, 5, sides=("herd", *PEERS[:4])),
+    Case(3e7, 512, 3, sides=("herd", *PEERS[:2])),
+    Case(6e6, 2048, 3, sides=("herd", *PEERS[:2])),
+    Case(3e7, 2048, 2, sides=("herd", PEERS[0])),
     Case(6e6, 512, 1, "bf16", ("herd", PEERS[0]), 512),
 )
 
@@ -178,7 +180,7 @@ def side(name: str, config: ModelConfig, rows: Rows, autocast: bool) -> Iterator
 
 def peak_memory(name: str, case: Case) -> float:
     """MB that a process of its own needs at most for two steps of one side, beyond what its imports take."""
-    number = str(CASES.index(case))
+    number = str([(c.parameters, c.length) for c in CASES].index((case.parameters, case.length)))
     command = [sys.executable, __file__, "--memory", name, "--case", number]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
@@ -188,15 +190,20 @@ def memory_of(name: str, case: Case) -> float:
     rows, config = packed_rows(case.length, case.tokens), family_member(WIDTHS[case.parameters], VOCABULARY, case.length)
     if name not in OURS:
         import transformers.models.llama.modeling_llama  # noqa: F401
-    (torch.ones(8, 8) @ torch.ones(8, 8)).sum()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_of_this_process()
     with side(name, config, rows, case.precision == "bf16") as step:
         for _ in range(2 if case.turns > 1 else 1):
             step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_of_this_process() - before
 
 
-def compare(case: Case) -> dict[str, Any]:
+def peak_of_this_process() -> float:
+    """MB. Not by getrusage, whose peak a process inherits from the one that started it."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) / 1024
+
+
+def compare(case: Case, clock: Callable[[], float]) -> dict[str, Any]:
     """All sides of a case in turns, after checking that they give the same loss."""
     rows, config = packed_rows(case.length, case.tokens), family_member(WIDTHS[case.parameters], VOCABULARY, case.length)
     with ExitStack() as stack:
@@ -205,7 +212,7 @@ def compare(case: Case) -> dict[str, Any]:
         spread = max(losses.values()) - min(losses.values())
         assert spread < (1e-4 if case.precision == "fp32" else 2e-2), f"the sides compute different losses: {losses}"
         once = {SLOW: steps.pop(SLOW)} if SLOW in steps else {}
-        seconds = side_by_side(steps, repeats=case.turns, warmup=int(case.turns > 1)) | side_by_side(once, 1, 0)
+        seconds = side_by_side(steps, case.turns, 0, clock) | side_by_side(once, 1, 0, clock)
     ours, peers = [n for n in seconds if n in OURS], [n for n in seconds if n in PEERS]
 
     def fastest(names: list[str], statistic: str) -> float:
@@ -227,7 +234,7 @@ def compare(case: Case) -> dict[str, Any]:
         # How many times the tokens a second: medians of the turns, and best turns.
         "ratio_default": {s: fastest(peers, s) / seconds["herd"][s] for s in ("median", "minimum")},
         "ratio_best": {s: fastest(peers, s) / fastest(ours, s) for s in ("median", "minimum")},
-        "peak_memory_mb": {name: peak_memory(name, case) for name in ("herd", PEERS[0])},
+        "peak_memory_mb": {name: peak_memory(name, case) for name in ("herd", PEERS[0])} if case.turns > 1 else None,
     }
 
 
@@ -242,18 +249,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", help="only the peak memory of this side, in MB")
     parser.add_argument("--case", type=int, default=0, help="which of the cases, with --memory")
+    parser.add_argument("--compiled", action="store_true", help="also compiled, at the first shape")
+    parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of the wall clock of two")
     arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1 if arguments.processor_time else THREADS)
     if arguments.memory:
         print(memory_of(arguments.memory, CASES[arguments.case]))
         return
     rates = {"fp32": product_rate(torch.float32, 2048), "bf16": product_rate(torch.bfloat16, 256)}
-    results: dict[str, Any] = {"product_gflops": rates, "steps": []}
-    for case in CASES:
-        row = compare(case)
+    kind = "processor time" if arguments.processor_time else "wall clock"
+    results: dict[str, Any] = {"clock": kind, "product_gflops": rates, "steps": []}
+    first = replace(CASES[0], sides=(*OURS, *PEERS)) if arguments.compiled else CASES[0]
+    for case in (first, *CASES[1:]):
+        row = compare(case, time.process_time if arguments.processor_time else time.perf_counter)
         print({k: v for k, v in row.items() if k != "seconds"}, flush=True)
         results["steps"].append(row)
-        path = save(__file__, "python benchmarks/training/step_vs_transformers.py", results)
+        path = save(__file__, " ".join(["python benchmarks/training/step_vs_transformers.py", *sys.argv[1:]]), results)
     print(path)
 
 
