@@ -12,14 +12,14 @@ from training_standin import Child, Points, assert_same, train, weights
 from herd.training.checkpoint import CheckpointStore, step_of
 
 
-def slow_run(folder, **settings):
+def slow_run(folder):
     def work(tick):
         class Slow(pl.Callback):
             def on_train_batch_end(self, *args):
                 tick()
-                time.sleep(0.01)
+                time.sleep(0.02)
 
-        train(folder, Points(steps=200), callbacks=[Slow()], checkpoint_every_steps=50, **settings)
+        train(folder, Points(steps=200), callbacks=[Slow()], checkpoint_every_steps=50)
 
     return work
 
@@ -51,13 +51,15 @@ def test_a_signal_on_a_full_disk_says_where_it_goes_on(tmp_path, capfd):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return plain(self, state, step)
 
-        CheckpointStore.save = full  # in the child alone
-        slow_run(tmp_path)(tick)
+        class Signal(pl.Callback):
+            def on_train_batch_end(self, trainer, *args):
+                if trainer.global_step == 60:
+                    os.kill(os.getpid(), signal.SIGTERM)
 
-    child = Child(work)
-    assert child.wait_for(60) == 60
-    child.process.terminate()
-    assert child.end() == 143
+        CheckpointStore.save = full  # in the child alone
+        train(tmp_path, Points(steps=200), callbacks=[Signal()], checkpoint_every_steps=50)
+
+    assert Child(work).end() == 143
     message = capfd.readouterr().err
     assert "goes on from step 50, the newest checkpoint" in message
     assert len([line for line in message.splitlines() if "could not be written" in line]) == 1
