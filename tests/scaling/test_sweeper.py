@@ -194,6 +194,17 @@ def test_the_law_so_far_stands_beside_each_finished_cell(sweep: Sweep, capsys: p
     assert "above the largest" in law_so_far(make_sweep(factors=(0.1, 0.2, 0.3, 0.4)))
 
 
+def test_the_law_so_far_counts_earlier_waves(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier = make_sweep(noise=0.01)
+    write_table(sweep.folder / "before.csv", earlier)
+    sweep.run(f"hydra.sweeper.before={sweep.folder / 'before.csv'}")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "loss " in line]
+    assert len(lines) == 6 and all(
+        "alpha so far" in line and f"of {4 + 1 + (i >= 3)} budgets" in line for i, line in enumerate(lines)
+    )
+    assert len(sweep.table()) == 6  # the table is the sweep's own
+
+
 def test_the_live_table_shows_every_cell_in_its_state(sweep: Sweep) -> None:
     sweep.run("fail=raise")
     (sweep.out / sweep.plan.cells[0].id / "result.json").unlink()

@@ -62,7 +62,7 @@ def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict
                 config.waves,
                 config.plan.metric,
                 stage_run.folder / "waves.json",
-                stage_run.scratch / "finished.csv",
+                finished_in(stage_run),
                 lambda plan: train(config, inputs, stage_run, plan, 0, log),
                 lambda wave, rows: log.progress(rows, lambda known: numbers_of(wave, known), table=True),
             )
@@ -111,6 +111,7 @@ def train(
         "run.name=cells",
         f"hydra.sweep.dir={_quoted(folder)}",
         f"hydra.sweeper.cells={_quoted(cells)}",
+        *([f"hydra.sweeper.before={_quoted(finished_in(stage_run))}"] if finished_in(stage_run).exists() else []),
         *config.overrides,
     ]
     view = SweepView(plan.cells, folder)
@@ -130,6 +131,11 @@ def train(
     records = read_table(folder / "table.csv")
     check_sweep(records, len(plan.cells), needed, code, last)
     return records
+
+
+def finished_in(stage_run: StageRun) -> Path:
+    """Where an adaptive sweep keeps the rows of its finished waves until the end."""
+    return stage_run.scratch / "finished.csv"
 
 
 def log_new(log: SweepLog, view: SweepView) -> None:

@@ -40,6 +40,7 @@ class CellSweeper(Sweeper):
         attempts: how often a cell is started whose worker dies without a word (killed, out of memory).
         diverged_above: nats; a loss above it marks a cell as diverged. null = ln(vocabulary), or no limit if that is unknown.
         cell_overrides: overrides of every cell, in which ``{cell}`` stands for its id.
+        before: path of a table of earlier cells, which the law so far is fitted to as well.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class CellSweeper(Sweeper):
         attempts: int = 2,
         diverged_above: float | None = None,
         cell_overrides: Sequence[str] = (),
+        before: str | None = None,
     ) -> None:
         self.cells, self.plan, self.batch_size, self.attempts = cells, plan, batch_size, attempts
-        self.diverged_above, self.cell_overrides = diverged_above, list(cell_overrides)
+        self.diverged_above, self.cell_overrides, self.before = diverged_above, list(cell_overrides), before
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from herd.scaling.sweep.folder import Recorder
@@ -65,6 +67,7 @@ class CellSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run the cells; returns their records. UserError when none of them has a loss."""
         from herd.config.errors import UserError
+        from herd.scaling.records.readers import read_table
         from herd.scaling.sweep.folder import SweepFolder
 
         _end_with_parent()
@@ -76,7 +79,7 @@ class CellSweeper(Sweeper):
         root = Path(str(self.config.hydra.sweep.dir)).absolute()
         root.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, root / "multirun.yaml")
-        folder = SweepFolder(root, jobs, plan.metric, above)
+        folder = SweepFolder(root, jobs, plan.metric, above, read_table(Path(self.before)) if self.before else ())
         waiting = folder.prepare()
         skipped = len(jobs) - len(waiting)
         _say(f"Sweep of {len(jobs)} cells, {plan.flops:.3g} FLOPs{f', {skipped} finished before' if skipped else ''}: {root}")

@@ -92,10 +92,17 @@ class Job:
 
 
 class SweepFolder:
-    """The cells of one sweep, what has come of them so far, and ``table.csv``."""
+    """The cells of one sweep, what has come of them so far, and ``table.csv``.
 
-    def __init__(self, root: Path, jobs: Sequence[Job], metric: str, diverged_above: float) -> None:
+    Args:
+        before: rows of earlier sweeps, which the law so far is fitted to as well.
+    """
+
+    def __init__(
+        self, root: Path, jobs: Sequence[Job], metric: str, diverged_above: float, before: Sequence[Record] = ()
+    ) -> None:
         self.root, self.jobs, self.metric, self.diverged_above = Path(root), list(jobs), metric, diverged_above
+        self.before = list(before)
         self.records: dict[str, Record] = {}
         self._lock = threading.Lock()
         self._clock, self._flops = time.monotonic(), 0.0
@@ -132,7 +139,7 @@ class SweepFolder:
         self.records[job.cell.id] = record
         self._flops += job.cell.flops
         if show:
-            print(f"  {self._line(record)}; {law_so_far(self.rows())}", file=sys.stderr, flush=True)
+            print(f"  {self._line(record)}; {law_so_far([*self.before, *self.rows()])}", file=sys.stderr, flush=True)
 
     def fail(self, job: Job, error: str) -> None:
         """Enter a cell that ended without leaving a result."""
