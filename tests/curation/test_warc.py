@@ -68,7 +68,7 @@ def test_pages_of_plain_and_packed_archives(tmp_path, pack):
 
 
 def test_position_is_the_offset_that_an_index_would_give(tmp_path):
-    parts = [gzip.compress(part) for part in pages(3)]
+    parts = [gzip.compress(part, mtime=0) for part in pages(3)]
     records, _ = read(tmp_path, b"".join(parts), "x.warc.gz")
     assert [r.position - 1 for r in records] == [0, len(parts[0]), len(parts[0]) + len(parts[1])]
 
@@ -115,8 +115,8 @@ BARE = RAW_DEFLATE.compress(PAGE) + RAW_DEFLATE.flush()
     [
         (CHUNKS, CHUNKED, b"0123456789abcde"),
         (PAGE, CHUNKED, PAGE),  # stored without its chunks
-        (gzip.compress(PAGE), GZIP, PAGE),
-        (gzip.compress(PAGE) + gzip.compress(PAGE), GZIP, PAGE * 2),
+        (gzip.compress(PAGE, mtime=0), GZIP, PAGE),
+        (gzip.compress(PAGE, mtime=0) + gzip.compress(PAGE, mtime=0), GZIP, PAGE * 2),
         (PAGE, GZIP, PAGE),  # stored unpacked
         (zlib.compress(PAGE), DEFLATE, PAGE),
         (BARE, DEFLATE, PAGE),
@@ -134,9 +134,9 @@ def test_bodies_are_unpacked(tmp_path, body, http, page):
     [
         (CHUNKS[:12], CHUNKED, "truncated_page"),
         (CHUNKS[:-5], CHUNKED, "truncated_page"),
-        (gzip.compress(PAGE * 50)[:-20], GZIP, "truncated_page"),
-        (gzip.compress(PAGE)[:-8] + bytes(8), GZIP, "damaged_page"),
-        (gzip.compress(bytes(10_000_000)), GZIP, "too_long"),
+        (gzip.compress(PAGE * 50, mtime=0)[:-20], GZIP, "truncated_page"),
+        (gzip.compress(PAGE, mtime=0)[:-8] + bytes(8), GZIP, "damaged_page"),
+        (gzip.compress(bytes(10_000_000), mtime=0), GZIP, "too_long"),
         (PAGE, "Content-Encoding: rot13\r\n", "unknown_encoding"),
     ],
 )
@@ -167,14 +167,14 @@ def test_half_a_record_at_the_end(tmp_path):
     for cut in (5, 40, 150, len(last) - 100, len(last) - 5):
         found, rules = damaged(tmp_path, b"".join(whole) + last[:cut], "x.warc")
         assert (found, len(rules)) == (["0", "1", "2"], 1), cut
-    last = gzip.compress(last)
+    last = gzip.compress(last, mtime=0)
     for cut in (1, 3, 9, 15, 60, len(last) - 20, len(last) - 1):
         found, rules = damaged(tmp_path, packed(*whole) + last[:cut], "x.warc")
         assert (found, len(rules)) == (["0", "1", "2"], 1), cut
 
 
 def test_a_member_that_does_not_unpack_costs_its_record_alone(tmp_path):
-    parts = [gzip.compress(part) for part in pages(5)]
+    parts = [gzip.compress(part, mtime=0) for part in pages(5)]
     for at in (2, 12, 50, len(parts[2]) - 6):  # magic, deflate data, checksum
         broken = bytearray(parts[2])
         broken[at] ^= 0xFF
