@@ -63,7 +63,7 @@ def test_every_sweep_composes(path: Path) -> None:
     make_job(command, compose(command, [f"+sweeps={path.stem}", "run.node=job"]))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "llama3_405b"])  # the paper's own is the next test's
 def test_recipe_prints_its_plan(recipe: str) -> None:
     loaded = load(RecipeConfig, compose("recipe", [f"recipe={recipe}"]))
     lines = list(plan_lines(loaded))
@@ -72,8 +72,9 @@ def test_recipe_prints_its_plan(recipe: str) -> None:
 
 def test_the_papers_recipe_carries_the_papers_numbers() -> None:
     loaded = load(RecipeConfig, compose("recipe", ["recipe=llama3_405b"]))
-    text = "\n".join(plan_lines(loaded))
-    assert loaded.dry_run
+    lines = list(plan_lines(loaded))
+    text = "\n".join(lines)
+    assert loaded.dry_run and len(lines) > len(loaded.stages)
     assert "405,853,388,800" in text
     assert sum(name.endswith("/dpo") for name in loaded.stages) == 6
 

@@ -119,7 +119,9 @@ def test_a_stage_is_extended_until_its_gate_is_passed_or_the_extensions_are_spen
     assert told.count("has not passed its gate after 2 extensions") == 1 and "Going on." in told
 
 
-@pytest.mark.parametrize("where", ["before the record", "in the extension", "at the second gate"])
+@pytest.mark.parametrize(
+    "where", ["before the record", pytest.param("in the extension", marks=pytest.mark.slow), "at the second gate"]
+)
 def test_a_killed_run_extends_as_an_uninterrupted_one(inputs, tmp_path, monkeypatch, where):
     straight = run(inputs, tmp_path / "straight", **NEVER)
     end = Curriculum(config(curriculum__stages__long__gate=NEVER).curriculum, {}, 1.0).stage_ends()["long"]
