@@ -5,11 +5,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from herd.config.errors import UserError
+from herd.scaling.choice import adaptive
 from herd.scaling.choice.adaptive import Wave, WavesConfig, decide, waves
 from herd.scaling.choice.posterior import Goal, fit_posterior
 from herd.scaling.records.record import Record
@@ -59,6 +61,22 @@ def sweep(
             record = result(by_id[name])
             records.append(replace(record, status="failed", loss=math.nan, error="boom") if name in failing else record)
     raise AssertionError("the sweep does not end")
+
+
+def test_a_narrow_interval_of_a_fit_at_its_bound_does_not_end_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = adaptive._estimate
+
+    def at_bound(*args: Any) -> Any:
+        posterior, estimate, missing = plain(*args)
+        return posterior, replace(estimate, status="at_bound", reason="E at the edge"), missing
+
+    monkeypatch.setattr(adaptive, "_estimate", at_bound)
+    cells = make_cells()
+    coarse, settings = coarse_of(cells), replace(SETTINGS, target_interval=50.0, noise_cells=0)
+    last = list(waves(cells, coarse, [result(cell) for cell in cells if cell.id in coarse], settings, 1e15))[-1]
+    assert (last.status, last.kind) == ("train", "goal")
+    assert last.reason == "the interval is narrow enough, but E at the edge (at_bound)"
+    assert list(last.reasons.values()) == ["the cheapest cell left"]
 
 
 def test_a_sweep_ends_at_its_target_for_less_than_the_grid() -> None:

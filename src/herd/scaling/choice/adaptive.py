@@ -232,7 +232,9 @@ def _towards_the_goal(
     batch = choose_batch({"": posterior}, goal, candidates, state.left, target_variance=target)
     if not batch.chosen:  # flat in every direction that the goal depends on: the cheapest cell is as good as any
         cheapest = min(cells.values(), key=lambda cell: (cell.flops, cell.id))
-        return batch.reason, {cheapest.id: "the cheapest cell left"}
+        narrow = 2 * estimate.half_width <= config.target_interval  # then the sweep goes on for the fit's sake alone
+        reason = f"the interval is narrow enough, but {estimate.reason} ({estimate.status})" if narrow else batch.reason
+        return reason, {cheapest.id: "the cheapest cell left"}
     share = math.sqrt(batch.variance_after / batch.variance_before)
     says = f" ({estimate.status}: {estimate.reason})" if estimate.status != "ok" else ""
     width = 2 * estimate.half_width
