@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help run install test test-slow lint format bench clean
+.PHONY: help run install test test-graph test-slow lint format bench clean
 
 help:
 	@echo "make run        install, then the laptop recipe: raw pages to a report, about 11 minutes on 2 cores"
 	@echo "make test       install, then the test suite"
+	@echo "make test-graph the whole recipe in small, from pages to the report (2 minutes)"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff, format check, import contract, types"
 	@echo "make bench      measurements against peers, into benchmarks/"
@@ -28,6 +29,9 @@ run: $(STAMP)
 # One torch thread per worker: two workers with two threads each would fight over two cores.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-graph: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/recipe/test_ci.py -k whole_graph
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

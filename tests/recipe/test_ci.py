@@ -26,6 +26,7 @@ def made(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in (folder / "runs" / "store").glob("*/manifest.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_whole_graph_runs_and_a_second_run_skips_it(tmp_path: Path) -> None:
     run_ci(tmp_path)
