@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -64,9 +65,9 @@ def compare(parameters: float, folder: Path) -> dict[str, object]:
 
     for turn in range(TURNS + 1):
         measured = {"plain step": statistics.median(seconds_of(step) for _ in range(3))}
-        measured["step"] = seconds_of(lambda: checkpoint("step", turn))  # noqa: B023
+        measured["step"] = seconds_of(partial(checkpoint, "step", turn))
         step()
-        measured["thread"] = seconds_of(lambda: checkpoint("thread", turn))  # noqa: B023
+        measured["thread"] = seconds_of(partial(checkpoint, "thread", turn))
         start, count = time.perf_counter(), 0
         while (thread := sides["thread"]._thread) is not None and thread.is_alive():
             step()

@@ -30,6 +30,7 @@ twice datatrove's: a page in which everything is said twice has 1.0 here and 0.5
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -242,10 +243,11 @@ def _ngrams(text: str, tokens: Tokens, scores: dict[str, float], language: str) 
             length += 1
         starts = starts[starts < len(run)]
         places, firsts = _repeated(run, starts)
+        repeats = _Repeats(n, step, places, firsts, ends, total, len(text))
         if n in TOP_NGRAMS:
-            _top(n, step, places, firsts, ends, scores, total, len(text))
+            _top(repeats, scores)
         elif len(places):
-            _duplicate(n, step, places, firsts, ends, scores, total, len(text))
+            _duplicate(repeats, scores)
         if not len(places) and n >= max(TOP_NGRAMS):
             return
         found[:] = False
@@ -281,16 +283,21 @@ def _repeated(run: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return places[member], (~after[member]).nonzero()[0]
 
 
-def _top(
-    n: int,
-    step: int,
-    places: np.ndarray,
-    firsts: np.ndarray,
-    ends: np.ndarray,
-    scores: dict[str, float],
-    total: int,
-    characters: int,
-) -> None:
+@dataclass(frozen=True)
+class _Repeats:
+    """The n-grams of a text that occur more than once."""
+
+    n: int
+    step: int  # words that count as one
+    places: np.ndarray  # (k,) where each stands, equal ones side by side
+    firsts: np.ndarray  # which of `places` begin a group of equal ones
+    ends: np.ndarray  # (words + 1,) characters of words before each place
+    total: int  # characters of all words
+    characters: int  # of the text
+
+
+def _top(repeats: _Repeats, scores: dict[str, float]) -> None:
+    n, step, places, firsts, ends = repeats.n, repeats.step, repeats.places, repeats.firsts, repeats.ends
     size, spaces = n * step, n - 1 if step == 1 else 0
     most, place = 1, 0  # without repeats the first n-gram is the most frequent one
     if len(places):
@@ -299,22 +306,14 @@ def _top(
         tied = places[firsts[counts == most]]
         place = int(tied.min())
         longest = int((ends[tied + size] - ends[tied]).max())
-        scores[f"top_{n}gram"] = min(_share(longest * most, total), 1.0)  # overlapping occurrences can exceed the text
+        scores[f"top_{n}gram"] = min(_share(longest * most, repeats.total), 1.0)  # overlapping occurrences can exceed the text
     length = int(ends[place + size] - ends[place])
-    scores[f"top_{n}gram_dolma"] = _share(length * most, total)
-    scores[f"top_{n}gram_datatrove"] = _share((length + spaces) * most, characters)
+    scores[f"top_{n}gram_dolma"] = _share(length * most, repeats.total)
+    scores[f"top_{n}gram_datatrove"] = _share((length + spaces) * most, repeats.characters)
 
 
-def _duplicate(
-    n: int,
-    step: int,
-    places: np.ndarray,
-    firsts: np.ndarray,
-    ends: np.ndarray,
-    scores: dict[str, float],
-    total: int,
-    characters: int,
-) -> None:
+def _duplicate(repeats: _Repeats, scores: dict[str, float]) -> None:
+    n, step, places, firsts, ends = repeats.n, repeats.step, repeats.places, repeats.firsts, repeats.ends
     size = n * step
     lengths = ends[places + size] - ends[places]
     all_runs = int((ends[size:] - ends[:-size]).sum())
@@ -327,7 +326,7 @@ def _duplicate(
     lengths = ends[sorted_places + size] - ends[sorted_places]
     until = sorted_places + size
     until[:-1] = np.minimum(until[:-1], sorted_places[1:])  # each word once
-    scores[f"duplicate_{n}gram"] = _share(int((ends[until] - ends[sorted_places]).sum()), total)
+    scores[f"duplicate_{n}gram"] = _share(int((ends[until] - ends[sorted_places]).sum()), repeats.total)
     seen: set[int] = set()
     free = repeated = 0
     for place, run, length in zip(sorted_places.tolist(), (packed & 0xFFFFFFFF).tolist(), lengths.tolist(), strict=True):
@@ -338,4 +337,4 @@ def _duplicate(
             free = place + size
         else:
             seen.add(run)
-    scores[f"duplicate_{n}gram_datatrove"] = _share(repeated, characters)
+    scores[f"duplicate_{n}gram_datatrove"] = _share(repeated, repeats.characters)
