@@ -159,7 +159,7 @@ def their_step(config: ModelConfig, rows: Rows, autocast: bool, way: str) -> Cal
         parts = range(rows.tokens.shape[0]) if "row by row" in way else [slice(None)]
         for part in parts:
             part = slice(part, part + 1) if isinstance(part, int) else part
-            mask = {} if "row by row" in way else {"attention_mask": allowed}
+            mask = {} if "row by row" in way or "no mask" in way else {"attention_mask": allowed}
             logits = forward(input_ids=rows.tokens[part], position_ids=rows.positions[part], **mask).logits
             yield F.cross_entropy(logits.flatten(0, 1).float(), rows.targets[part].flatten(), reduction="sum") / rows.count
 
