@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from herd.config.errors import UserError
 from herd.model import attention
 from herd.model.attention import ATTENTIONS, Blocks, Ragged, attend, prepare, ragged
-from herd.model.masks import CAUSAL, Causal, Dense, Documents, Grouping, Mask
+from herd.model.masks import CAUSAL, Branches, Causal, Dense, Documents, Grouping, Mask
 
 ON_CPU = ("auto", "sdpa", "documents")  # forward and backward; flex has no backward pass on a CPU, varlen nothing
 DENSE_ROWS = ((3, 5, 1, 7), (8, 2, 4, 2))  # many short documents: one masked call
 GROUPED_ROWS = ((150, 150), (150, 150), (300,))  # few long ones: a call for each length
+FORKED_ROWS = (((90, 60, 40, 40), (70,)), ((90, 60, 40), (60, 50)), ((100, 80, 50, 70),))  # prompts and their responses
 
 
 def plain(q, k, v, allowed):
@@ -35,13 +36,27 @@ def by_hand(lengths):
     return torch.tensor(rows)
 
 
+def branches_by_hand(rows):
+    """The mask of prompts and responses from its definition, one pair of positions at a time."""
+    tables = []
+    for row in rows:
+        place = [(g, b) for g, group in enumerate(row) for b, n in enumerate(group) for _ in range(n)]
+        reach = range(len(place))
+        tables.append([[s <= t and place[s] in (place[t], (place[t][0], 0)) for s in reach] for t in reach])
+    return torch.tensor(tables)
+
+
 def way_of(mask: Mask, name: str = "auto"):
     return prepare(mask, name, "cpu", torch.float64)
 
 
 def heads(lengths, kv_heads, seed=0):
+    return tensors((len(lengths), sum(lengths[0])), kv_heads, seed)
+
+
+def tensors(shape, kv_heads, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((len(lengths), sum(lengths[0]), n, 8) for n in (4, kv_heads, kv_heads))
+    shapes = ((*shape, n, 8) for n in (4, kv_heads, kv_heads))
     return [torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in shapes]
 
 
@@ -49,9 +64,19 @@ def heads(lengths, kv_heads, seed=0):
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("lengths", [DENSE_ROWS, GROUPED_ROWS, ((6,), (6,))], ids=["short", "long", "one_per_row"])
 def test_documents_equal_plain_softmax_with_gradients(lengths, kv_heads, name):
-    q, k, v = heads(lengths, kv_heads)
-    expected = plain(q, k, v, by_hand(lengths))
-    found = attend(q, k, v, way_of(Documents(lengths), name))
+    check_with_gradients(Documents(lengths), by_hand(lengths), kv_heads, name)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_branches_equal_plain_softmax_with_gradients(kv_heads, name):
+    check_with_gradients(Branches(FORKED_ROWS), branches_by_hand(FORKED_ROWS), kv_heads, name)
+
+
+def check_with_gradients(mask, allowed, kv_heads, name):
+    q, k, v = tensors(mask.shape, kv_heads)
+    expected = plain(q, k, v, allowed)
+    found = attend(q, k, v, way_of(mask, name))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     weight = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for a, b in zip(
@@ -113,6 +138,47 @@ def test_a_document_moves_no_other_ones_outputs_or_gradients(lengths, name, data
         assert not torch.equal(a[inside], b[inside])
 
 
+@st.composite
+def forked(draw):
+    """Rows of one length, each of groups of a prompt and up to four responses, the rest a document."""
+    row = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple), min_size=1, max_size=3).map(tuple)
+    rows = draw(st.lists(row, min_size=1, max_size=3))
+    total = max(sum(map(sum, row)) for row in rows)
+    return tuple((*row, *(((total - sum(map(sum, row))),),) * (sum(map(sum, row)) < total)) for row in rows)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=forked(), kv_heads=st.sampled_from([1, 2, 4]), name=st.sampled_from([*ON_CPU, "flex"]))
+@torch.no_grad()
+def test_any_branches_equal_plain_softmax(rows, kv_heads, name):
+    mask = Branches(rows)
+    q, k, v = (x.detach() for x in tensors(mask.shape, kv_heads, seed=len(rows)))
+    found = attend(q, k, v, way_of(mask, name))
+    torch.testing.assert_close(found, plain(q, k, v, branches_by_hand(rows)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_a_response_moves_no_other_ones_outputs_or_gradients(name):
+    mask = Branches(FORKED_ROWS)
+    inside = torch.zeros(mask.shape, dtype=torch.bool)
+    inside[0, 90:150] = True  # the first response of the first group
+    others = torch.zeros(mask.shape, dtype=torch.bool)
+    others[0, 150:] = True  # its other responses, and a document
+    others[1:] = True
+
+    def run(inputs):
+        out = attend(*inputs, way_of(mask, name))
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), inputs)]
+
+    before = tensors(mask.shape, 2)
+    after = [torch.where(inside[..., None, None], x.detach() + 3.0, x.detach()).requires_grad_() for x in before]
+    for i, (a, b) in enumerate(zip(run(before), run(after), strict=True)):
+        assert torch.equal(a[others], b[others])  # bitwise
+        assert not torch.equal(a[inside], b[inside])
+        prompt = torch.equal(a[0, :90], b[0, :90])
+        assert prompt == (i < 2)  # the prompt's outputs stay; its keys and values hear of the response in the gradient
+
+
 @pytest.mark.parametrize(("queries", "keys"), [(5, 5), (1, 9), (4, 9)])
 def test_causal_aligns_queries_with_the_last_keys(queries, keys):
     torch.manual_seed(1)
@@ -136,7 +202,10 @@ def test_dense_takes_any_mask():
 def test_auto_takes_what_device_and_lengths_ask_for():
     assert isinstance(way_of(Documents(DENSE_ROWS)), Dense)
     assert isinstance(way_of(Documents(GROUPED_ROWS)), Grouping)
+    assert isinstance(way_of(Branches((((3, 2, 4), (2, 1, 4)),))), Dense)
+    assert isinstance(way_of(Branches(FORKED_ROWS)), Grouping)
     for name in ATTENTIONS.names():
+        assert isinstance(way_of(Branches((((4, 2),),)), name), Causal)  # one response a prompt is a document
         assert isinstance(way_of(Documents(((6,), (6,))), name), Causal)  # one document a row is plainly causal
         assert way_of(CAUSAL, name) is CAUSAL  # a name is about documents only
 
@@ -152,6 +221,11 @@ def test_auto_takes_what_device_and_lengths_ask_for():
 def test_what_cannot_be_done_is_refused(name, message):
     with pytest.raises(UserError, match=message):
         way_of(Documents(DENSE_ROWS), name)
+
+
+def test_varlen_refuses_branches(monkeypatch):
+    with pytest.raises(UserError, match="varlen cannot let responses share a prompt: use attention = auto or flex, or layout"):
+        ATTENTIONS.get("varlen")(Branches(FORKED_ROWS), torch.device("cuda"), torch.bfloat16)
 
 
 @pytest.mark.parametrize("knows_groups", [True, False])

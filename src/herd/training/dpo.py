@@ -22,7 +22,6 @@ from herd.dialog.masks import dpo_mask, nll_mask
 from herd.dialog.preferences import Preference
 from herd.dialog.render import render_batch
 from herd.dialog.rows import Counted
-from herd.model.masks import Documents
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import token_logprobs
 from herd.objectives.dpo import dpo_loss
@@ -123,7 +122,7 @@ class DPOSteps(EpochSteps):
 
 def sequence_logprobs(model: Transformer, rows: SequenceRows) -> tuple[Tensor, Tensor]:
     """Summed log-probability of each sequence, (N,) twice: over the preference term's tokens, over all trained ones."""
-    hidden = model(rows.tokens, rows.positions, Documents(rows.lengths))
+    hidden = model(rows.tokens, rows.positions, rows.mask)
     logprobs = token_logprobs(rows.at_places(hidden), model.output_weight, rows.targets)
     return rows.sum_by_sequence(logprobs * rows.preferred), rows.sum_by_sequence(logprobs)
 

@@ -1,8 +1,8 @@
 """Rendered dialogs packed into rows, and their order over the optimizer steps of a fine-tuning run.
 
 Several sequences share a row; attention, positions and targets stay within each, so a packed row gives the same
-numbers as separate padded rows. Nothing is ever cut here: a dialog that is longer than a row is shortened or dropped,
-and counted, before it comes.
+numbers as separate padded rows. Responses to one prompt may share it as a :class:`Group`. Nothing is ever cut here: a
+dialog that is longer than a row is shortened or dropped, and counted, before it comes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from herd.config.errors import UserError
 from herd.corpus.packing import best_fit
 from herd.dialog.render import Rendered
+from herd.model.masks import Branches, Documents
 from herd.runs.seeds import stream
 from herd.training.steps import StepBatch
 
@@ -32,6 +33,56 @@ class TrainingSequence:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and the responses to it, in one stretch of a row, where the prompt is computed once for all of them.
+
+    A group without a prompt is a single sequence. Nothing of the prompt is trained, nor is a response's first token, which
+    is the start of its header; so every trained token is predicted from its own response.
+    """
+
+    prompt: np.ndarray  # (P,) int64
+    responses: tuple[TrainingSequence, ...]  # what follows the prompt
+
+    def __post_init__(self) -> None:
+        assert len(self.prompt) or len(self.responses) == 1, "several responses need a prompt to share"
+        assert len(self.responses) and all(map(len, self.responses)), "a group needs responses, and these tokens"
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Tokens of the prompt, where there is one, and of each response."""
+        return tuple(n for n in (len(self.prompt), *map(len, self.responses)) if n)
+
+    @classmethod
+    def of(cls, sequences: Sequence[TrainingSequence], prompt: int) -> Group:
+        """Sequences of which the first `prompt` tokens are the same and not trained, as one group."""
+        start = sequences[0].tokens[:prompt]
+        assert all(np.array_equal(s.tokens[:prompt], start) for s in sequences), "the prompts differ"
+        assert not any(s.trained[: prompt + 1].any() for s in sequences), "a token is trained that no response predicts"
+        rest = slice(prompt, None)
+        return cls(start, tuple(TrainingSequence(s.tokens[rest], s.trained[rest], s.preferred[rest]) for s in sequences))
+
+    def separate(self) -> list[TrainingSequence]:
+        """Each response after a copy of the prompt of its own."""
+        nothing = np.zeros(len(self.prompt), bool)
+        return [
+            TrainingSequence(
+                np.concatenate((self.prompt, r.tokens)),
+                np.concatenate((nothing, r.trained)),
+                np.concatenate((nothing, r.preferred)),
+            )
+            for r in self.responses
+        ]
+
+
+def alone(sequence: TrainingSequence) -> Group:
+    """A sequence as a group of its own."""
+    return Group(sequence.tokens[:0], (sequence,))
 
 
 def fit_window(rendered: Rendered, trained: np.ndarray, window: int) -> tuple[Rendered | None, str | None]:
@@ -50,14 +101,15 @@ def fit_window(rendered: Rendered, trained: np.ndarray, window: int) -> tuple[Re
 
 @dataclass(frozen=True)
 class SequenceRows:
-    """N sequences packed into B rows of T tokens, with M trained positions in all.
+    """N sequences (responses, where prompts are shared) packed into B rows of T tokens, with M trained positions in all.
 
     The trained positions are listed instead of marked, so that the output head is applied to them alone.
     """
 
     tokens: Tensor  # (B, T) int64
-    positions: Tensor  # (B, T) int64, from 0 in each sequence; 0 in padding
-    lengths: tuple[tuple[int, ...], ...]  # per row: tokens of each sequence in it, padding last
+    positions: Tensor  # (B, T) int64, from 0 in each sequence or group; 0 in padding
+    lengths: tuple[tuple[int, ...], ...]  # per row: tokens of each sequence or group in it, padding last
+    mask: Documents | Branches  # who attends to whom
     places: Tensor  # (M,) int64, trained positions in the flattened rows
     targets: Tensor  # (M,) int64, the token to predict at each
     owners: Tensor  # (M,) int64, the sequence that each belongs to
@@ -75,35 +127,68 @@ class SequenceRows:
 
 def pack_sequences(sequences: Sequence[TrainingSequence], window: int, pad_id: int) -> SequenceRows:
     """Packs sequences into rows of `window` tokens, longest first, each into the fullest row with room for it."""
-    return lay_out(sequences, best_fit([len(s) for s in sequences], window), window, pad_id)
+    return pack_groups([alone(s) for s in sequences], window, pad_id)
 
 
-def lay_out(sequences: Sequence[TrainingSequence], rows: Sequence[Sequence[int]], window: int, pad_id: int) -> SequenceRows:
-    """Lays sequences out in the given rows: `rows` holds the indices of each row's members, every index once."""
+def pack_groups(groups: Sequence[Group], window: int, pad_id: int, causal: bool = False) -> SequenceRows:
+    """Packs groups into rows of `window` tokens as :func:`pack_sequences` does; see :func:`lay_out`."""
+    return lay_out(groups, best_fit([len(g) for g in groups], window), window, pad_id, causal)
+
+
+def one_row(groups: Sequence[Group], causal: bool = False) -> SequenceRows:
+    """Lays all groups out end to end in one row, without padding; see :func:`lay_out`."""
+    return lay_out(groups, [range(len(groups))], sum(map(len, groups)), 0, causal)
+
+
+def lay_out(
+    groups: Sequence[Group], rows: Sequence[Sequence[int]], window: int, pad_id: int, causal: bool = False
+) -> SequenceRows:
+    """Lays groups out in the given rows: `rows` holds the indices of each row's members, every index once.
+
+    Sequences are numbered group by group, in each group in the order of its responses.
+
+    Args:
+        groups: what to lay out, none longer than `window`.
+        rows: indices of the groups of each row.
+        window: tokens of a row.
+        pad_id: the token of what is left over.
+        causal: whether a response sees the responses before it, as if they were one text, and positions run on through the
+            group. Llama 3's reward model reads its row so (section 4.1.2); it is an approximation. Otherwise a response sees
+            the prompt and itself, and positions restart after the prompt: the numbers are those of rows of their own.
+    """
     tokens = np.full((len(rows), window), pad_id, np.int64)
     positions = np.zeros((len(rows), window), np.int64)
-    lengths, places, targets, owners, preferred = [], [], [], [], []
-    ends = np.zeros(len(sequences), np.int64)
+    first = np.cumsum([0, *(len(group.responses) for group in groups)])  # number of each group's first sequence
+    sizes: list[list[tuple[int, ...]]] = []
+    places, targets, owners, preferred = [], [], [], []
+    ends = np.zeros(first[-1], np.int64)
     for r, members in enumerate(rows):
-        at, parts = 0, []
+        at = 0
+        sizes.append([])
         for member in members:
-            sequence, size = sequences[member], len(sequences[member])
-            tokens[r, at : at + size], positions[r, at : at + size] = sequence.tokens, np.arange(size)
-            trained = np.flatnonzero(sequence.trained[1:])  # position t reads tokens[t] and predicts tokens[t + 1]
-            places.append(r * window + at + trained)
-            targets.append(sequence.tokens[trained + 1])
-            owners.append(np.full(len(trained), member))
-            preferred.append(sequence.preferred[trained + 1])
-            ends[member] = r * window + at + size - 1
-            parts.append(size)
-            at += size
+            group, start = groups[member], at
+            at += len(group.prompt)
+            tokens[r, start:at], positions[r, start:at] = group.prompt, np.arange(at - start)
+            for number, response in enumerate(group.responses, start=first[member]):
+                size, position = len(response), (at - start if causal else len(group.prompt))
+                tokens[r, at : at + size], positions[r, at : at + size] = response.tokens, np.arange(position, position + size)
+                trained = np.flatnonzero(response.trained[1:])  # position t reads tokens[t] and predicts tokens[t + 1]
+                places.append(r * window + at + trained)
+                targets.append(response.tokens[trained + 1])
+                owners.append(np.full(len(trained), number))
+                preferred.append(response.preferred[trained + 1])
+                ends[number] = r * window + at + size - 1
+                at += size
+            sizes[-1].append(group.sizes)
+        assert at <= window, "a row's groups are longer than the row"
         if at < window:
-            parts.append(window - at)
-        lengths.append(tuple(parts))
+            sizes[-1].append((window - at,))
+    lengths = tuple(tuple(sum(group) for group in row) for row in sizes)
     return SequenceRows(
         tokens=torch.from_numpy(tokens),
         positions=torch.from_numpy(positions),
-        lengths=tuple(lengths),
+        lengths=lengths,
+        mask=Documents(lengths) if causal else Branches(tuple(map(tuple, sizes))).simplest,
         places=_joined(places, np.int64),
         targets=_joined(targets, np.int64),
         owners=_joined(owners, np.int64),

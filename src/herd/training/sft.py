@@ -14,12 +14,11 @@ from herd.dialog.masks import sft_mask
 from herd.dialog.messages import Message, reject_reason
 from herd.dialog.render import render_batch
 from herd.dialog.rows import Counted
-from herd.model.masks import Documents
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import linear_cross_entropy
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
-from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, fit_window, lay_out, pack_sequences
+from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, alone, fit_window, lay_out, pack_sequences
 from herd.training.steps import StepBatch
 
 
@@ -62,7 +61,7 @@ def sft_steps(
         members = [sequences[i] for unit in group for i in rows[unit]]
         ends = np.cumsum([len(rows[unit]) for unit in group])
         local = [list(range(end - len(rows[unit]), end)) for unit, end in zip(group, ends, strict=True)]
-        return lay_out(members, local, window, pad_id)
+        return lay_out([alone(s) for s in members], local, window, pad_id)
 
     def build(step: int, units: list[int]) -> StepBatch:
         groups = [units[i : i + micro_batch_rows] for i in range(0, len(units), micro_batch_rows)]
@@ -89,7 +88,7 @@ class SFTModule(HerdModule):
 
 def rows_nll(model: Transformer, rows: SequenceRows) -> Tensor:
     """Summed negative log-likelihood of the trained tokens, nats."""
-    hidden = model(rows.tokens, rows.positions, Documents(rows.lengths))
+    hidden = model(rows.tokens, rows.positions, rows.mask)
     return linear_cross_entropy(rows.at_places(hidden), model.output_weight, rows.targets)
 
 
