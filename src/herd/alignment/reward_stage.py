@@ -33,7 +33,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     for label, artifact in rounds.items():
         counted, packed = Counted(), Counted()
         kept = config.filter.select(read_preferences(artifact / "preferences.jsonl"), counted)
-        data += comparisons(kept, tokenizer, config.window, packed)
+        data += comparisons(kept, tokenizer, config.window, packed, config.dialect)
         rows[label] = {"kept": packed.kept, "dropped": counted.dropped | packed.dropped}
     require_rows("reward", rows)
     source = reward_steps(
@@ -82,7 +82,7 @@ def heldout_accuracy(
         shorter: list[float] = []
         for row in every_grade.select(rows, Counted()):
             pair = Preference(row.id, row.prompt_id, row.prompt, row.chosen, row.rejected, row.grade)
-            sequences = comparisons([pair], tokenizer, config.window, Counted())
+            sequences = comparisons([pair], tokenizer, config.window, Counted(), config.dialect)
             if not sequences:
                 continue
             chosen, rejected = score_sequences(model, sequences[0], tokenizer.pad_id, batch_size=2)

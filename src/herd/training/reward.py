@@ -14,7 +14,7 @@ from torch import Tensor
 
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
-from herd.dialog.masks import sft_mask
+from herd.dialog.masks import reward_position, sft_mask
 from herd.dialog.messages import Message
 from herd.dialog.preferences import Preference
 from herd.dialog.render import Rendered, render_batch
@@ -38,14 +38,17 @@ class RewardBatch:
     triples: Tensor  # (m, 3) int64: edited, chosen, rejected
 
 
-def comparisons(preferences: Iterable[Preference], tokenizer: Tokenizer, window: int, counted: Counted) -> list[Comparison]:
+def comparisons(
+    preferences: Iterable[Preference], tokenizer: Tokenizer, window: int, counted: Counted, dialect: str = "meta"
+) -> list[Comparison]:
     """Preferences -> ranked responses; one with a response that does not fit the window is dropped and counted.
 
     A cut response would be scored in the middle of a sentence, so nothing is cut here.
     """
     rows = list(preferences)
     ranked = [[r for r in (row.edited, row.chosen, row.rejected) if r is not None] for row in rows]
-    rendered = iter(render_batch([row.prompt + r for row, rs in zip(rows, ranked, strict=True) for r in rs], tokenizer))
+    dialogs = [row.prompt + r for row, rs in zip(rows, ranked, strict=True) for r in rs]
+    rendered = iter(render_batch(dialogs, tokenizer, dialect=dialect))
     kept = []
     for responses in ranked:
         sequences = tuple(_scored(next(rendered)) for _ in responses)
@@ -59,7 +62,7 @@ def comparisons(preferences: Iterable[Preference], tokenizer: Tokenizer, window:
 
 def _scored(rendered: Rendered) -> TrainingSequence:
     # The reward model predicts no token; the score is read at the sequence's end, which is the response's.
-    assert sft_mask(rendered)[-1], "the response must end the sequence"
+    rendered = rendered[: reward_position(rendered) + 1]
     nothing = sft_mask(rendered) & False
     return TrainingSequence(rendered.tokens, nothing, nothing)
 
@@ -141,14 +144,18 @@ def score_sequences(model: RewardModel, sequences: Sequence[TrainingSequence], p
 
 
 def score_responses(
-    reward_model: RewardModel, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]], batch_size: int = 64
+    reward_model: RewardModel,
+    tokenizer: Tokenizer,
+    rows: Sequence[Sequence[Message]],
+    batch_size: int = 64,
+    dialect: str = "meta",
 ) -> list[float]:
     """Reward of the last response of each dialog (prompt and response as messages), in order.
 
     UserError when a dialog is longer than the model reads.
     """
     window = reward_model.backbone.config.max_seq_len
-    sequences = [_scored(rendered) for rendered in render_batch(rows, tokenizer)]
+    sequences = [_scored(rendered) for rendered in render_batch(rows, tokenizer, dialect=dialect)]
     for i, sequence in enumerate(sequences):
         if len(sequence) > window:
             raise UserError(f"dialog {i} has {len(sequence)} tokens, the reward model reads at most {window}; shorten it")
