@@ -10,6 +10,7 @@ from herd.alignment import (
     average_stage,
     dialogs_stage,
     dpo_stage,
+    heldout_pairs,
     preferences_stage,
     reject_stage,
     reward_stage,
@@ -149,7 +150,7 @@ def test_reward_accuracy_is_of_the_newest_round_and_never_pooled(made, monkeypat
     """A model that scores by length: right in one round where the chosen is longer, wrong where it is shorter."""
     tokenizer = Tokenizer.load(made["tokens"] / "tokenizer")
     config = config_of("reward", "window=256")
-    monkeypatch.setattr(reward_stage, "score_sequences", lambda model, sequences, *args, **options: [len(s) for s in sequences])
+    monkeypatch.setattr(heldout_pairs, "score_sequences", lambda model, sequences, *args, **options: [len(s) for s in sequences])
 
     def pair(i, chosen, rejected):
         say = [(Message(Role.ASSISTANT, text),) for text in (chosen, rejected)]

@@ -1,13 +1,27 @@
 import json
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from herd.config.errors import UserError
 from herd.dialog.messages import Message, Role
-from herd.dialog.preferences import Grade, Preference, PreferenceFilter, read_preferences, similarity
+from herd.dialog.preferences import (
+    Grade,
+    Preference,
+    PreferenceFilter,
+    longest_common_subsequence,
+    more_alike,
+    read_preferences,
+    similarity,
+)
 from herd.dialog.rows import Counted, Prompt, read_jsonl, read_prompts, write_jsonl
 
 PROMPT = (Message(Role.USER, "what?"),)
+
+
+UNANSWERED = (Message(Role.ASSISTANT, "", "search()", True), Message(Role.IPYTHON, "42"))
 
 
 def says(text):
@@ -41,6 +55,9 @@ def test_responses_may_be_plain_text(tmp_path):
         (pair(chosen="x" * 50 + "y", rejected="x" * 50 + "z"), "similar_responses"),
         (pair(rejected=""), "empty_response"),
         (pair(edited=" "), "empty_response"),
+        (pair(edited="a clear answer"), "edited_equals_chosen"),
+        (pair(edited="nonsense!"), "edited_equals_rejected"),
+        (replace(pair(), chosen=UNANSWERED), "ends_with_tool_output"),
     ],
 )
 def test_what_is_trained_on(row, reason):
@@ -52,6 +69,22 @@ def test_what_is_trained_on(row, reason):
 def test_similarity():
     assert similarity(says("abc"), says("abc")) == 1.0
     assert similarity(says("abc"), says("xyz")) == 0.0
+    assert similarity(says("abcd"), says("xbydz")) == 2 * 2 / 9
+    assert similarity(says(""), says("")) == 1.0
+
+
+@given(st.text("abc", max_size=12), st.text("abc", max_size=12))
+def test_longest_common_subsequence_is_that_of_the_table(a, b):
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    assert longest_common_subsequence(a, b) == table[-1][-1]
+
+
+@given(st.text("ab", max_size=9), st.text("ab", max_size=9), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_lengths_decide_only_what_comparing_would(a, b, threshold):
+    assert more_alike(says(a), says(b), threshold) == (similarity(says(a), says(b)) > threshold)
 
 
 def test_broken_line_is_refused_by_number(tmp_path):
@@ -87,6 +120,8 @@ def test_bad_preference_rows(tmp_path, change, words):
 def test_filter_settings_are_checked():
     with pytest.raises(UserError, match="unknown grade `good`"):
         PreferenceFilter(grades=["good"])
+    with pytest.raises(UserError, match="grades is empty"):
+        PreferenceFilter(grades=[])
     with pytest.raises(UserError, match="max_similarity"):
         PreferenceFilter(max_similarity=0.0)
 

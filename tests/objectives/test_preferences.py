@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from herd.objectives.dpo import dpo_loss
-from herd.objectives.ranking import ranking_loss, triple_loss
+from herd.objectives.ranking import centering_loss, ranking_loss
 
 LN2 = math.log(2)
 
@@ -33,17 +33,14 @@ def test_ranking_loss_does_not_overflow():
     assert ranking_loss(torch.tensor([-1e4]), torch.tensor([1e4])).item() == 2e4
 
 
-def test_triple_loss_is_the_mean_of_three_ordered_pairs():
-    # Steps of ln 3 each: pairs at ln 3, ln 3 and 2 ln 3; sigmoid(2 ln 3) = 9/10.
-    loss = triple_loss(doubles(2 * math.log(3)), doubles(math.log(3)), doubles(0.0))
-    torch.testing.assert_close(loss, doubles((2 * math.log(4 / 3) + math.log(10 / 9)) / 3))
-    torch.testing.assert_close(triple_loss(*doubles(1, 1, 1).split(1)), doubles(LN2))
+def test_margin_asks_for_a_lead():
+    # A lead of ln 3 less a margin of ln 3 leaves an even chance.
+    loss = ranking_loss(doubles(math.log(3), 1.0), doubles(0.0, 0.0), doubles(math.log(3), 0.0))
+    torch.testing.assert_close(loss, doubles(LN2, math.log(1 + math.exp(-1))))
 
 
-def test_triple_loss_prefers_edited_over_chosen_over_rejected():
-    rewards = [doubles(0.0).requires_grad_() for _ in range(3)]
-    triple_loss(*rewards).sum().backward()
-    torch.testing.assert_close(torch.cat([r.grad for r in rewards]), doubles(-1 / 3, 0.0, 1 / 3))
+def test_centering_draws_the_sum_to_zero():
+    torch.testing.assert_close(centering_loss(doubles(1.0, 2.0), doubles(3.0, -2.0)), doubles(16.0, 0.0))
 
 
 def test_dpo_at_the_reference_is_ln_2():

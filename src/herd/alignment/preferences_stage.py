@@ -15,7 +15,6 @@ from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.grader import GraderConfig
 from herd.dialog.preferences import Grade, Preference
-from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
@@ -29,7 +28,6 @@ class PreferencesConfig:
     """Schema of conf/preferences.yaml."""
 
     seed: int
-    dialect: str  # with models, how messages become tokens: meta, meta_tag, hf, torchtune
     first_prompt: int  # index of the first training prompt used; rounds use different ones
     prompts: int  # training prompts used
     heldout_prompts: int  # held-out prompts used for the pairs that measure reward accuracy; never trained on
@@ -43,7 +41,6 @@ class PreferencesConfig:
     grader: GraderConfig = field(default_factory=GraderConfig)
 
     def __post_init__(self) -> None:
-        DIALECTS.get(self.dialect)
         if (
             self.first_prompt < 0
             or min(self.prompts, self.heldout_prompts, self.max_flaws, self.max_new_tokens, self.batch_size) < 1
@@ -113,7 +110,7 @@ def sampled(
     window = min(model.config.max_seq_len for model in models.values())
     chosen: dict[str, list[str]] = {}  # prompt -> its two models
     for prompt in prompts:
-        if fits(prompt.messages, tokenizer, window, config.max_new_tokens, config.dialect):
+        if fits(prompt.messages, tokenizer, window, config.max_new_tokens):
             picked = stream(config.seed, "models", prompt.id).permutation(len(labels))[:2]
             chosen[prompt.id] = [labels[i] for i in picked]
         else:
@@ -127,8 +124,7 @@ def sampled(
             top_p=config.top_p,
             seed=torch_seed(config.seed, "preferences", split, label),
         )
-        messages = [p.messages for p in asked]
-        given = sample_answers(model, tokenizer, messages, sampling, 1, config.batch_size, config.dialect)
+        given = sample_answers(model, tokenizer, [p.messages for p in asked], sampling, 1, config.batch_size)
         answers |= {(p.id, label): group[0] for p, group in zip(asked, given, strict=True)}
         stage_run.cost(tokens=sum(len(group[0].tokens) for group in given))
     return {

@@ -9,7 +9,6 @@ from herd.alignment.fine_tuning import load_tokenizer
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
-from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
 from herd.generation.chat import fits, sample_answers
 from herd.generation.sampler import SamplingConfig
@@ -24,7 +23,6 @@ class RejectConfig:
     """Schema of conf/reject.yaml."""
 
     seed: int
-    dialect: str  # how messages become tokens: meta, meta_tag, hf, torchtune
     first_prompt: int  # index of the first training prompt used
     prompts: int  # training prompts used
     samples: int  # K, answers to each prompt; the paper: 10-30
@@ -34,7 +32,6 @@ class RejectConfig:
     batch_size: int  # sequences generated or scored together
 
     def __post_init__(self) -> None:
-        DIALECTS.get(self.dialect)
         if self.first_prompt < 0 or min(self.prompts, self.samples, self.max_new_tokens, self.batch_size) < 1:
             raise UserError("first_prompt must be >= 0; prompts, samples, max_new_tokens and batch_size >= 1")
         if self.samples > 1 and self.temperature <= 0:
@@ -53,7 +50,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     asked = []
     for prompt in prompts:
         # One token more: the reward model also reads the end of the turn.
-        if fits(prompt.messages, tokenizer, window, config.max_new_tokens + 1, config.dialect):
+        if fits(prompt.messages, tokenizer, window, config.max_new_tokens + 1):
             asked.append(prompt)
         else:
             counted.drop("prompt_too_long")
@@ -65,9 +62,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     )
     model_id = inputs["generator"].address[:16]
     grader = GraderConfig()
-    answers = sample_answers(
-        generator, tokenizer, [p.messages for p in asked], sampling, config.samples, config.batch_size, config.dialect
-    )
+    answers = sample_answers(generator, tokenizer, [p.messages for p in asked], sampling, config.samples, config.batch_size)
     stage_run.cost(tokens=sum(len(a.tokens) for given in answers for a in given))
     # An answer cut at the length limit would teach abrupt ends, an empty one nothing: they are no candidates.
     candidates = [[(i, a.text) for i, a in enumerate(given) if a.finished and a.text.strip()] for given in answers]
@@ -76,7 +71,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         for prompt, texts in zip(asked, candidates, strict=True)
         for _, text in texts
     ]
-    scores = iter(score_responses(reward_model, tokenizer, dialogs, config.batch_size, config.dialect))
+    scores = iter(score_responses(reward_model, tokenizer, dialogs, config.batch_size))
     rows: list[dict[str, Any]] = []
     rewards: list[float] = []
     grades: list[float] = []

@@ -12,8 +12,8 @@ from herd.corpus.shards import TokenShards
 from herd.corpus.tokenizer import Tokenizer
 from herd.evaluation.heldout import HeldoutDocuments, document_nll, heldout_documents
 from herd.evaluation.scoring import LanguageModel
-from herd.evaluation.statistics import Interval
 from herd.runs.stage import Artifact
+from herd.runs.statistics import Interval
 
 Metrics = dict[str, Any]  # "<metric>,<filter>" -> value, as lm-eval names them
 

@@ -4,29 +4,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def ranking_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log sigmoid(chosen - rejected): Llama 2's ranking loss without its margin (Llama 3 paper, section 4.1.2).
+def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """-log sigmoid(better - worse - margin): Llama 2's ranking loss (its equation 2); Llama 3 drops the margin (4.1.2).
 
     Args:
-        chosen, rejected: rewards, (n,).
+        better, worse: rewards, (n,).
+        margin: by how much the better reward should lead, (n,) or one number; 0 in Llama 3.
 
     Returns:
-        (n,), nats; ln 2 where the rewards are equal.
+        (n,), nats; ln 2 where the rewards are equal and nothing is asked for.
     """
-    return -F.logsigmoid(chosen - rejected)
+    return -F.logsigmoid(better - worse - margin)
 
 
-def triple_loss(edited: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Mean of :func:`ranking_loss` over the three ordered pairs of edited > chosen > rejected (section 4.1.2).
+def centering_loss(better: Tensor, worse: Tensor) -> Tensor:
+    """(better + worse)^2, which draws the mean reward to 0 (Eisenstein et al. 2023; TRL's `center_rewards_coefficient`).
 
-    The paper states the order, not how the three pairs are weighted; an equal mean keeps a triple at the weight of a
-    pair.
+    The ranking loss sees differences alone, so it leaves the level of the rewards free.
 
     Args:
-        edited, chosen, rejected: rewards, (n,).
+        better, worse: rewards, (n,).
 
     Returns:
-        (n,), nats.
+        (n,).
     """
-    pairs = ranking_loss(edited, chosen) + ranking_loss(chosen, rejected) + ranking_loss(edited, rejected)
-    return pairs / 3
+    return (better + worse) ** 2

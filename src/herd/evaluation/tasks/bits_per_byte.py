@@ -11,8 +11,8 @@ import numpy as np
 
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
 from herd.evaluation.scoring import LanguageModel
-from herd.evaluation.statistics import bootstrap_ratios, percentile_interval
 from herd.runs.seeds import stream
+from herd.runs.statistics import bootstrap_ratios, percentile_interval
 
 NAME = "bits_per_byte"
 

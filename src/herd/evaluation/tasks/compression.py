@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
-from herd.evaluation.statistics import bootstrap_ratio
 from herd.runs.seeds import stream
+from herd.runs.statistics import bootstrap_ratio
 
 NAME = "compression"
 

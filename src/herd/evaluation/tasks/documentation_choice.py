@@ -15,8 +15,8 @@ from herd.evaluation.bench import TASKS, BaseTask, Bench, TaskResult
 from herd.evaluation.bench import score as score_metrics
 from herd.evaluation.choice_items import CHOICES, ItemLimits, candidates, drop_known, lexical_overlap, make_items
 from herd.evaluation.scoring import LanguageModel, Request, encode_choices, score
-from herd.evaluation.statistics import mean_stderr, paired, wald_half_width, wilson
 from herd.runs.seeds import stream
+from herd.runs.statistics import mean_stderr, paired, wald_half_width, wilson
 from herd.runs.tables import iterate_rows, shard_files
 
 NAME = "documentation_choice"

@@ -16,8 +16,8 @@ from herd.config.errors import UserError
 from herd.evaluation.bench import TASKS, BaseTask, Bench
 from herd.evaluation.bench import score as score_metrics
 from herd.evaluation.scoring import LanguageModel, Request, score
-from herd.evaluation.statistics import mean_stderr, wilson
 from herd.runs.seeds import stream
+from herd.runs.statistics import mean_stderr, wilson
 
 NAME = "needle"
 STATEMENT = "\nThe value of{key} is{value}.\n"

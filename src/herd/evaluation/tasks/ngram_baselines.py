@@ -8,8 +8,8 @@ from herd.config.errors import UserError
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
 from herd.evaluation.ngram import fit_ngram
 from herd.evaluation.scoring import LanguageModel
-from herd.evaluation.statistics import bootstrap_ratios, percentile_interval
 from herd.runs.seeds import stream
+from herd.runs.statistics import bootstrap_ratios, percentile_interval
 
 NAME = "ngram_baselines"
 

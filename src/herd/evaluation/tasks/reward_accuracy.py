@@ -9,8 +9,8 @@ from herd.config.errors import UserError
 from herd.dialog.preferences import Grade, read_preferences
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
 from herd.evaluation.rewards import pair_rewards
-from herd.evaluation.statistics import mean_stderr, wilson
 from herd.model.heads import RewardModel
+from herd.runs.statistics import mean_stderr, wilson
 
 NAME = "reward_accuracy"
 

@@ -18,11 +18,11 @@ from herd.dialog.rows import Prompt, read_prompts
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
 from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.scoring import LanguageModel
-from herd.evaluation.statistics import bootstrap_mean, wilson
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.model.heads import RewardModel
 from herd.runs.seeds import stream
+from herd.runs.statistics import bootstrap_mean, wilson
 
 NAME = "win_rate"
 

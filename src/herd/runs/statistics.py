@@ -6,6 +6,7 @@ the paper. Scores that are no mean of independent 0/1 outcomes (a ratio of sums,
 percentile bootstrap.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,14 +34,46 @@ def wald_half_width(score: float, n: int) -> float:
     return float(Z95 * np.sqrt(score * (1.0 - score) / n))
 
 
-def wilson(score: float, n: int) -> Interval:
-    """Wilson's 95% score interval of a share ``score`` in [0, 1] of ``n`` examples (Wilson 1927)."""
+def wilson(score: float, n: float) -> Interval:
+    """Wilson's 95% score interval of a share ``score`` in [0, 1] of ``n`` examples, in effect (Wilson 1927)."""
     _check(score, n)
     z2 = Z95**2
     centre = (score + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * np.sqrt(score * (1 - score) / n + z2 / (4 * n * n))
     # At 0 and 1 one end is exactly the score; rounding must not push it past.
     return Interval(float(max(0.0, min(centre - half, score))), float(min(1.0, max(centre + half, score))))
+
+
+def clustered_wilson(values: ArrayLike, clusters: Sequence[Hashable]) -> Interval:
+    """Wilson's 95% interval of a share whose examples come in clusters (several pairs of one prompt).
+
+    Examples of a cluster resemble each other, so they count as fewer: n over the design effect (Kish 1965, section 5.4),
+    the variance of the mean between clusters divided by that of as many independent examples, never taken below 1. A share
+    of 0 or 1 shows no variance; then each cluster counts as one example.
+
+    Args:
+        values: (n,) in [0, 1]; 0 or 1, a half for a tie.
+        clusters: (n,), the cluster of each.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    sums, counts = cluster_sums(x, clusters)
+    n, mean = len(x), float(x.mean())
+    if len(counts) == n:
+        return wilson(mean, n)
+    independent = mean * (1.0 - mean) / (n - 1)
+    if independent == 0.0 or len(counts) == 1:
+        return wilson(mean, len(counts))
+    between = len(counts) / (len(counts) - 1) * float(((sums - mean * counts) ** 2).sum()) / n**2
+    return wilson(mean, n / max(1.0, between / independent))
+
+
+def cluster_sums(values: ArrayLike, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """(clusters,) sums of ``values`` (n,) over each cluster, and (clusters,) sizes, in order of first appearance."""
+    x = np.asarray(values, dtype=np.float64)
+    numbers = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    index = np.array([numbers[cluster] for cluster in clusters])
+    assert len(index) == len(x) > 0, (len(index), len(x))
+    return np.bincount(index, weights=x), np.bincount(index)
 
 
 def mean_stderr(values: ArrayLike) -> float:
@@ -112,6 +145,6 @@ def _percentiles(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check(score: float, n: int) -> None:
+def _check(score: float, n: float) -> None:
     assert 0.0 <= score <= 1.0, f"a share lies in [0, 1], not {score}"
     assert n > 0, "no examples, no interval"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from herd.evaluation.statistics import bootstrap_mean, bootstrap_ratio, paired, wald_half_width, wilson
 from herd.runs.seeds import stream
+from herd.runs.statistics import bootstrap_mean, bootstrap_ratio, clustered_wilson, paired, wald_half_width, wilson
 
 # (benchmark, score in percent, examples, half-width as the paper prints it)
 PRINTED = [
@@ -75,3 +75,31 @@ def test_bootstrap_of_a_ratio_draws_numerator_and_denominator_together() -> None
     tokens = np.random.default_rng(5).integers(10, 1000, size=60)
     interval = bootstrap_ratio(3.5 * tokens, tokens, stream(2, "ratio"))
     assert interval.to_list() == pytest.approx([3.5, 3.5])  # the same nats a token in every document: no spread
+
+
+def test_clusters_of_one_are_plain_wilson() -> None:
+    values = [1.0] * 14 + [0.0] * 6
+    assert clustered_wilson(values, range(20)) == wilson(0.7, 20)
+    assert clustered_wilson([1.0] * 6, [1, 1, 1, 2, 2, 2]) == wilson(1.0, 2)  # no variance seen: two examples
+
+
+def test_copies_of_an_example_are_no_new_evidence() -> None:
+    values, copies = [1.0] * 14 + [0.0] * 6, 5
+    once = wilson(0.7, 20)
+    again = clustered_wilson(np.repeat(values, copies), np.repeat(range(20), copies).tolist())
+    assert again.low == pytest.approx(once.low, abs=6e-3)
+    assert again.high == pytest.approx(once.high, abs=6e-3)
+    apart = clustered_wilson(np.repeat(values, copies), range(100))
+    assert apart.high - apart.low < 0.5 * (again.high - again.low)
+
+
+def test_clustered_interval_covers_at_its_level() -> None:
+    """150 prompts of four pairs each; what a prompt's pairs have in common moves their chance by +-0.35."""
+    rng = np.random.default_rng(1)
+    prompts = np.repeat(np.arange(150), 4).tolist()
+    covered = 0
+    for _ in range(400):
+        chance = np.repeat(rng.choice([0.25, 0.95], size=150), 4)
+        interval = clustered_wilson((rng.random(600) < chance).astype(float), prompts)
+        covered += interval.low <= 0.6 <= interval.high
+    assert 0.92 <= covered / 400 <= 0.98

@@ -1,0 +1,55 @@
+"""Held-out preference pairs, rendered once, on which any number of reward models are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.preferences import Grade, Preference, PreferenceFilter
+from herd.dialog.rows import Counted
+from herd.model.heads import RewardModel
+from herd.training.ranking import RankingAccuracy, ranking_accuracy
+from herd.training.reward import Comparison, comparisons, score_sequences
+
+EVERY_GRADE = PreferenceFilter(grades=[grade.value for grade in Grade], max_similarity=1.0)
+
+
+@dataclass(frozen=True)
+class HeldoutPairs:
+    """Chosen and rejected responses of one set of preferences."""
+
+    rows: list[Preference]
+    pairs: list[Comparison]  # of each row; an edited response is left out
+    pad_id: int
+
+    @classmethod
+    def read(cls, rows: Iterable[Preference], chosen_by: PreferenceFilter, tokenizer: Tokenizer, window: int) -> HeldoutPairs:
+        """The pairs that `chosen_by` keeps and that fit `window` tokens."""
+        kept, pairs = [], []
+        for row in chosen_by.select(rows, Counted()):
+            pair = comparisons([replace(row, edited=None)], tokenizer, window, Counted())
+            if pair:
+                kept.append(row)
+                pairs += pair
+        return cls(kept, pairs, tokenizer.pad_id)
+
+    def scores(self, model: RewardModel) -> np.ndarray:
+        """(n, 2) rewards of chosen and rejected."""
+        sequences = [sequence for pair in self.pairs for sequence in pair.responses]
+        return np.array(score_sequences(model, sequences, self.pad_id, batch_size=32)).reshape(-1, 2)
+
+    def accuracy(self, scores: np.ndarray, which: Sequence[int] | None = None) -> RankingAccuracy | None:
+        """How well `scores` (n, 2) rank the pairs, or those of the indices `which`; None of no pair."""
+        chosen = range(len(self.rows)) if which is None else which
+        if not chosen:
+            return None
+        lengths = np.array([self.pairs[i].response_tokens for i in chosen])
+        return ranking_accuracy(scores[list(chosen)], lengths, [self.prompt(i) for i in chosen])
+
+    def prompt(self, index: int) -> object:
+        """What tells the prompt of a pair from others: its id where it has one."""
+        row = self.rows[index]
+        return row.prompt_id or row.prompt
