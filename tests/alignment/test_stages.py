@@ -8,6 +8,7 @@ from documented import NOUNS, VERBS, documents_in
 
 from herd.alignment import (
     average_stage,
+    best_stage,
     dialogs_stage,
     dpo_stage,
     heldout_pairs,
@@ -107,6 +108,17 @@ def made(tmp_path_factory):
             "preferences": made["preferences"],
             "reference": made["sft"],
         },
+    ).path
+    made["best"] = r.run(
+        best_stage.STAGE,
+        {
+            "tokens": made["tokens"],
+            "prompts": made["dialogs"],
+            "reward": made["reward"],
+            "models": {"sft": made["sft"], "average": made["average"]},
+        },
+        "prompts=12",
+        "max_new_tokens=16",
     ).path
     made["second"] = r.run(
         preferences_stage.STAGE,
@@ -241,3 +253,51 @@ def test_every_model_left_behind_loads(made):
     tokenizer = Tokenizer.load(made["tokens"] / "tokenizer")
     for name in ("sft", "dpo-a", "average"):
         assert load_model(made[name] / "model").config.vocab_size == tokenizer.vocab_size
+
+
+def test_each_kind_of_task_goes_to_the_model_that_its_answers_earn_most(made):
+    answers = [row for _, row in read_jsonl(made["best"] / "answers.jsonl")]
+    metrics = made["best"].metrics
+    for task, best in metrics["best"].items():
+        rewards = {
+            label: [row["reward"] for row in answers if (row["task"], row["model"]) == (task, label)]
+            for label in ("sft", "average")
+        }
+        means = {label: sum(values) / len(values) for label, values in rewards.items()}
+        assert means[best] == max(means.values())
+        behind = metrics["by_task"][task]
+        assert behind[best]["behind_best"]["mean"] == 0 and behind["sft"]["reward"] == pytest.approx(means["sft"])
+        assert all(one["behind_best"]["mean"] >= 0 for one in behind.values())
+    assert {row["id"] for row in answers} <= {p.id for p in read_prompts(made["dialogs"] / "heldout_prompts.jsonl")}
+
+
+def test_the_best_for_its_task_answers_each_prompt(made, tmp_path, monkeypatch):
+    """Rejection sampling asks it alone, preferences set another beside it."""
+    asked = []
+    for stage in (reject_stage, preferences_stage):
+        monkeypatch.setattr(
+            stage, "load_model", lambda folder, real=stage.load_model: asked.append(folder.parent) or real(folder)
+        )
+    write_json(tmp_path / "best.json", {"by_task": {"what": "sft", "call": "average"}, "otherwise": "average"})
+    best = {"best": finished(tmp_path, "best").path, "models": {name: made[name].path for name in ("sft", "average", "dpo-a")}}
+    shared = {"tokens": made["tokens"].path, **best}
+    given = {"reward": made["reward"].path, "prompts": made["dialogs"].path}
+    result = made["round"].run(reject_stage.STAGE, shared | given, "prompts=6", "samples=2", "max_new_tokens=24", node="by-best")
+    rows = [row for _, row in read_jsonl(result / "dialogs.jsonl")]
+    assert rows and all(row["model_label"] == ("sft" if row["task"] == "what" else "average") for row in rows)
+    assert all(row["model"] == made[row["model_label"]].address[:16] for row in rows)
+    assert made["dpo-a"].path not in asked  # no model is loaded that is not asked
+    pairs = made["round"].run(
+        preferences_stage.STAGE, shared | {"dialogs": made["dialogs"].path}, "prompts=9", "heldout_prompts=3", "max_new_tokens=16",
+        node="pairs-of-best",
+    )  # fmt: skip
+    task_of = {p.id: p.task for p in read_prompts(made["dialogs"] / "train_prompts.jsonl")}
+    compared = read_preferences(pairs / "preferences.jsonl")
+    assert compared
+    for row in compared:
+        writers = {row.models["chosen"], row.models["rejected"]}
+        assert len(writers) == 2 and ("sft" if task_of[row.prompt_id] == "what" else "average") in writers
+    with pytest.raises(UserError, match="names the model 'average', which is not among inputs.models"):
+        made["round"].run(reject_stage.STAGE, shared | given | {"models": {"sft": made["sft"].path}}, node="x")
+    with pytest.raises(UserError, match="go together"):
+        made["round"].run(reject_stage.STAGE, {k: v for k, v in (shared | given).items() if k != "models"}, node="x")

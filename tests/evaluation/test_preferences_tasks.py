@@ -127,7 +127,7 @@ def test_the_grader_gives_its_own_verdict_on_the_same_answers(
         task.language_model(make_lm(current))
     task.reward_model("judge", object())  # type: ignore[arg-type]
     result = task.finish()
-    metrics, [compared] = result.results["dpo"]["win_rate_over_sft"], result.comparisons
+    metrics, [compared, means] = result.results["dpo"]["win_rate_over_sft"], result.comparisons
     assert metrics["win_rate,none"] == (6 + 3) / 12
     assert metrics["grader_win_rate,none"] == compared["grader_win_rate"] == 2.5 / 12  # five ties; the cut answer loses
     assert metrics["grader_ties"] == compared["grader_ties"] == 5
@@ -136,6 +136,43 @@ def test_the_grader_gives_its_own_verdict_on_the_same_answers(
     grades = np.array([row["grades"] for row in result.samples["win_rate"]])
     assert grades[0].tolist() == [task.grader.score("what", "it does", "it does", finished=False), grades[1, 1]]
     assert compared["grades"] == pytest.approx(grades.mean(axis=0).tolist())
+    assert means["grades"] == pytest.approx(compared["grades"])
+    assert means["grade_difference"] == pytest.approx((grades[:, 0] - grades[:, 1]).mean())
+    low, high = means["grade_interval"]
+    assert low < means["grade_difference"] < high
+    lengths = np.array([[len(a), len(b)] for a, b in zip(texts["dpo"], texts["sft"], strict=True)], float)
+    assert means["rewards"] == lengths.mean(axis=0).tolist() and means["task"] == "reward_of_answers"
+    low, high = means["interval"]
+    assert low < means["difference"] == (lengths[:, 0] - lengths[:, 1]).mean() < high
+
+
+def test_an_average_meets_the_best_of_its_members(
+    prompts: Bench, make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge likes long answers: of the two members the longer one is met, on the prompts from the third on."""
+    texts = {"1/mean": "four", "1/a": "short", "1/b": "the longest", "2/mean": "x", "2/a": "y", "2/b": ""}
+    asked: list[int] = []
+
+    def answers(model: object, tokenizer: Tokenizer, given: Sequence, *rest: object) -> list:
+        asked.append(len(given))
+        return [[Answer(texts[current], (1, 2), True, 0.0)] for _ in given]
+
+    monkeypatch.setattr(win_rate, "sample_answers", answers)
+    monkeypatch.setattr(win_rate, "pair_rewards", by_length)
+    config = WinRateConfig(averages=[["*/mean", "*/a", "*/b", "*/judge"]], first_prompt=2)
+    task = WinRate(config, replace(prompts, labels=tuple(texts)))
+    for current in texts:
+        task.language_model(make_lm(current))
+    task.reward_model("1/judge", object())  # type: ignore[arg-type]
+    task.reward_model("2/judge", object())  # type: ignore[arg-type]
+    one, two = task.finish().comparisons
+    assert set(asked) == {10} and one["n"] == 10
+    assert one["models"] == ["1/mean", "1/b"] and one["best_of"] == ["1/a", "1/b"] and one["judge"] == "1/judge"
+    assert one["difference"] == 4 - 11 and one["interval"] == [-7, -7]
+    assert two["models"] == ["2/mean", "2/a"] and two["difference"] == 0
+    assert task.result.results["1/mean"]["reward_over_best_member"]["opponent"] == "1/b"
+    with pytest.raises(UserError, match=r"averages: no model '3/\*' among the inputs"):
+        WinRateConfig(averages=[["3/*", "a", "b", "judge"]]).over(tuple(texts))
 
 
 def test_a_model_against_itself_ties_everywhere(prompts: Bench, make_lm: Callable[..., LanguageModel]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 COMMAND = [sys.executable, "-m", "herd.cli", "recipe", "recipe=ci"]
-STAGES = 24
+STAGES = 26
 
 
 def run_ci(folder: Path) -> str:

@@ -67,16 +67,16 @@ def test_every_sweep_composes(path: Path) -> None:
 def test_recipe_prints_its_plan(recipe: str) -> None:
     loaded = load(RecipeConfig, compose("recipe", [f"recipe={recipe}"]))
     lines = list(plan_lines(loaded))
-    assert len(lines) > len(loaded.stages)
+    assert len(lines) > len(loaded.nodes)
 
 
 def test_the_papers_recipe_carries_the_papers_numbers() -> None:
     loaded = load(RecipeConfig, compose("recipe", ["recipe=llama3_405b"]))
     lines = list(plan_lines(loaded))
     text = "\n".join(lines)
-    assert loaded.dry_run and len(lines) > len(loaded.stages)
+    assert loaded.dry_run and len(lines) > len(loaded.nodes)
     assert "405,853,388,800" in text
-    assert sum(name.endswith("/dpo") for name in loaded.stages) == 6
+    assert sum(name.endswith("/dpo") for name in loaded.nodes) == 6
 
 
 def test_the_papers_sweep_has_rows_of_8192_and_one_batch_a_budget() -> None:
@@ -102,11 +102,11 @@ def test_the_papers_sweep_has_rows_of_8192_and_one_batch_a_budget() -> None:
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "ci"])
 def test_prompts_of_rejection_sampling_are_none_that_a_reward_model_learns(name: str) -> None:
     loaded = load(RecipeConfig, compose("recipe", [f"recipe={name}"]))
-    jobs = {node: job_of(loaded, node).config for node in loaded.stages}
-    [available] = [jobs[node].train_prompts for node, stage in loaded.stages.items() if stage.command == "dialogs"]
+    jobs = {node: job_of(loaded, node).config for node in loaded.nodes}
+    [available] = [jobs[node].train_prompts for node, stage in loaded.nodes.items() if stage.command == "dialogs"]
     spans = {
         node: range(jobs[node].first_prompt, jobs[node].first_prompt + jobs[node].prompts)
-        for node, stage in loaded.stages.items()
+        for node, stage in loaded.nodes.items()
         if stage.command in ("preferences", "reject")
     }
     assert len(spans) >= 4

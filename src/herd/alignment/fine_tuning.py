@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from herd.config.errors import UserError
@@ -89,3 +91,12 @@ def wilson_interval(hits: int, count: int) -> list[float]:
     """Wilson's 95% interval of hits / count."""
     interval = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def mean_interval(values: np.ndarray) -> dict[str, Any]:
+    """Mean of (n,) values and its 95% interval by Student's t, None for a single value."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return {"mean": mean, "interval": None}
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return {"mean": mean, "interval": [mean - half, mean + half]}

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from herd.alignment.best_stage import BestModels
 from herd.alignment.pairs import Candidate, flawed_candidates, make_preference
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
@@ -30,6 +31,7 @@ class PreferencesConfig:
     seed: int
     first_prompt: int  # index of the first training prompt used; rounds use different ones
     prompts: int  # training prompts used
+    first_heldout_prompt: int  # index of the first held-out prompt used
     heldout_prompts: int  # held-out prompts used for the pairs that measure reward accuracy; never trained on
     edit_share: float  # share of the flawed chosen answers that are corrected: edited > chosen > rejected
     clean_share: float  # without models: share of pairs in which one answer is the reference itself
@@ -42,10 +44,13 @@ class PreferencesConfig:
 
     def __post_init__(self) -> None:
         if (
-            self.first_prompt < 0
+            min(self.first_prompt, self.first_heldout_prompt) < 0
             or min(self.prompts, self.heldout_prompts, self.max_flaws, self.max_new_tokens, self.batch_size) < 1
         ):
-            raise UserError("first_prompt must be >= 0; prompts, heldout_prompts, max_flaws, max_new_tokens, batch_size >= 1")
+            raise UserError(
+                "first_prompt and first_heldout_prompt must be >= 0; "
+                "prompts, heldout_prompts, max_flaws, max_new_tokens, batch_size >= 1"
+            )
         for name in ("edit_share", "clean_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} is a share in [0, 1], not {getattr(self, name)}")
@@ -58,7 +63,7 @@ def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[
     metrics: dict[str, Any] = {}
     for name, file, first, count in (
         ("train", "train_prompts.jsonl", config.first_prompt, config.prompts),
-        ("heldout", "heldout_prompts.jsonl", 0, config.heldout_prompts),
+        ("heldout", "heldout_prompts.jsonl", config.first_heldout_prompt, config.heldout_prompts),
     ):
         path = inputs["dialogs"] / file
         prompts = read_prompts(path)[first : first + count]
@@ -106,13 +111,17 @@ def sampled(
         raise UserError("preferences: sampling from `models` needs the input `tokens` (the tokenizer)")
     tokenizer = Tokenizer.load(tokens / "tokenizer")
     labels = list(inputs.group("models"))
+    measured = inputs.get("best")
+    best = BestModels.read(measured, labels) if measured is not None else None
     models = {label: load_model(artifact / "model") for label, artifact in inputs.group("models").items()}
     window = min(model.config.max_seq_len for model in models.values())
     chosen: dict[str, list[str]] = {}  # prompt -> its two models
     for prompt in prompts:
         if fits(prompt.messages, tokenizer, window, config.max_new_tokens):
-            picked = stream(config.seed, "models", prompt.id).permutation(len(labels))[:2]
-            chosen[prompt.id] = [labels[i] for i in picked]
+            drawn = [labels[i] for i in stream(config.seed, "models", prompt.id).permutation(len(labels))]
+            # The best for its kind of task, where that is known, and any other; else any two.
+            first = [best.label(prompt.task)] if best is not None else []
+            chosen[prompt.id] = [*first, *(label for label in drawn if label not in first)][:2]
         else:
             counted.drop("prompt_too_long")
     answers: dict[tuple[str, str], Answer] = {}
@@ -147,11 +156,11 @@ def summary(rows: list[Preference], counted: Counted) -> dict[str, Any]:
 
 STAGE = Stage(
     name="preferences",
-    version=1,
+    version=2,
     config=PreferencesConfig,
     run=run,
     summary="graded pairs of responses, some edited",
     inputs=("dialogs",),
-    optional=("tokens",),
+    optional=("tokens", "best"),
     groups=("models",),
 )

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from herd.alignment.best_stage import BestModels
 from herd.alignment.fine_tuning import load_tokenizer
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
-from herd.generation.chat import fits, sample_answers
+from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.model.io import load_model, load_reward_model
 from herd.runs.seeds import torch_seed
-from herd.runs.stage import Inputs, Stage, StageRun
+from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.reward import score_responses
 
 
@@ -40,13 +42,15 @@ class RejectConfig:
 
 def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     tokenizer = load_tokenizer(inputs)
-    generator, reward_model = load_model(inputs["generator"] / "model"), load_reward_model(inputs["reward"] / "model")
+    reward_model = load_reward_model(inputs["reward"] / "model")
+    writers, writer_of = generators(inputs)
+    models = {label: load_model(artifact / "model") for label, artifact in writers.items()}
     path = inputs["prompts"] / "train_prompts.jsonl"
     prompts = read_prompts(path)[config.first_prompt : config.first_prompt + config.prompts]
     if not prompts:
         raise UserError(f"{path}: no prompts from index {config.first_prompt} on; make more or lower first_prompt")
     counted = Counted()
-    window = min(generator.config.max_seq_len, reward_model.backbone.config.max_seq_len)
+    window = min(model.config.max_seq_len for model in [*models.values(), reward_model.backbone])
     asked = []
     for prompt in prompts:
         # One token more: the reward model also reads the end of the turn.
@@ -60,9 +64,13 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         top_p=config.top_p,
         seed=torch_seed(config.seed, "reject"),
     )
-    model_id = inputs["generator"].address[:16]
     grader = GraderConfig()
-    answers = sample_answers(generator, tokenizer, [p.messages for p in asked], sampling, config.samples, config.batch_size)
+    given_to: dict[str, list[Answer]] = {}
+    for label, model in models.items():
+        own = [p for p in asked if writer_of(p.task) == label]
+        groups = sample_answers(model, tokenizer, [p.messages for p in own], sampling, config.samples, config.batch_size)
+        given_to |= {p.id: group for p, group in zip(own, groups, strict=True)}
+    answers = [given_to[p.id] for p in asked]
     stage_run.cost(tokens=sum(len(a.tokens) for given in answers for a in given))
     # An answer cut at the length limit would teach abrupt ends, an empty one nothing: they are no candidates.
     candidates = [[(i, a.text) for i, a in enumerate(given) if a.finished and a.text.strip()] for given in answers]
@@ -97,7 +105,9 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
                 "mean_reward": sum(given_scores) / len(texts),
                 "sample": sample,
                 "candidates": len(texts),
-                "model": model_id,
+                "seed": config.seed,
+                "model": writers[label := writer_of(prompt.task)].address[:16],
+                "model_label": label,
                 "score": grader.score(prompt.task, prompt.reference, text),
             }
         )
@@ -114,6 +124,23 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     }
 
 
+def generators(inputs: Inputs) -> tuple[dict[str, Artifact], Callable[[str], str]]:
+    """Models that answer by their labels, and which of them answers a kind of task.
+
+    The inputs `best` and `models`, when given, say it; else `generator` answers everything.
+    """
+    models, best, generator = inputs.group("models"), inputs.get("best"), inputs.get("generator")
+    if (best is None) != (not models):
+        raise UserError("reject: the inputs best (herd best) and models go together: its names are their labels")
+    if best is not None:
+        chosen = BestModels.read(best, list(models))
+        used = {chosen.otherwise, *chosen.by_task.values()}
+        return {label: artifact for label, artifact in models.items() if label in used}, chosen.label
+    if generator is None:
+        raise UserError("reject: who answers? give inputs.generator=FOLDER, or inputs.best and inputs.models.LABEL")
+    return {"generator": generator}, lambda task: "generator"
+
+
 def mean(values: list[float]) -> float | None:
     """Mean, or None of nothing."""
     return sum(values) / len(values) if values else None
@@ -121,9 +148,11 @@ def mean(values: list[float]) -> float | None:
 
 STAGE = Stage(
     name="reject",
-    version=1,
+    version=2,
     config=RejectConfig,
     run=run,
     summary="rejection sampling: K answers, the best by reward",
-    inputs=("tokens", "generator", "reward", "prompts"),
+    inputs=("tokens", "reward", "prompts"),
+    optional=("generator", "best"),
+    groups=("models",),
 )

@@ -35,7 +35,7 @@ def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
     if (reward := inputs.get("reward")) is not None:
         rewards = {"reward": reward, **rewards}
     models = inputs.group("models", least=0 if rewards else 1)
-    _check_judges(config, rewards)
+    _check_judges(config, models, rewards)
     shards = TokenShards(inputs["tokens"] / "tokens")
     with _threads(config.threads):
         bench = Bench(
@@ -138,10 +138,10 @@ def _report(
     }
 
 
-def _check_judges(config: EvaluateConfig, rewards: dict[str, Artifact]) -> None:
-    for *_, judge in config.win_rate.pairs if "win_rate" in config.tasks else []:
+def _check_judges(config: EvaluateConfig, models: dict[str, Artifact], rewards: dict[str, Artifact]) -> None:
+    for judge in config.win_rate.over(tuple(models)).judges() if "win_rate" in config.tasks else []:
         if judge not in rewards:
-            raise UserError(f"evaluate.win_rate.pairs: no reward model '{judge}' among the inputs.{nearest(judge, rewards)}")
+            raise UserError(f"evaluate.win_rate: no reward model '{judge}' among the inputs.{nearest(judge, rewards)}")
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 STAGE = Stage(
     name="evaluate",
-    version=3,
+    version=4,
     config=EvaluateConfig,
     run=run,
     summary="score checkpoints, each with its interval",

@@ -89,6 +89,11 @@ COMMANDS: dict[str, Command] = {
         {"tokens": "tokenize", "model": "sft", "preferences": "preferences"},
     ),
     "average": Command("herd.alignment.average_stage", "average the weights of models"),
+    "best": Command(
+        "herd.alignment.best_stage",
+        "the best checkpoint for each kind of task, by reward",
+        {"tokens": "tokenize", "prompts": "dialogs", "reward": "reward"},
+    ),
     "evaluate": Command(
         "herd.evaluation.stage",
         "score checkpoints, each with its interval",

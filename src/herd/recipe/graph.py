@@ -4,29 +4,17 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from herd.config.errors import UserError, nearest
 from herd.config.loader import compose
 from herd.recipe.job import Job, make_job
+from herd.recipe.node import Node
+from herd.recipe.rounds import RoundsConfig
 from herd.runs.stage import Artifact, stored
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage of a recipe."""
-
-    command: str = ""  # the stage command
-    overrides: list[str] = field(default_factory=list)  # Hydra overrides of its configuration
-    extra: list[str] = field(default_factory=list)  # the user's own overrides, applied last
-    inputs: dict[str, str] = field(default_factory=dict)  # input -> node
-    groups: dict[str, dict[str, str]] = field(default_factory=dict)  # input group -> {label: node}
-
-    def needs(self) -> list[str]:
-        """Names of the nodes that must be finished first."""
-        return [*self.inputs.values(), *(node for group in self.groups.values() for node in group.values())]
 
 
 @dataclass(frozen=True)
@@ -38,34 +26,53 @@ class RecipeConfig:
     root: str  # folder of all runs
     dry_run: bool  # print the plan and stop
     until: str | None  # last node to run; all of them unless given
-    stages: dict[str, Node]  # node -> stage, in the order they run
+    stages: dict[str, Node]  # node -> stage, in the order they run; one of a round's name changes that stage
+    rounds: RoundsConfig | None = None  # rounds of post-training, which become stages of their own
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
-        for name, node in self.stages.items():
-            if not node.command:  # a mistyped `stages.curat.extra=[...]` adds a stage of that name
-                known = [other for other in self.stages if self.stages[other].command]
-                raise UserError(f"Recipe '{self.name}' has no stage '{name}'.{nearest(name, known)}")
+        for name, node in self.nodes.items():
             for needed in node.needs():
                 if needed not in seen:
-                    problem = "comes later" if needed in self.stages else "does not exist"
+                    problem = "comes later" if needed in self.nodes else "does not exist"
                     raise UserError(
                         f"Recipe '{self.name}': stage '{name}' needs '{needed}', which {problem}.{nearest(needed, seen)}"
                     )
             seen.add(name)
-        if self.until is not None and self.until not in self.stages:
-            raise UserError(f"Recipe '{self.name}' has no stage '{self.until}'.{nearest(self.until, self.stages)}")
+        if self.until is not None and self.until not in self.nodes:
+            raise UserError(f"Recipe '{self.name}' has no stage '{self.until}'.{nearest(self.until, self.nodes)}")
+
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """Every stage, those of the rounds in their place, in the order they run; patterns are spelled out."""
+        own = {name: node for name, node in self.stages.items() if node.command}
+        inside = self.rounds.nodes() if self.rounds else {}
+        if self.rounds and self.rounds.after not in own:
+            raise UserError(
+                f"Recipe '{self.name}': rounds.after='{self.rounds.after}' is no stage.{nearest(self.rounds.after, own)}"
+            )
+        for name, node in self.stages.items():
+            if name in inside and node.command:
+                raise UserError(f"Recipe '{self.name}': stage '{name}' is a round's: give its overrides alone, no command.")
+            if not node.command and name not in inside:  # a mistyped `stages.curat.extra=[...]` adds a stage of that name
+                raise UserError(f"Recipe '{self.name}' has no stage '{name}'.{nearest(name, [*own, *inside])}")
+        placed: dict[str, Node] = {}
+        for name, node in own.items():
+            placed[name] = node.spelled_out(name, placed)
+            if self.rounds and name == self.rounds.after:
+                placed |= {one: stage.changed_by(self.stages.get(one, Node())) for one, stage in inside.items()}
+        return placed
 
     def selected(self) -> dict[str, Node]:
         """The stages up to and including ``until``."""
-        names = list(self.stages)
+        names = list(self.nodes)
         last = names.index(self.until) + 1 if self.until else len(names)
-        return {name: self.stages[name] for name in names[:last]}
+        return {name: self.nodes[name] for name in names[:last]}
 
 
 def job_of(recipe: RecipeConfig, name: str) -> Job:
     """The checked job of one node; its inputs are links below the run's folder."""
-    node = recipe.stages[name]
+    node = recipe.nodes[name]
     base = Path(recipe.root) / recipe.name
     where = [f"run.root='{recipe.root}'", f"run.name='{recipe.name}'", f"run.node='{name}'"]
     try:

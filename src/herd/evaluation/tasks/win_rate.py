@@ -1,12 +1,16 @@
-"""Win rate of one model over another by a reward model, on held-out prompts, and beside it by the grader's known rule.
+"""Greedy answers of two models to held-out prompts: how often the first one's are better, and by how much.
 
-Both answer each prompt greedily; the answer with the higher score wins. Equal scores (mostly equal answers) count
-half to each side and are reported. The reward model that judges is the one that shaped the data of the judged models,
-so its rate says how well they follow it, not how good they are: the usual caution with this number. The grader compares
-the same answers with the references of these held-out prompts, by the rule that also made the preferences.
+Both answer each prompt greedily; a reward model scores the answers. `pairs` gives the share of prompts that the first model wins
+(equal scores, mostly equal answers, count half to each side and are reported) and the difference of mean rewards, paired by
+prompt. `averages` compares an averaged model with the best of its members. The reward model that judges is the one that
+shaped the data of the judged models, so its numbers say how well they follow it, not how good they are: the usual caution.
+Beside it stands the grader's known rule, which compares the same answers with the references of these held-out prompts and
+also made the preferences.
 """
 
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats
@@ -15,7 +19,7 @@ from herd.config.errors import UserError, nearest
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.rows import Prompt, read_prompts
-from herd.evaluation.bench import TASKS, BaseTask, Bench, score
+from herd.evaluation.bench import TASKS, BaseTask, Bench, Metrics, score
 from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.scoring import LanguageModel
 from herd.generation.chat import Answer, fits, sample_answers
@@ -29,9 +33,11 @@ NAME = "win_rate"
 
 @dataclass(frozen=True)
 class WinRateConfig:
-    """Which models meet, and on what."""
+    """Which models meet, and on what. A * in labels stands for the same text in all of a row: round-*/dpo."""
 
     pairs: list[list[str]] = field(default_factory=list)  # [model, opponent, judging reward model] by their labels
+    averages: list[list[str]] = field(default_factory=list)  # [averaged model, its members ..., judging reward model]
+    first_prompt: int = 0  # index of the first held-out prompt used: those before it may have chosen settings
     prompts: int = 200  # held-out prompts at most
     max_new_tokens: int = 48  # longest answer, tokens
     batch_size: int = 64  # prompts answered together
@@ -40,8 +46,44 @@ class WinRateConfig:
         for pair in self.pairs:
             if len(pair) != 3:
                 raise UserError(f"evaluate.{NAME}.pairs: {pair} must be three labels: model, opponent, judging reward model.")
-        if min(self.prompts, self.max_new_tokens, self.batch_size) < 1:
-            raise UserError(f"evaluate.{NAME}: prompts, max_new_tokens and batch_size must be at least 1.")
+        for row in self.averages:
+            if len(row) < 4:
+                raise UserError(
+                    f"evaluate.{NAME}.averages: {row} must be the averaged model, two members or more, "
+                    "and the judging reward model."
+                )
+        if self.first_prompt < 0 or min(self.prompts, self.max_new_tokens, self.batch_size) < 1:
+            raise UserError(
+                f"evaluate.{NAME}: first_prompt must be at least 0; prompts, max_new_tokens and batch_size at least 1."
+            )
+
+    def over(self, labels: Sequence[str]) -> "WinRateConfig":
+        """These settings with every * spelled out.
+
+        Raises:
+            UserError: a model is none of ``labels``.
+        """
+        spelled = replace(self, pairs=_spelled(self.pairs, labels), averages=_spelled(self.averages, labels))
+        for name in ("pairs", "averages"):
+            for label in (label for row in getattr(spelled, name) for label in row[:-1]):
+                if label not in labels:
+                    raise UserError(f"evaluate.{NAME}.{name}: no model '{label}' among the inputs.{nearest(label, labels)}")
+        return spelled
+
+    def judges(self) -> list[str]:
+        """Labels of the judging reward models."""
+        return [row[-1] for row in [*self.pairs, *self.averages]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Two models' answers to the prompts that both answered and the judge could read."""
+
+    models: tuple[str, str]
+    judge: str
+    prompts: list[Prompt]
+    rewards: np.ndarray  # (prompts, 2) by the judge
+    grades: np.ndarray  # (prompts, 2) in [0, 1], by the known rule
 
 
 @TASKS.register(NAME)
@@ -50,22 +92,22 @@ class WinRate(BaseTask):
 
     def __init__(self, config: WinRateConfig, bench: Bench) -> None:
         super().__init__()
-        self.config, self.bench, self.grader = config, bench, GraderConfig()
-        for model, opponent, _ in config.pairs:
-            for label in (model, opponent):
-                if label not in bench.labels:
-                    raise UserError(f"evaluate.{NAME}.pairs: no model '{label}' among the inputs.{nearest(label, bench.labels)}")
+        self.config, self.bench, self.grader = config.over(bench.labels), bench, GraderConfig()
         self.prompts: list[Prompt] = []
         self.answers: dict[str, dict[str, Answer]] = {}
-        if not config.pairs:
+        self.asked = {label for row in [*self.config.pairs, *self.config.averages] for label in row[:-1]}
+        if not self.asked:
             self.result.skipped = f"no pairs are given (evaluate.{NAME}.pairs)"
         elif bench.dialogs is None:
             self.result.skipped = "no held-out prompts among the inputs (`dialogs`)"
         else:
-            self.prompts = read_prompts(bench.dialogs / "heldout_prompts.jsonl")[: config.prompts]
+            file = bench.dialogs / "heldout_prompts.jsonl"
+            self.prompts = read_prompts(file)[config.first_prompt : config.first_prompt + config.prompts]
+            if not self.prompts:
+                raise UserError(f"{file}: no prompts from index {config.first_prompt} on; lower evaluate.{NAME}.first_prompt.")
 
     def language_model(self, lm: LanguageModel) -> None:
-        if not self.prompts or not any(lm.label in pair[:2] for pair in self.config.pairs):
+        if not self.prompts or lm.label not in self.asked:
             return
         most = self.config.max_new_tokens
         asked = [p for p in self.prompts if fits(p.messages, self.bench.tokenizer, lm.max_seq_len, most)]
@@ -79,37 +121,46 @@ class WinRate(BaseTask):
 
     def reward_model(self, label: str, model: RewardModel) -> None:
         for first, second, judge in self.config.pairs:
-            if judge == label and first in self.answers and second in self.answers:
-                self._judge(first, second, judge, model)
+            scored = self._scored(first, second, judge, model) if judge == label else None
+            if scored is not None:
+                self._wins(scored)
+                self._difference(scored, f"{NAME}_over_{second}")
+                self._samples(scored)
+        for first, *members, judge in self.config.averages:
+            found = [self._scored(first, member, judge, model) for member in members] if judge == label else []
+            against = [scored for scored in found if scored is not None]
+            if against:
+                # The best on these very prompts: its reward is flattered by the choice, the average's is not.
+                best = max(against, key=lambda scored: float(scored.rewards[:, 1].mean()))
+                self._difference(best, "reward_over_best_member", best_of=members)
 
-    def _judge(self, first: str, second: str, judge: str, model: RewardModel) -> None:
+    def _scored(self, first: str, second: str, judge: str, model: RewardModel) -> Scored | None:
+        if first not in self.answers or second not in self.answers:
+            return None
         both = [p for p in self.prompts if p.id in self.answers[first] and p.id in self.answers[second]]
         answers = [[(Message(Role.ASSISTANT, self.answers[side][p.id].text),) for p in both] for side in (first, second)]
-        kept, scores = pair_rewards(model, self.bench.tokenizer, [p.messages for p in both], *answers)
+        kept, rewards = pair_rewards(model, self.bench.tokenizer, [p.messages for p in both], *answers)
         both = [both[i] for i in kept]
         if not both:
             self.result.notes[f"{first} over {second}"] = "no prompt and answer fit the models' lengths"
-            return
-        margin = scores[:, 0] - scores[:, 1]
-        points = _points(margin)
+            return None
         grades = np.array([[self._grade(p, self.answers[side][p.id]) for side in (first, second)] for p in both])
-        graded = _points(grades[:, 0] - grades[:, 1])
+        return Scored((first, second), judge, both, rewards, grades)
+
+    def _wins(self, scored: Scored) -> None:
+        (first, second), judge = scored.models, scored.judge
+        margin = scored.rewards[:, 0] - scored.rewards[:, 1]
+        points, graded = _points(margin), _points(scored.grades[:, 0] - scored.grades[:, 1])
         wins, losses, n = int((margin > 0).sum()), int((margin < 0).sum()), len(margin)
-        task = f"{NAME}_over_{second}"
-        finished = {side: float(np.mean([self.answers[side][p.id].finished for p in both])) for side in (first, second)}
-        rng = stream(self.bench.seed, NAME, first, second, judge)
+        finished = {side: float(np.mean([self.answers[side][p.id].finished for p in scored.prompts])) for side in scored.models}
         # Wilson takes a tie for half a win and half a loss, more spread than it has: the interval is on the wide side.
         metrics = score("win_rate", points.mean(), wilson(float(points.mean()), n))
-        metrics |= score("reward_margin", margin.mean(), bootstrap_mean(margin, rng, self.bench.resamples))
         metrics |= score("grader_win_rate", graded.mean(), wilson(float(graded.mean()), n))
-        for i, name in enumerate(("grade", "opponent_grade")):
-            metrics |= score(name, grades[:, i].mean(), bootstrap_mean(grades[:, i], rng, self.bench.resamples))
         metrics |= {"grader_ties": int((graded == 0.5).sum())}
-        metrics |= {"wins": wins, "losses": losses, "ties": n - wins - losses, "n": n, "judge": judge}
+        metrics |= {"wins": wins, "losses": losses, "ties": n - wins - losses}
         metrics |= {"finished": finished}
         metrics |= {"sign_test_p": float(stats.binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0}
-        self.result.add(first, task, metrics)
-        self.result.n_samples[task] = n
+        self.result.add(first, f"{NAME}_over_{second}", metrics)
         self.result.comparisons.append(
             {
                 "task": NAME,
@@ -122,21 +173,53 @@ class WinRate(BaseTask):
                 "grader_win_rate": metrics["grader_win_rate,none"],
                 "grader_interval": metrics["grader_win_rate_interval,none"],
                 "grader_ties": metrics["grader_ties"],
-                "grades": [metrics["grade,none"], metrics["opponent_grade,none"]],
+                "grades": scored.grades.mean(axis=0).tolist(),
             }
         )
-        for i, prompt in enumerate(both):
+
+    def _difference(self, scored: Scored, task: str, best_of: Sequence[str] = ()) -> None:
+        """Mean reward and mean grade of both models, and the differences, paired by prompt, with their bootstrap intervals."""
+        (first, second), n = scored.models, len(scored.prompts)
+        rng = stream(self.bench.seed, task, first, second, scored.judge)
+        metrics: Metrics = {"judge": scored.judge, "opponent": second, "n": n}
+        for name, values in (("reward", scored.rewards), ("grade", scored.grades)):
+            columns = {name: values[:, 0], f"opponent_{name}": values[:, 1], f"{name}_margin": values[:, 0] - values[:, 1]}
+            for metric, column in columns.items():
+                metrics |= score(metric, column.mean(), bootstrap_mean(column, rng, self.bench.resamples))
+        self.result.add(first, task, metrics)
+        self.result.n_samples[task] = n
+        self.result.comparisons.append(
+            {
+                "task": "reward_of_answers",
+                "metric": "reward",
+                "models": [first, second],
+                "best_of": list(best_of),
+                "judge": scored.judge,
+                "n": n,
+                "rewards": [metrics["reward,none"], metrics["opponent_reward,none"]],
+                "reward_intervals": [metrics["reward_interval,none"], metrics["opponent_reward_interval,none"]],
+                "difference": metrics["reward_margin,none"],
+                "interval": metrics["reward_margin_interval,none"],
+                "grades": [metrics["grade,none"], metrics["opponent_grade,none"]],
+                "grade_difference": metrics["grade_margin,none"],
+                "grade_interval": metrics["grade_margin_interval,none"],
+            }
+        )
+
+    def _samples(self, scored: Scored) -> None:
+        points = _points(scored.rewards[:, 0] - scored.rewards[:, 1])
+        for i, prompt in enumerate(scored.prompts):
             row = {
                 "doc_id": prompt.id,
                 "task": prompt.task,
                 "prompt": prompt.messages[-1].content,
                 "reference": prompt.reference,
-                "judge": judge,
-                "models": [first, second],
-                "answers": {side: self.answers[side][prompt.id].text for side in (first, second)},
-                "rewards": [float(x) for x in scores[i]],
+                "judge": scored.judge,
+                "models": list(scored.models),
+                "answers": {side: self.answers[side][prompt.id].text for side in scored.models},
+                "rewards": [float(x) for x in scored.rewards[i]],
                 "points": float(points[i]),
-                "grades": [float(x) for x in grades[i]],
+                "grades": [float(x) for x in scored.grades[i]],
             }
             self.result.samples.setdefault(NAME, []).append(row)
 
@@ -148,3 +231,13 @@ class WinRate(BaseTask):
 def _points(margin: np.ndarray) -> np.ndarray:
     """1 for a win of the first, 0 for a loss, 0.5 for a tie; any shape."""
     return np.where(margin > 0, 1.0, np.where(margin < 0, 0.0, 0.5))
+
+
+def _spelled(rows: list[list[str]], labels: Sequence[str]) -> list[list[str]]:
+    """Rows with a * once for every label that their first one matches; one that matches none is left, to be refused."""
+    spelled: list[list[str]] = []
+    for row in rows:
+        pattern = re.compile(re.escape(row[0]).replace(r"\*", "(.*)"))
+        found = [match[1] for label in labels if "*" in row[0] and (match := pattern.fullmatch(label))]
+        spelled += [[label.replace("*", text) for label in row] for text in found] or [row]
+    return spelled

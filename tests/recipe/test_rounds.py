@@ -1,0 +1,121 @@
+"""Rounds declared once become the stages that a person would have written out."""
+
+from typing import Any
+
+import pytest
+
+from herd.config.errors import UserError
+from herd.config.loader import compose, load
+from herd.recipe.graph import RecipeConfig, job_of
+from herd.recipe.node import Node
+from herd.recipe.rounds import RoundsConfig
+
+STAGES = ["preferences", "reward", "reject", "sft", "dpo", "dpo-b", "average", "best"]
+
+
+def rounds(count: int = 2, **changes: Any) -> RoundsConfig:
+    values: dict[str, Any] = {
+        "after": "sft-seed",
+        "prompts": {"preferences": [700, 600], "reject": [150]},
+        "variants": {"dpo": ["seed=0"], "dpo-b": ["seed=1"]},
+        "candidates": ["sft", "average"],
+    }
+    return RoundsConfig(count, **(values | changes))
+
+
+def recipe(declared: RoundsConfig, **stages: Node) -> RecipeConfig:
+    before = {
+        name: Node(command) for name, command in [("tokenize", "tokenize"), ("pretrain", "pretrain"), ("dialogs", "dialogs")]
+    }
+    own = before | {"sft-seed": Node("sft")} | {name.replace("_", "/"): node for name, node in stages.items()}
+    return RecipeConfig("r", "", "runs", False, None, own, declared)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_laptop_recipe_composes_with_any_number_of_rounds(count: int) -> None:
+    loaded = load(RecipeConfig, compose("recipe", [f"rounds.count={count}"]))
+    names = [name for name in loaded.nodes if name.startswith("round-")]
+    assert names == [f"round-{r}/{stage}" for r in range(1, count + 1) for stage in STAGES]
+    last = f"round-{count}"
+    assert list(loaded.nodes["evaluate"].groups["rewards"]) == [f"round-{r}/reward" for r in range(1, count + 1)]
+    assert loaded.nodes["evaluate"].groups["preferences"][last] == f"{last}/preferences"
+    assert list(loaded.nodes["report"].groups["stages"]) == [name for name in loaded.nodes if name != "report"]
+    for stage in ("preferences", "reject", "dpo-b", "best"):  # every kind of stage is a job, the last round's standing for all
+        job_of(loaded, f"{last}/{stage}")
+    assert job_of(loaded, f"{last}/dpo-b").config.seed == 1
+
+
+def test_each_round_learns_from_what_the_paper_says() -> None:
+    nodes = recipe(rounds(3)).nodes
+    third = {stage: nodes[f"round-3/{stage}"] for stage in STAGES}
+    assert third["preferences"].groups["models"] == {
+        "sft": "round-2/sft",
+        "average": "round-2/average",
+    }  # two of the round before
+    assert list(third["reward"].groups["preferences"].values()) == [f"round-{r}/preferences" for r in (1, 2, 3)]  # all rounds
+    assert third["reward"].inputs["base"] == third["sft"].inputs["base"] == "pretrain"
+    assert third["dpo"].inputs["preferences"] == "round-3/preferences"  # the newest alone
+    assert third["sft"].groups["dialogs"] == {"seed": "dialogs"} | {f"round-{r}": f"round-{r}/reject" for r in (1, 2, 3)}
+    assert third["reject"].inputs["best"] == third["preferences"].inputs["best"] == "round-2/best"
+    assert third["average"].groups["models"] == {"dpo": "round-3/dpo", "dpo-b": "round-3/dpo-b"}
+    first = nodes["round-1/preferences"]
+    assert "models" not in first.groups and nodes["round-1/reject"].inputs["generator"] == "sft-seed"
+
+
+def test_a_further_round_leaves_the_earlier_ones_as_they_were() -> None:
+    two, three = recipe(rounds(2)).nodes, recipe(rounds(3)).nodes
+    assert {name: three[name] for name in two} == two
+    taken = [node.overrides[:2] for name, node in three.items() if name.endswith(("/preferences", "/reject"))]
+    assert taken[:4] == [["first_prompt=0", "prompts=700"], ["first_prompt=700", "prompts=150"],
+                         ["first_prompt=850", "prompts=600"], ["first_prompt=1450", "prompts=150"]]  # fmt: skip
+    assert taken[4] == ["first_prompt=1600", "prompts=600"]  # the last number stands for all later rounds
+
+
+def test_overrides_come_from_the_common_to_the_particular() -> None:
+    declared = rounds(
+        2,
+        overrides={"dpo": ["epochs=2"]},
+        each={"round-2": {"dpo": ["optimizer.lr=2e-4"], "dpo-b": ["objective.beta=0.3"]}},
+    )
+    changed = Node(extra=["epochs=4"])
+    nodes = recipe(declared, **{"round-2_dpo-b": changed}).nodes
+    assert nodes["round-1/dpo-b"].overrides == ["epochs=2", "seed=1"]
+    assert nodes["round-2/dpo"].overrides == ["epochs=2", "optimizer.lr=2e-4", "seed=0"]
+    assert nodes["round-2/dpo-b"].overrides == ["epochs=2", "optimizer.lr=2e-4", "seed=1", "objective.beta=0.3"]
+    assert nodes["round-2/dpo-b"].extra == ["epochs=4"]
+    assert list(nodes).index("round-2/dpo-b") == 4 + 8 + 5  # in its place, not where it was changed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rounds.cuont=3"], "Did you mean 'rounds.count'"),
+        (["rounds.count=0"], "rounds.count must be at least 1"),
+        (["++rounds.each.rond-2.dpo=[]"], "rounds.each.rond-2: name a round, as round-2"),
+        (["++rounds.each.round-2.dpoo=[]"], "Did you mean 'dpo'"),
+        (["++rounds.overrides.rewards=[]"], "Did you mean 'reward'"),
+        (["rounds.candidates=[sft,averge]"], "Did you mean 'average'"),
+        (["rounds.candidates=[sft]"], "two different models"),
+        (["rounds.after=sft-sed"], "Did you mean 'sft-seed'"),
+        (["++rounds.prompts.rejects=[3]"], "Did you mean 'reject'"),
+        (["until=round-3/dpo"], "Did you mean 'round-2/dpo'"),
+        (["++stages={round-2/dpoo: {extra: []}}"], "Did you mean 'round-2/dpo'"),
+        (["++stages={round-2/dpo: {command: sft}}"], "is a round's"),
+    ],
+)
+def test_mistakes_are_named(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(RecipeConfig, compose("recipe", overrides))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_patterns_stand_for_earlier_stages_in_their_order() -> None:
+    earlier = ["curate", "round-1/sft", "round-1/dpo", "round-2/sft"]
+    node = Node("x", groups={"m": {"first": "curate", "a-*": "round-*/dpo", "round-*/sft": "round-*/sft"}, "all": {"*": "*"}})
+    found = node.spelled_out("y", earlier).groups
+    assert list(found["m"].items()) == [
+        ("first", "curate"), ("round-1/sft", "round-1/sft"), ("a-1", "round-1/dpo"), ("round-2/sft", "round-2/sft")
+    ]  # fmt: skip
+    assert list(found["all"]) == earlier
+    with pytest.raises(UserError, match=r"stage 'y', groups.m: no earlier stage matches 'round-\*/dop'"):
+        Node("x", groups={"m": {"*": "round-*/dop"}}).spelled_out("y", earlier)
