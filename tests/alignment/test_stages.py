@@ -287,17 +287,15 @@ def test_the_best_for_its_task_answers_each_prompt(made, tmp_path, monkeypatch):
     assert rows and all(row["model_label"] == ("sft" if row["task"] == "what" else "average") for row in rows)
     assert all(row["model"] == made[row["model_label"]].address[:16] for row in rows)
     assert made["dpo-a"].path not in asked  # no model is loaded that is not asked
-    pairs = made["round"].run(
-        preferences_stage.STAGE, shared | {"dialogs": made["dialogs"].path}, "prompts=9", "heldout_prompts=3", "max_new_tokens=16",
-        node="pairs-of-best",
-    )  # fmt: skip
+    few = ("prompts=9", "heldout_prompts=3", "max_new_tokens=16")
+    pairs = made["round"].run(preferences_stage.STAGE, shared | {"dialogs": made["dialogs"].path}, *few, node="pairs-of-best")
     task_of = {p.id: p.task for p in read_prompts(made["dialogs"] / "train_prompts.jsonl")}
     compared = read_preferences(pairs / "preferences.jsonl")
     assert compared
     for row in compared:
         writers = {row.models["chosen"], row.models["rejected"]}
         assert len(writers) == 2 and ("sft" if task_of[row.prompt_id] == "what" else "average") in writers
-    with pytest.raises(UserError, match="names the model 'average', which is not among inputs.models"):
+    with pytest.raises(UserError, match="names the model 'average', which is not among"):
         made["round"].run(reject_stage.STAGE, shared | given | {"models": {"sft": made["sft"].path}}, node="x")
     with pytest.raises(UserError, match="go together"):
         made["round"].run(reject_stage.STAGE, {k: v for k, v in (shared | given).items() if k != "models"}, node="x")

@@ -90,6 +90,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         given_scores = [next(scores) for _ in texts]
         best = max(range(len(texts)), key=lambda i: (given_scores[i], -i))
         sample, text = texts[best]
+        writer = writer_of(prompt.task)
         counted.kept += 1
         rewards += given_scores
         grades += [grader.score(prompt.task, prompt.reference, other) for _, other in texts]
@@ -106,8 +107,8 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
                 "sample": sample,
                 "candidates": len(texts),
                 "seed": config.seed,
-                "model": writers[label := writer_of(prompt.task)].address[:16],
-                "model_label": label,
+                "model": writers[writer].address[:16],
+                "model_label": writer,
                 "score": grader.score(prompt.task, prompt.reference, text),
             }
         )
