@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from herd.config.errors import UserError
-from herd.generation.sampler import SamplingConfig, choose, generate
+from herd.generation.choose import SamplingConfig, choose
+from herd.generation.sampler import generate
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
@@ -142,9 +143,9 @@ def test_order_of_results_and_empty_input(model, prompts):
 
 
 def test_bad_input_is_one_clear_line(model, prompts):
-    with pytest.raises(UserError, match="Prompt 1 is empty"):
+    with pytest.raises(UserError, match="Prompt 1: the prompt is empty"):
         generate(model, [[1], []], 1, CONFIG, STOPS)
-    with pytest.raises(UserError, match=r"Prompt 0 has 115 tokens.*leaves room for 114"):
+    with pytest.raises(UserError, match=r"Prompt 0: the prompt has 115 tokens.*leaves room for 114"):
         generate(model, [[1] * 115], 1, CONFIG, STOPS)
     with pytest.raises(UserError, match="samples_per_prompt"):
         generate(model, prompts, 0, CONFIG, STOPS)

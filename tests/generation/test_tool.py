@@ -164,7 +164,7 @@ def test_the_configuration_lists_every_field():
 
 
 def test_top_k_keeps_the_likeliest(folder):
-    from herd.generation.sampler import choose
+    from herd.generation.choose import choose
 
     logits = torch.tensor([[1.0, 3.0, 2.0, 0.0, -1.0]]).expand(40_000, 5)
     draws = torch.rand(40_000, generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from herd.config.errors import UserError
-from herd.model.cache import KVCache
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.heads import RewardModel
 from herd.model.masks import CAUSAL, Dense, Documents
@@ -84,30 +83,6 @@ def test_packed_documents_equal_documents_alone(lengths):
 def test_one_document_a_row_is_plain_causal(model):
     tokens = tokens_for(((9,), (9,)))
     assert torch.equal(model(tokens, mask=Documents(((9,), (9,)))), model(tokens, mask=CAUSAL))
-
-
-def test_cache_equals_one_forward_pass():
-    model = lively().double()
-    tokens = tokens_for(((12,), (12,)))
-    expected = model(tokens)
-    cache = KVCache(SHAPE, batch=2, capacity=12, dtype=torch.float64)
-    parts = [model(part, cache=cache) for part in tokens.split([5, 1, 4, 2], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=0, atol=1e-12)
-    assert cache.length == 12
-    with pytest.raises(AssertionError, match="cannot hold 13"):
-        model(tokens[:, :1], cache=cache)
-
-
-def test_cache_select_copies_rows():
-    model = lively().double()
-    tokens = tokens_for(((6,), (6,)))
-    cache = KVCache(SHAPE, batch=2, capacity=8, dtype=torch.float64)
-    model(tokens[:, :5], cache=cache)
-    swapped = cache.select(torch.tensor([1, 0, 1]))
-    hidden = model(tokens[[1, 0, 1], 5:], cache=swapped)
-    torch.testing.assert_close(hidden[:, 0], model(tokens)[[1, 0, 1], 5], rtol=0, atol=1e-12)
-    assert cache.length == 5
-    assert swapped.length == 6
 
 
 def test_left_padding_with_a_dense_mask_changes_nothing():

@@ -1,57 +1,164 @@
-"""Keys and values of the positions seen so far, for generation."""
+"""Keys and values of many sequences, in pages that several of them may share.
+
+A page holds a fixed number of positions. Which pages make up a sequence is not known here (:mod:`herd.generation.pages`): a
+forward pass gets a :class:`Prefill` or a :class:`Decode`, made from this storage, as its ``cache``.
+
+A step of decoding reads every page once, however many sequences share it: attention over a page is one product for the queries
+of all its users; what a query got from each of its pages is then merged by the pages' log-sum-exps (the partial softmax of
+FlashAttention, Dao et al. 2022, split over pages). So K samples of a prompt cost one reading of the prompt a step, not K, and
+nothing is copied together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from herd.model.attention import Way, attend
 from herd.model.config import ModelConfig
 
 
-class KVCache:
-    """A contiguous cache, allocated once: (n_layers, batch, n_kv_heads, capacity, head_dim) for keys and for values.
-
-    All rows have the same length; prompts of unequal length are padded on the left and the padding is masked.
+class PagedCache:
+    """Storage: (n_layers, pages, n_kv_heads, page_size, head_dim) for keys and for values.
 
     Args:
         config: shape of the model.
-        batch: rows.
-        capacity: positions per row.
-        device, dtype: where the model computes.
+        pages: how many there are.
+        page_size: positions of each.
+        device, dtype: where and in which type the model computes.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        batch: int,
-        capacity: int,
+        pages: int,
+        page_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        # Zeros, not empty: masked keys are multiplied by a zero weight, and 0 x NaN would be NaN.
-        shape = (config.n_layers, batch, config.n_kv_heads, capacity, config.head_dim)
+        shape = (config.n_layers, pages, config.n_kv_heads, page_size, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+        self.page_size = page_size
 
-    @property
-    def capacity(self) -> int:
-        """Positions that fit into a row."""
-        return self.keys.shape[3]
+    def clear(self, pages: Tensor) -> None:
+        """Zero ``pages``: what lies behind the last position of a page gets no weight, and 0 x NaN would be NaN."""
+        self.keys.index_fill_(1, pages, 0)
+        self.values.index_fill_(1, pages, 0)
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write ``k``, ``v`` (B, T, n_kv_heads, head_dim) after the current length; return all so far, (B, S, ...)."""
-        end = self.length + k.shape[1]
-        assert end <= self.capacity, f"KV cache of {self.capacity} positions cannot hold {end}"
-        self.keys[layer, :, :, self.length : end] = k.transpose(1, 2)
-        self.values[layer, :, :, self.length : end] = v.transpose(1, 2)
-        return self.keys[layer, :, :, :end].transpose(1, 2), self.values[layer, :, :, :end].transpose(1, 2)
+    def copy(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy whole pages, in all layers."""
+        for stored in (self.keys, self.values):
+            stored.index_copy_(1, targets, stored.index_select(1, sources))
 
-    def advance(self, tokens: int) -> None:
-        """Count ``tokens`` more positions as seen; called once a forward pass, after its last layer."""
-        self.length += tokens
+    def slots(self, pages: Tensor, offsets: Tensor) -> Tensor:
+        """Where :meth:`write` puts positions, (n * n_kv_heads,) int64, from the page and the place within it of each, (n,)."""
+        heads = torch.arange(self.keys.shape[2], device=pages.device)
+        return ((pages[:, None] * len(heads) + heads) * self.page_size + offsets[:, None]).flatten()
 
-    def select(self, rows: Tensor) -> "KVCache":
-        """A new cache whose row i is a copy of row ``rows[i]`` (int64): forks a prompt, drops finished rows."""
-        picked = object.__new__(KVCache)
-        picked.keys, picked.values = self.keys.index_select(1, rows), self.values.index_select(1, rows)
-        picked.length = self.length
-        return picked
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store ``k``, ``v`` (..., n_kv_heads, head_dim) of ``n`` positions at their ``slots``."""
+        width = k.shape[-1]
+        self.keys[layer].view(-1, width).index_copy_(0, slots, k.reshape(-1, width))
+        self.values[layer].view(-1, width).index_copy_(0, slots, v.reshape(-1, width))
+
+    def read(self, layer: int, pages: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``pages``, (n, n_kv_heads, page_size, head_dim) each: a view of a slice, a copy of others."""
+        keys, values = self.keys[layer], self.values[layer]
+        if isinstance(pages, slice):
+            return keys[pages], values[pages]
+        return keys.index_select(0, pages), values.index_select(0, pages)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefill:
+    """Prompts laid end to end in one row: they attend as the mask says and are stored.
+
+    Attributes:
+        slots: where the T positions go.
+    """
+
+    storage: PagedCache
+    slots: Tensor
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
+        """Attention within the row, (1, T, heads, head_dim)."""
+        self.storage.write(layer, self.slots, k, v)
+        return attend(q, k, v, way)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Pages that are read together, each by as many users.
+
+    Attributes:
+        pages: which, as a slice (read in place) or (n,) int64 (copied first).
+        users: (n * u,) int64, rows of the batch that read each page; a row may stand in for users that are not there.
+        hidden: (n, 1, 1, page_size) float, -inf at positions that are not written yet; None when all pages are full.
+    """
+
+    pages: slice | Tensor
+    users: Tensor
+    hidden: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Decode:
+    """One new position for each of R sequences, which attend to their own pages.
+
+    Attributes:
+        slots: where the new positions go.
+        parts: every page that is read.
+        merge: (R * w,) int64, the results that belong to each row: indices into those of all parts, counted in the order
+            part, page, user.
+        absent: (R, w, 1) float, -inf where a row has fewer than w results; None where all have w.
+    """
+
+    storage: PagedCache
+    slots: Tensor
+    parts: Sequence[Part]
+    merge: Tensor
+    absent: Tensor | None
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
+        """Attention of each row's one query over its pages, (R, 1, heads, head_dim)."""
+        self.storage.write(layer, self.slots, k, v)
+        rows, kv_heads, width = len(q), k.shape[2], q.shape[3]
+        # Queries of one key-value head apart, (R, group, kv_heads x head_dim): the order in which the kernel writes its results,
+        # so that whole rows are copied from here on.
+        asked = q.view(rows, kv_heads, -1, width).transpose(1, 2).reshape(rows, -1)
+        outputs, sizes = [], []
+        for part in self.parts:
+            keys, values = self.storage.read(layer, part.pages)
+            queries = asked.index_select(0, part.users).view(len(keys), -1, kv_heads, width).transpose(1, 2)
+            out, size = partial_attention(queries, keys, values, part.hidden)
+            outputs.append(out.transpose(1, 2).reshape(len(part.users), -1))
+            sizes.append(size.transpose(1, 2).reshape(len(part.users), -1))
+        merged, size = (torch.cat(x).index_select(0, self.merge).view(rows, -1, x[0].shape[1]) for x in (outputs, sizes))
+        if self.absent is not None:
+            size = size + self.absent
+        weights = size.softmax(1)  # (R, w, heads)
+        attended = (merged.unflatten(2, (-1, width)) * weights.unsqueeze(3)).sum(1)
+        return attended.to(q.dtype).view(rows, -1, kv_heads, width).transpose(1, 2).reshape(q.shape)
+
+
+def partial_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention over some of the keys, with what is needed to merge it with that over the others.
+
+    Args:
+        q: (n, h, m, d).
+        k, v: (n, h, s, d).
+        hidden: (n, 1, 1, s), added to the scores.
+
+    Returns:
+        softmax(q k^T / sqrt(d) + hidden) v, (n, h, m, d), and the log-sum-exp of the scores, (n, h, m) float32 or wider.
+    """
+    if q.device.type == "cpu":  # the kernel behind scaled_dot_product_attention, which does not hand out the log-sum-exp
+        out, size = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=hidden)
+        return out, size
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
+    if hidden is not None:
+        scores = scores + hidden
+    size = scores.logsumexp(-1)
+    return (scores - size.unsqueeze(-1)).exp().to(v.dtype) @ v, size

@@ -239,7 +239,7 @@ class Dense:
     allowed: Tensor = field(repr=False)
 
 
-Mask = Causal | Documents | Branches | Dense
+Mask = Causal | Documents | Branches | Grouped | Dense
 CAUSAL = Causal()
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,18 @@ from torch import Tensor, nn
 
 from herd.config.errors import UserError
 from herd.model.attention import Way, attend, prepare
-from herd.model.cache import KVCache
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.masks import CAUSAL, Grouping, Mask
 from herd.model.rope import apply_rope, rope_table
 from herd.runs.seeds import torch_seed
+
+
+class Cache(Protocol):
+    """Keys and values of earlier positions, for generation (:mod:`herd.model.cache`)."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
+        """Keep ``k`` and ``v`` (B, T, kv_heads, head_dim); attention of ``q`` (B, T, heads, head_dim) over all they may see."""
+        ...
 
 
 class Linear(nn.Linear):
@@ -85,11 +92,9 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotation: Tensor, way: Way, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, way: Way, cache: Cache | None = None, layer: int = 0) -> Tensor:
         q, k, v = self.before(x, rotation)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
-        return self.after(x, attend(q, k, v, way))
+        return self.after(x, attend(q, k, v, way) if cache is None else cache.attend(layer, q, k, v, way))
 
     def before(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values from the residual stream."""
@@ -136,33 +141,31 @@ class Transformer(nn.Module):
         tokens: Tensor,
         positions: Tensor | None = None,
         mask: Mask = CAUSAL,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, (B, T, dim).
 
         Args:
             tokens: (B, T) int64.
-            positions: (B, T) int64 for RoPE; None counts on from the cache's length, or from 0.
-            mask: who attends to whom; with a cache, CAUSAL or Dense over all S cached and new positions.
-            cache: keys and values so far; extended by these T positions.
+            positions: (B, T) int64 for RoPE; None counts from 0.
+            mask: who attends to whom.
+            cache: keeps the keys and values of these positions, and may hold earlier ones that they attend to.
 
         Raises:
             UserError: more positions than the RoPE table covers (``max_seq_len``), when ``positions`` is None.
         """
         way, grouping = prepare(mask, self.attention, tokens.device, self._product_dtype()), None
         if isinstance(way, Grouping):
-            assert cache is None, "packed documents are for training; a cache holds one sequence a row"
+            assert cache is None, "a cache knows its positions in the order given: hand over documents sorted, as Grouped"
             # Sort by document length once, instead of once in every layer.
             if positions is None:
                 positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
             grouping, way = way, way.mask
             tokens, positions = grouping.apply(tokens), grouping.apply(positions)
-        rotation = self._rotation(tokens, positions, 0 if cache is None else cache.length)
+        rotation = self._rotation(tokens, positions)
         x = self.tok_embeddings(tokens)
         for i, layer in enumerate(self.layers):
             x = layer(x, rotation, way, cache, i)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
         x = self.norm(x)
         return x if grouping is None else grouping.undo(x)
 
@@ -226,14 +229,14 @@ class Transformer(nn.Module):
             return torch.get_autocast_dtype(weight.device.type)
         return weight.dtype
 
-    def _rotation(self, tokens: Tensor, positions: Tensor | None, offset: int) -> Tensor:
+    def _rotation(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """Rows of the RoPE table, (B or 1, T, head_dim / 2, 2), looked up once for all layers."""
         if positions is not None:
             return self.rope[positions]
-        end = offset + tokens.shape[1]
+        end = tokens.shape[1]
         if end > self.config.max_seq_len:
             raise UserError(
                 f"{end} positions, but model.max_seq_len is {self.config.max_seq_len}: shorten the input, or extend "
                 "the context (long-context stage)."
             )
-        return self.rope[None, offset:end]
+        return self.rope[None, :end]

@@ -1,0 +1,303 @@
+"""Continuous batching over shared pages: prompts wait, are run once, and their samples enter, draw and leave one by one.
+
+- A prompt is run through the model once, packed with others that enter at the same time. Its pages are held by all of its
+  samples; a sample that writes to a page that others hold gets a copy first.
+- A sample enters when a row is free and its longest answer fits beside all that was promised before: nothing is ever swapped
+  out or run again (the Llama 3 paper, section 4.2.2).
+- A sample is a function of the model, its prompt, its settings and its index. Its random numbers come from a stream of its
+  own, and no product in the model takes another shape for its company's sake but in the number of rows, which is never under
+  four. On the CPUs at hand with one thread a row's bits do not depend on that number (tests compare bits). Where they do, a
+  token changes only if its draw falls within rounding of the edge between two tokens.
+"""
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from herd.config.errors import UserError
+from herd.generation.choose import SamplingConfig, choose, digest_of, draws_of
+from herd.generation.pages import PagePool, Place, decode_plan
+from herd.model.cache import PagedCache, Prefill
+from herd.model.masks import Grouped
+from herd.model.transformer import Transformer
+
+PAGE_SIZE = 64  # positions; on a CPU 32 cost more calls, and 128 read more that is empty (benchmarks/posttraining)
+_FEWEST_ROWS = 4  # a product of fewer takes another kernel, which rounds otherwise
+_TOGETHER = 2048  # tokens of prompts that are run at once; a longer prompt is run alone
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and what is wanted of it."""
+
+    prompt: tuple[int, ...]  # token ids, at least one
+    samples: int  # K
+    sampling: SamplingConfig
+    stops: frozenset[int]  # ids that end a sample
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One token that a step drew."""
+
+    request: int  # what submit() gave
+    sample: int
+    token: int
+    logprob: float  # under the model itself (temperature 1, no top-p), nats
+    ended: bool  # the last token of its sample
+    stopped: bool  # and that because it is one of the stops
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A request whose samples have not all started."""
+
+    id: int
+    request: Request
+    digest: str
+    started: int = 0
+    pages: np.ndarray | None = None  # of the prompt, once it has a place
+    logits: Tensor | None = None  # (vocab_size,) after its last token
+
+
+@dataclass(eq=False)
+class _Row:
+    """A sample that is being drawn."""
+
+    source: _Waiting
+    sample: int
+    pages: np.ndarray
+    owed: int  # pages that are promised to it
+    draws: np.ndarray
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def position(self) -> int:
+        """Of the token that was drawn last."""
+        return len(self.source.request.prompt) + len(self.tokens) - 1
+
+
+class Engine:
+    """Draws samples for many requests at once.
+
+    Args:
+        model: on any device; sampled in the precision of its weights, or of autocast.
+        max_rows: samples drawn together at most.
+        max_kv_tokens: positions whose keys and values are held at once at most; rounded down to whole pages.
+        page_size: positions of a page. Another size rounds otherwise.
+    """
+
+    def __init__(self, model: Transformer, max_rows: int, max_kv_tokens: int, page_size: int = PAGE_SIZE) -> None:
+        if max_rows < 1 or max_kv_tokens < page_size:
+            raise UserError(
+                f"An engine needs room for 1 sample and for {page_size} tokens of keys and values (a page): "
+                f"batch_size={max_rows}, max_kv_tokens={max_kv_tokens}."
+            )
+        device, dtype = model.output_weight.device, model.output_weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        self.model, self.max_rows, self.page_size = model, max_rows, page_size
+        self.pool = PagePool(max_kv_tokens // page_size)
+        self.storage = PagedCache(model.config, max_kv_tokens // page_size, page_size, device, dtype)
+        self._waiting: deque[_Waiting] = deque()
+        self._rows: list[_Row] = []
+        self._submitted = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is left to draw."""
+        return bool(self._waiting or self._rows)
+
+    def submit(self, request: Request) -> int:
+        """Put a request at the end of the queue; the number that its tokens come back with.
+
+        Raises:
+            UserError: an empty prompt, one that leaves no room for the answer, or a request that memory can never hold.
+        """
+        window, longest = self.model.config.max_seq_len, request.sampling.max_new_tokens
+        if not request.prompt:
+            raise UserError("the prompt is empty: give it at least the begin-of-text token.")
+        if len(request.prompt) + longest > window:
+            raise UserError(
+                f"the prompt has {len(request.prompt)} tokens; with max_new_tokens={longest} the model's max_seq_len of {window} "
+                f"leaves room for {max(window - longest, 0)}: lower max_new_tokens or shorten the prompt."
+            )
+        if request.samples < 1:
+            raise UserError(f"the number of samples is {request.samples}: must be at least 1.")
+        needed = self._pages(len(request.prompt)) + self._tail(request)
+        if needed > len(self.pool.holders):
+            raise UserError(
+                f"the prompt has {len(request.prompt)} tokens; with max_new_tokens={longest} one sample needs "
+                f"{needed * self.page_size} tokens of keys and values, and max_kv_tokens holds "
+                f"{len(self.pool.holders) * self.page_size}: raise it."
+            )
+        self._submitted += 1
+        self._waiting.append(_Waiting(self._submitted, request, digest_of(request.prompt)))
+        return self._submitted
+
+    def cancel(self, request: int, sample: int | None = None) -> None:
+        """Draw no more of a request, or of one of its samples; one that has ended already is no matter."""
+        gone = [r for r in self._rows if r.source.id == request and sample in (None, r.sample)]
+        self._rows = [r for r in self._rows if r not in gone]
+        for row in gone:
+            self._leave(row)
+        if sample is None:
+            for waiting in [w for w in self._waiting if w.id == request]:
+                self._waiting.remove(waiting)
+                if waiting.pages is not None:
+                    self.pool.release(waiting.pages)
+
+    @torch.inference_mode()
+    def step(self) -> list[Drawn]:
+        """Draw one token of every running sample, after letting in as many as fit; in order of request and sample."""
+        logits = [self._decode()] if self._rows else []
+        entered = self._admit()
+        if entered:
+            logits.append(torch.stack([row.source.logits for row in entered if row.source.logits is not None]))
+        self._rows += entered
+        if not self._rows:
+            return []
+        return self._draw(torch.cat(logits))
+
+    def _pages(self, positions: int) -> int:
+        return -(-positions // self.page_size)
+
+    def _tail(self, request: Request) -> int:
+        """Pages of its own that a sample needs at most; the last token drawn is never run, so never stored."""
+        length = len(request.prompt)
+        return self._pages(length + request.sampling.max_new_tokens - 1) - length // self.page_size
+
+    def _admit(self) -> list[_Row]:
+        """New rows for the samples at the head of the queue, as far as rows and pages go."""
+        # A few rows that fall free are filled together: a pass over one short prompt costs nearly what one over many does.
+        if self._rows and self.max_rows - len(self._rows) < max(1, self.max_rows // 8):
+            return []
+        entered: list[_Row] = []
+        prompts: list[_Waiting] = []
+        while self._waiting and len(self._rows) + len(entered) < self.max_rows:
+            head = self._waiting[0]
+            tail, prompt = self._tail(head.request), self._pages(len(head.request.prompt))
+            if tail + (prompt if head.pages is None else 0) > self.pool.spare:
+                break
+            if head.pages is None:
+                head.pages = self.pool.take_prompt(len(head.request.prompt), self.page_size)
+                prompts.append(head)
+            self.pool.promise(tail)
+            self.pool.hold(head.pages)
+            draws = draws_of(head.request.sampling, head.digest, head.started)
+            entered.append(_Row(head, head.started, head.pages, tail, draws))
+            head.started += 1
+            if head.started == head.request.samples:
+                self.pool.release(head.pages)  # of the queue's own hold; its samples have theirs
+                self._waiting.popleft()
+        self._prefill(prompts)
+        return entered
+
+    def _prefill(self, prompts: list[_Waiting]) -> None:
+        """Run prompts and keep the logits after their last tokens, a packed row at a time."""
+        batch: list[_Waiting] = []
+        tokens = 0
+        # Equal lengths side by side share a call.
+        for waiting in sorted(prompts, key=lambda w: len(w.request.prompt)):
+            if batch and tokens + len(waiting.request.prompt) > _TOGETHER:
+                self._prefill_row(batch)
+                batch, tokens = [], 0
+            batch.append(waiting)
+            tokens += len(waiting.request.prompt)
+        if batch:
+            self._prefill_row(batch)
+
+    def _prefill_row(self, batch: list[_Waiting]) -> None:
+        device = self.storage.keys.device
+        # Repeated until there are enough rows for every product: what is written twice is the same.
+        repeated = batch * -(-_FEWEST_ROWS // len(batch)) if len(batch) < _FEWEST_ROWS else batch
+        documents = batch if sum(len(w.request.prompt) for w in batch) >= _FEWEST_ROWS else repeated
+        lengths = np.array([len(w.request.prompt) for w in documents])
+        position = np.concatenate([np.arange(n) for n in lengths])
+        pages = np.concatenate([w.pages.repeat(self.page_size)[:n] for w, n in zip(documents, lengths, strict=True)])  # type: ignore[union-attr]
+        borders = np.flatnonzero(np.diff(lengths)) + 1
+        groups = tuple((len(equal), int(equal[0])) for equal in np.split(lengths, borders))
+        last = (np.cumsum(lengths) - 1)[: len(batch)]
+        tokens, position, pages, offsets, ends = (
+            torch.from_numpy(x).to(device)
+            for x in (
+                np.concatenate([w.request.prompt for w in documents]),
+                position,
+                pages,
+                position % self.page_size,
+                np.resize(last, len(repeated)),
+            )
+        )
+        self.storage.clear(pages.unique())
+        cache = Prefill(self.storage, self.storage.slots(pages, offsets))
+        hidden = self.model(tokens[None], position[None], Grouped(groups), cache)
+        for waiting, logits in zip(batch, self.model.logits(hidden[0, ends]), strict=False):
+            waiting.logits = logits
+
+    def _decode(self) -> Tensor:
+        """Run the tokens that were drawn last: logits of every row, (R, vocab_size)."""
+        self._make_room()
+        rows = [*self._rows, *[self._rows[-1]] * (_FEWEST_ROWS - len(self._rows))]
+        places = [Place(r.pages, len(r.source.request.prompt) // self.page_size, r.position, r.source.id) for r in rows]
+        device = self.storage.keys.device
+        tokens = torch.tensor([[r.tokens[-1]] for r in rows], device=device)
+        positions = torch.tensor([[p.position] for p in places], device=device)
+        hidden = self.model(tokens, positions, cache=decode_plan(self.storage, places))
+        return self.model.logits(hidden[:, 0])[: len(self._rows)]
+
+    def _make_room(self) -> None:
+        """Give every row a page of its own to write to: a new one where it has none, a copy where others hold it too."""
+        sources, targets, fresh = [], [], []
+        for row in self._rows:
+            at = row.position // self.page_size
+            if at < len(row.pages) and self.pool.holders[row.pages[at]] == 1:
+                continue
+            page = self.pool.take_promised()
+            row.owed -= 1
+            if at < len(row.pages):
+                sources.append(row.pages[at])
+                targets.append(page[0])
+                self.pool.release(row.pages[at : at + 1])
+            else:
+                fresh.append(page[0])
+            row.pages = np.concatenate([row.pages[:at], page])
+        device = self.storage.keys.device
+        if sources:
+            self.storage.copy(torch.tensor(np.array(sources), device=device), torch.tensor(np.array(targets), device=device))
+        if fresh:
+            self.storage.clear(torch.tensor(np.array(fresh), device=device))
+
+    def _draw(self, logits: Tensor) -> list[Drawn]:
+        device = logits.device
+        numbers = torch.tensor([r.draws[len(r.tokens)] for r in self._rows], dtype=torch.float32, device=device)
+        settings: dict[tuple[float, float, int], list[int]] = defaultdict(list)
+        for i, row in enumerate(self._rows):
+            config = row.source.request.sampling
+            settings[config.temperature, config.top_p, config.top_k].append(i)
+        tokens = torch.empty(len(self._rows), dtype=torch.int64, device=device)
+        for (temperature, top_p, top_k), rows in settings.items():
+            alike = torch.tensor(rows, device=device)
+            tokens[alike] = choose(logits[alike], numbers[alike], temperature, top_p, top_k)
+        logprobs = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        drawn, staying = [], []
+        for row, token, logprob in zip(self._rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            if logprob != logprob:
+                raise UserError("The model's logits are not numbers: its weights are damaged, or overflow in this precision.")
+            row.tokens.append(token)
+            request = row.source.request
+            stopped = token in request.stops
+            ended = stopped or len(row.tokens) == request.sampling.max_new_tokens
+            drawn.append(Drawn(row.source.id, row.sample, token, logprob, ended, stopped))
+            if ended:
+                self._leave(row)
+            else:
+                staying.append(row)
+        self._rows = staying
+        return drawn
+
+    def _leave(self, row: _Row) -> None:
+        self.pool.release(row.pages)
+        self.pool.promise(-row.owed)

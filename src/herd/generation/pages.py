@@ -1,0 +1,159 @@
+"""Who holds which page of the key-value store: reference counts, promises, and the plan of a decoding step.
+
+Full pages of a prompt are held by all of its samples; every other page has one writer. Prompts take pages from the low end,
+samples from the high end, so that each kind lies together and is mostly read in place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from herd.model.cache import Decode, PagedCache, Part
+
+_SPARSE = 1.25  # pages in a stretch are read in place when it is at most this many times as long as they are many
+_FEWEST_USERS = 4  # a product of fewer than four rows takes another kernel, which rounds otherwise
+
+
+class PagePool:
+    """Reference counts of pages, and how many are promised to sequences that have yet to grow.
+
+    Args:
+        pages: how many there are.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.holders = np.zeros(pages, dtype=np.int64)
+        self.promised = 0
+
+    @property
+    def used(self) -> int:
+        """Pages that someone holds."""
+        return int((self.holders > 0).sum())
+
+    @property
+    def spare(self) -> int:
+        """Pages neither held nor promised."""
+        return len(self.holders) - self.used - self.promised
+
+    def promise(self, pages: int) -> None:
+        """Keep ``pages`` for later; negative gives them back."""
+        self.promised += pages
+        assert self.promised >= 0 and self.spare >= 0, "more pages promised than there are"
+
+    def take_prompt(self, positions: int, page_size: int) -> np.ndarray:
+        """Pages for a prompt, in order, held once each: full ones from the low end, a partly filled one from the high end."""
+        free = self._free()
+        full, rest = divmod(positions, page_size)
+        pages = np.concatenate([free[:full], free[-1:] if rest else free[:0]])
+        assert len(pages) == full + bool(rest) <= len(free) - self.promised, "no free page"
+        self.holders[pages] = 1
+        return pages
+
+    def take_promised(self) -> np.ndarray:
+        """One of the promised pages, (1,), from the high end, held once."""
+        page = self._free()[-1:]
+        self.holders[page] = 1
+        self.promise(-1)
+        return page
+
+    def _free(self) -> np.ndarray:
+        return np.flatnonzero(self.holders == 0)
+
+    def hold(self, pages: np.ndarray) -> None:
+        """One more holder of each page."""
+        self.holders[pages] += 1
+
+    def release(self, pages: np.ndarray) -> None:
+        """One holder less of each page; without any it is free."""
+        self.holders[pages] -= 1
+        assert (self.holders[pages] >= 0).all(), "a page was released more often than held"
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a sequence's keys and values are.
+
+    Attributes:
+        pages: in order of position; covers ``position``.
+        shared: how many of them are full pages of the prompt.
+        position: of the token that comes next.
+        group: sequences of one prompt, which share those pages, have the same number.
+    """
+
+    pages: np.ndarray
+    shared: int
+    position: int
+    group: int
+
+
+def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
+    """What a step that adds one position to each of ``places`` reads and writes; a group's places stand together.
+
+    The arithmetic of a sequence must not depend on the others: a page of a prompt is one product with the queries of four
+    users at least (stand-ins where there are fewer), any other page one with those of its only user.
+    """
+    size, device = storage.page_size, storage.keys.device
+    position = np.array([p.position for p in places])
+    shared = np.array([p.shared for p in places])
+    table = np.zeros((len(places), int(position.max()) // size + 1), dtype=np.int64)
+    for row, place in zip(table, places, strict=True):
+        row[: len(place.pages)] = place.pages
+    rows, columns = np.indices(table.shape)
+    _, first, group, members = np.unique([p.group for p in places], return_index=True, return_inverse=True, return_counts=True)
+    leader, members = first[group], members[group]  # of each row: the first row of its group, and how many they are
+    users = np.maximum(_FEWEST_USERS, 2 ** np.ceil(np.log2(members)).astype(np.int64))
+
+    merge = np.full(table.shape, -1)
+    parts = []
+    results = 0
+
+    def add(taken: np.ndarray, of_each: int, mine: np.ndarray, hidden_from: np.ndarray | None) -> None:
+        """One part: the places ``taken`` in the table; ``mine`` is the number of each row among its pages' users."""
+        nonlocal results
+        reads = taken & (mine == 0)[:, None]
+        chosen, found, count = _stretch(table[reads], storage.keys.shape[1])
+        reader = rows[reads]
+        readers = np.zeros((count, of_each), dtype=np.int64)
+        readers[found[table[reads]]] = reader[:, None] + np.minimum(np.arange(of_each), members[reader][:, None] - 1)
+        merge[taken] = (results + found[table] * of_each + mine[:, None])[taken]
+        hidden = None
+        if hidden_from is not None:
+            ends = np.full(count, size)
+            ends[found[table[reads]]] = hidden_from[reads]
+            hidden = torch.zeros(count, 1, 1, size, dtype=storage.keys.dtype)
+            hidden.masked_fill_(torch.from_numpy(np.arange(size) >= ends[:, None])[:, None, None], -torch.inf)
+            hidden = hidden.to(device)
+        parts.append(Part(chosen if isinstance(chosen, slice) else to_device(chosen), to_device(readers.ravel()), hidden))
+        results += count * of_each
+
+    def to_device(x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(x).to(device)
+
+    of_prompt = columns < shared[:, None]
+    for of_each in np.unique(users[shared > 0]):
+        add(of_prompt & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader, None)
+    written = position[:, None] + 1 - columns * size  # positions of a page that are filled once this step has written
+    add(~of_prompt & (written > 0), 1, np.zeros(len(places), dtype=np.int64), written)
+    pages = table[rows[:, 0], position // size]
+    slots = storage.slots(to_device(pages), to_device(position % size))
+    absent = None
+    if (merge < 0).any():
+        absent = torch.zeros(*merge.shape, 1, device=device).masked_fill_(to_device(merge < 0).unsqueeze(2), -torch.inf)
+    return Decode(storage, slots, parts, to_device(np.maximum(merge, 0).ravel()), absent)
+
+
+def _stretch(pages: np.ndarray, total: int) -> tuple[slice | np.ndarray, np.ndarray, int]:
+    """How to read ``pages``: a slice that covers them where it is short enough, or they themselves.
+
+    Returns:
+        The choice, where each page is found in it (total,), and its length.
+    """
+    found = np.zeros(total, dtype=np.int64)
+    low, high = int(pages.min()), int(pages.max()) + 1
+    if high - low <= _SPARSE * len(pages):
+        found[low:high] = np.arange(high - low)
+        return slice(low, high), found, high - low
+    found[pages] = np.arange(len(pages))
+    return pages, found, len(pages)
