@@ -211,41 +211,39 @@ class Engine:
             self._prefill_row(batch)
 
     def _prefill_row(self, batch: list[_Waiting]) -> None:
-        device = self.storage.keys.device
+        """Run prompts of ascending length, end to end in one row."""
         # Repeated until there are enough rows for every product: what is written twice is the same.
         repeated = batch * -(-_FEWEST_ROWS // len(batch)) if len(batch) < _FEWEST_ROWS else batch
         documents = batch if sum(len(w.request.prompt) for w in batch) >= _FEWEST_ROWS else repeated
         lengths = np.array([len(w.request.prompt) for w in documents])
         position = np.concatenate([np.arange(n) for n in lengths])
-        pages = np.concatenate([w.pages.repeat(self.page_size)[:n] for w, n in zip(documents, lengths, strict=True)])  # type: ignore[union-attr]
-        borders = np.flatnonzero(np.diff(lengths)) + 1
-        groups = tuple((len(equal), int(equal[0])) for equal in np.split(lengths, borders))
-        last = (np.cumsum(lengths) - 1)[: len(batch)]
-        tokens, position, pages, offsets, ends = (
-            torch.from_numpy(x).to(device)
-            for x in (
-                np.concatenate([w.request.prompt for w in documents]),
-                position,
-                pages,
-                position % self.page_size,
-                np.resize(last, len(repeated)),
-            )
+        held = [w.pages for w in documents if w.pages is not None]
+        page = np.concatenate([pages.repeat(self.page_size)[:n] for pages, n in zip(held, lengths, strict=True)])
+        equal = np.split(lengths, np.flatnonzero(np.diff(lengths)) + 1)
+        last = np.resize((np.cumsum(lengths) - 1)[: len(batch)], len(repeated))
+        tokens = np.concatenate([w.request.prompt for w in documents])
+        slots = self.storage.slots(self._tensor(page), self._tensor(position % self.page_size))
+        self.storage.clear(self._tensor(np.unique(page)))
+        hidden = self.model(
+            self._tensor(tokens)[None],
+            self._tensor(position)[None],
+            Grouped(tuple((len(lengths), int(lengths[0])) for lengths in equal)),
+            Prefill(self.storage, slots),
         )
-        self.storage.clear(pages.unique())
-        cache = Prefill(self.storage, self.storage.slots(pages, offsets))
-        hidden = self.model(tokens[None], position[None], Grouped(groups), cache)
-        for waiting, logits in zip(batch, self.model.logits(hidden[0, ends]), strict=False):
+        for waiting, logits in zip(batch, self.model.logits(hidden[0, self._tensor(last)]), strict=False):
             waiting.logits = logits
+
+    def _tensor(self, values: np.ndarray | list[int]) -> Tensor:
+        """int64, where the model is."""
+        return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(self.storage.keys.device)
 
     def _decode(self) -> Tensor:
         """Run the tokens that were drawn last: logits of every row, (R, vocab_size)."""
         self._make_room()
         rows = [*self._rows, *[self._rows[-1]] * (_FEWEST_ROWS - len(self._rows))]
         places = [Place(r.pages, len(r.source.request.prompt) // self.page_size, r.position, r.source.id) for r in rows]
-        device = self.storage.keys.device
-        tokens = torch.tensor([[r.tokens[-1]] for r in rows], device=device)
-        positions = torch.tensor([[p.position] for p in places], device=device)
-        hidden = self.model(tokens, positions, cache=decode_plan(self.storage, places))
+        tokens, positions = self._tensor([r.tokens[-1] for r in rows]), self._tensor([p.position for p in places])
+        hidden = self.model(tokens[:, None], positions[:, None], cache=decode_plan(self.storage, places))
         return self.model.logits(hidden[:, 0])[: len(self._rows)]
 
     def _make_room(self) -> None:
@@ -264,11 +262,10 @@ class Engine:
             else:
                 fresh.append(page[0])
             row.pages = np.concatenate([row.pages[:at], page])
-        device = self.storage.keys.device
         if sources:
-            self.storage.copy(torch.tensor(np.array(sources), device=device), torch.tensor(np.array(targets), device=device))
+            self.storage.copy(self._tensor(sources), self._tensor(targets))
         if fresh:
-            self.storage.clear(torch.tensor(np.array(fresh), device=device))
+            self.storage.clear(self._tensor(fresh))
 
     def _draw(self, logits: Tensor) -> list[Drawn]:
         device = logits.device
