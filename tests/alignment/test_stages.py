@@ -162,7 +162,7 @@ def test_reward_accuracy_is_of_the_newest_round_and_never_pooled(made, monkeypat
     """A model that scores by length: right in one round where the chosen is longer, wrong where it is shorter."""
     tokenizer = Tokenizer.load(made["tokens"] / "tokenizer")
     config = config_of("reward", "window=256")
-    monkeypatch.setattr(heldout_pairs, "score_sequences", lambda model, sequences, *args, **options: [len(s) for s in sequences])
+    monkeypatch.setattr(heldout_pairs, "score_groups", lambda model, groups, **_: [list(map(len, g.responses)) for g in groups])
 
     def pair(i, chosen, rejected):
         say = [(Message(Role.ASSISTANT, text),) for text in (chosen, rejected)]

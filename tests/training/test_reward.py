@@ -13,6 +13,7 @@ from herd.dialog.preferences import Grade, Preference
 from herd.dialog.render import render
 from herd.dialog.rows import Counted
 from herd.model.heads import RewardModel
+from herd.runs.seeds import stream
 from herd.runs.stage import StageRun
 from herd.training.fit import fit
 from herd.training.optimizer import OptimizerConfig
@@ -20,6 +21,7 @@ from herd.training.reward import (
     ORDERS,
     RewardModule,
     RewardObjective,
+    RowLayout,
     comparisons,
     reward_batch,
     reward_steps,
@@ -33,6 +35,10 @@ def model(seed=0):
     return RewardModel(tiny_model(seed), seed)
 
 
+def layout(row="block", window=WINDOW):
+    return RowLayout(window, tokenizer().pad_id, row)
+
+
 def ranked(count=9):
     return comparisons(preferences(count), tokenizer(), WINDOW, Counted())
 
@@ -42,20 +48,98 @@ def alone(reward_model, messages) -> float:
     return reward_model(tokens)[0, -1].item()
 
 
-def test_g12_packed_scores_are_those_of_separate_rows_at_the_last_real_token():
-    reward_model, rows = model(), preferences(9)
-    batch = reward_batch(ranked(), WINDOW, tokenizer().pad_id)
-    wanted = [
-        alone(reward_model, row.prompt + r) for row in rows for r in (row.edited, row.chosen, row.rejected) if r is not None
+def separate_scores(reward_model, rows):
+    return [
+        [alone(reward_model, row.prompt + r) for r in (row.edited, row.chosen, row.rejected) if r is not None] for row in rows
     ]
-    assert len(batch.rows.tokens) < len(wanted)
+
+
+@pytest.mark.parametrize("row", ["separate", "block"])
+def test_g6_packed_and_block_rows_score_as_separate_rows_do(row):
+    reward_model, rows = model(), preferences(9)
+    batch = reward_batch(ranked(), layout(row))
+    wanted = [score for scores in separate_scores(reward_model, rows) for score in scores]
     assert scores_of(reward_model, batch.rows).tolist() == pytest.approx(wanted, abs=1e-5)
-    flat = batch.rows.tokens.flatten()
-    assert (flat[batch.rows.ends] == tokenizer().eot_id).all()
+    assert len(batch.rows.tokens) < len(wanted)
+
+
+def test_g6_a_causal_row_scores_its_first_response_as_alone_and_the_others_not():
+    reward_model, rows = model(), preferences(9)
+    data = comparisons(rows, tokenizer(), 128, Counted(), causal=True)
+    scores = scores_of(reward_model, reward_batch(data, layout("causal", 128)).rows)
+    wanted = separate_scores(reward_model, rows)
+    place = 0
+    for r in wanted:
+        found = scores[place : place + len(r)].tolist()
+        assert found[0] == pytest.approx(r[0], abs=1e-5)
+        assert all(abs(f - w) > 1e-3 for f, w in zip(found[1:], r[1:], strict=True))
+        place += len(r)
+
+
+def test_g12_scores_are_read_at_the_last_real_token_and_padding_is_never_the_end_of_a_turn():
+    assert tokenizer().pad_id not in (tokenizer().eot_id, tokenizer().eom_id, tokenizer().bos_id)
+    for row in ("separate", "block", "causal"):
+        batch = reward_batch(ranked(2), layout(row, 128))
+        flat = batch.rows.tokens.flatten()
+        assert (flat[batch.rows.ends] == tokenizer().eot_id).all()
+        assert (flat == tokenizer().pad_id).any()
+        # What stands in the padding is no matter.
+        filled = replace(batch.rows, tokens=batch.rows.tokens.where(batch.rows.tokens != tokenizer().pad_id, 7))
+        reward_model = model()
+        torch.testing.assert_close(scores_of(reward_model, filled), scores_of(reward_model, batch.rows), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("row", ["block", "causal"])
+def test_shuffled_responses_keep_their_ranks(row):
+    data = ranked(6)
+    batch = reward_batch(data, layout(row, 128), shuffle=stream(3, "test"))
+    ends = {}
+    for better, worse in zip(batch.better.tolist(), batch.worse.tolist(), strict=True):
+        for index in (better, worse):
+            end = int(batch.rows.ends[index])
+            ends[index] = batch.rows.tokens.flatten()[end - 2 : end + 1].tolist()
+    plain = reward_batch(data, layout(row, 128))
+    last = [plain.rows.tokens.flatten()[int(e) - 2 : int(e) + 1].tolist() for e in plain.rows.ends]
+    pairs = list(zip(plain.better.tolist(), plain.worse.tolist(), strict=True))
+    shuffled = list(zip(batch.better.tolist(), batch.worse.tolist(), strict=True))
+    assert shuffled != pairs  # the places moved ...
+    assert [(ends[b], ends[w]) for b, w in shuffled] == [(last[b], last[w]) for b, w in pairs]  # ... and the texts with them
+
+
+def test_the_order_of_responses_is_a_function_of_seed_and_step():
+    def first_step(seed):
+        batch = reward_steps(ranked(8), layout("causal", 128), 8, 2048, epochs=2, seed=seed)[1].micro_batches[0]
+        return batch.rows.tokens.tolist(), batch.better.tolist()
+
+    assert first_step(0) == first_step(0) != first_step(1)
+
+
+def test_a_block_row_longer_than_the_window_becomes_separate_rows_and_a_causal_one_is_dropped():
+    [comparison] = ranked(1)
+    longest = max(map(len, comparison.responses))
+    short = layout("block", longest)
+    assert len(short.groups(comparison, range(3))) == 3
+    batch = reward_batch([comparison], short)
+    wanted = separate_scores(model(), preferences(1))[0]
+    assert scores_of(model(), batch.rows).tolist() == pytest.approx(wanted, abs=1e-5)
+    counted = Counted()
+    assert comparisons(preferences(1), tokenizer(), longest, counted, causal=True) == []
+    assert counted.dropped == {"row_too_long": 1}
+
+
+def test_block_and_separate_rows_have_the_same_gradient():
+    def gradient(row):
+        reward_model = model()
+        module = RewardModule(reward_model, OptimizerConfig(), lambda s: 0.0)
+        module.micro_batch_loss(reward_batch(ranked(6), layout(row)))[0].backward()
+        return torch.cat([p.grad.flatten() for p in reward_model.parameters() if p.grad is not None])
+
+    separate, block = gradient("separate"), gradient("block")
+    assert (separate - block).norm() < 1e-5 * separate.norm()
 
 
 def test_every_ordered_pair_is_compared_and_each_comparison_weighs_one():
-    batch = reward_batch(ranked(4), WINDOW, tokenizer().pad_id)  # rows 0 and 3 are edited
+    batch = reward_batch(ranked(4), layout())  # rows 0 and 3 are edited
     assert batch.better.tolist() == [0, 0, 1, 3, 5, 7, 7, 8]
     assert batch.worse.tolist() == [1, 2, 2, 4, 6, 8, 9, 9]
     assert [ORDERS[i].rpartition("/")[2] for i in batch.orders] == [
@@ -70,7 +154,7 @@ def test_every_ordered_pair_is_compared_and_each_comparison_weighs_one():
 def test_margins_follow_the_grade_and_edited_over_chosen_has_none():
     rows = [replace(row, grade=grade) for row, grade in zip(preferences(4), Grade, strict=True)]
     data = comparisons(rows, tokenizer(), WINDOW, Counted())
-    margins = reward_batch(data, WINDOW, tokenizer().pad_id, RewardObjective("small")).margins
+    margins = reward_batch(data, layout(), RewardObjective("small")).margins
     # Row 0: edited > chosen, edited > rejected, chosen > rejected; rows 1 and 2: chosen > rejected; row 3 as row 0.
     assert margins.tolist() == pytest.approx([0, 1, 1, 2 / 3, 1 / 3, 0, 0, 0])
     assert RewardObjective("large").margin_of(Grade.SIGNIFICANTLY_BETTER) == 3
@@ -81,7 +165,7 @@ def reward_metrics(objective=None, count=4):
     reward_model = model()
     module = RewardModule(reward_model, OptimizerConfig(), lambda s: 0.0)
     module.objective = objective or RewardObjective()
-    loss, metrics = module.micro_batch_loss(reward_batch(ranked(count), WINDOW, tokenizer().pad_id, objective))
+    loss, metrics = module.micro_batch_loss(reward_batch(ranked(count), layout(), objective))
     rewards = [
         [alone(reward_model, row.prompt + x) for x in (row.edited, row.chosen, row.rejected) if x is not None]
         for row in preferences(count)
@@ -133,7 +217,7 @@ def test_a_triple_learns_all_three_orders(tmp_path):
     """Trained on triples alone, whose edited response is the worst text but for its rank."""
     rows = [row for row in preferences(90) if row.edited][:30]
     data = comparisons(rows, tokenizer(), WINDOW, Counted())
-    source = reward_steps(data, WINDOW, tokenizer().pad_id, 10, 4096, epochs=8, seed=0)
+    source = reward_steps(data, layout(), 10, 4096, epochs=8, seed=0)
     result = fit(
         RewardModule(model(), OptimizerConfig(lr=5e-3), lambda step: 5e-3),
         source,
@@ -147,6 +231,8 @@ def test_score_responses_keeps_the_order_whatever_the_batch():
     reward_model = model()
     dialogs = [row.prompt + r for row in preferences(7) for r in (row.chosen, row.rejected)]
     wanted = [alone(reward_model, d) for d in dialogs]
+    dialogs.insert(3, dialogs[0])  # a prompt's answers need not stand together
+    wanted.insert(3, wanted[0])
     for batch_size in (1, 3, 64):
         assert score_responses(reward_model, tokenizer(), dialogs, batch_size) == pytest.approx(wanted, abs=1e-5)
     assert score_responses(reward_model, tokenizer(), []) == []
@@ -166,7 +252,7 @@ def test_a_response_that_does_not_fit_is_dropped_and_counted():
 
 def test_training_ranks_unseen_pairs(tmp_path):
     reward_model = model()
-    source = reward_steps(ranked(64), WINDOW, tokenizer().pad_id, 16, 2048, epochs=6, seed=0)
+    source = reward_steps(ranked(64), layout(), 16, 2048, epochs=6, seed=0)
     module = RewardModule(reward_model, OptimizerConfig(lr=5e-3), lambda step: 5e-3)
     result = fit(module, source, TrainerConfig(log_every_steps=1), StageRun(tmp_path, seed=0))
     assert result.last["loss"] < math.log(2) / 2
@@ -179,7 +265,7 @@ def test_training_ranks_unseen_pairs(tmp_path):
 def test_micro_batches_are_a_matter_of_memory_alone():
     def gradient(limit):
         reward_model = model()
-        batch = reward_steps(ranked(8), WINDOW, tokenizer().pad_id, 8, limit, epochs=1, seed=0)[0]
+        batch = reward_steps(ranked(8), layout(), 8, limit, epochs=1, seed=0)[0]
         module = RewardModule(reward_model, OptimizerConfig(), lambda s: 0.0)
         for micro_batch in batch.micro_batches:
             (module.micro_batch_loss(micro_batch)[0] / batch.normalizer).backward()

@@ -12,7 +12,8 @@ from herd.dialog.preferences import Grade, Preference, PreferenceFilter
 from herd.dialog.rows import Counted
 from herd.model.heads import RewardModel
 from herd.training.ranking import RankingAccuracy, ranking_accuracy
-from herd.training.reward import Comparison, comparisons, score_sequences
+from herd.training.reward import Comparison, comparisons, score_groups
+from herd.training.sequences import Group
 
 EVERY_GRADE = PreferenceFilter(grades=[grade.value for grade in Grade], max_similarity=1.0)
 
@@ -23,7 +24,6 @@ class HeldoutPairs:
 
     rows: list[Preference]
     pairs: list[Comparison]  # of each row; an edited response is left out
-    pad_id: int
 
     @classmethod
     def read(cls, rows: Iterable[Preference], chosen_by: PreferenceFilter, tokenizer: Tokenizer, window: int) -> HeldoutPairs:
@@ -34,12 +34,12 @@ class HeldoutPairs:
             if pair:
                 kept.append(row)
                 pairs += pair
-        return cls(kept, pairs, tokenizer.pad_id)
+        return cls(kept, pairs)
 
     def scores(self, model: RewardModel) -> np.ndarray:
         """(n, 2) rewards of chosen and rejected."""
-        sequences = [sequence for pair in self.pairs for sequence in pair.responses]
-        return np.array(score_sequences(model, sequences, self.pad_id, batch_size=32)).reshape(-1, 2)
+        groups = [Group.of(pair.responses, pair.prompt_tokens) for pair in self.pairs]
+        return np.array(score_groups(model, groups, batch_size=32)).reshape(-1, 2)
 
     def accuracy(self, scores: np.ndarray, which: Sequence[int] | None = None) -> RankingAccuracy | None:
         """How well `scores` (n, 2) rank the pairs, or those of the indices `which`; None of no pair."""

@@ -7,14 +7,14 @@ from typing import Any
 
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train
 from herd.alignment.heldout_pairs import EVERY_GRADE, HeldoutPairs
-from herd.config.errors import UserError
+from herd.config.errors import UserError, nearest
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.preferences import Grade, Preference, PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
 from herd.model.heads import RewardModel
 from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
-from herd.training.reward import RewardModule, RewardObjective, comparisons, reward_steps
+from herd.training.reward import ROWS, RewardModule, RewardObjective, RowLayout, comparisons, reward_steps
 from herd.training.schedule import step_schedule
 
 
@@ -22,8 +22,14 @@ from herd.training.schedule import step_schedule
 class RewardConfig(FineTuning):
     """Schema of conf/reward.yaml; `batch_size` counts comparisons."""
 
+    row: str  # how responses to a prompt lie in a row: separate | block | causal (the paper's approximation)
     objective: RewardObjective
     filter: PreferenceFilter  # which comparisons are used
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.row not in ROWS:
+            raise UserError(f"row: unknown `{self.row}`; use {', '.join(ROWS)}.{nearest(self.row, list(ROWS))}")
 
 
 def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
@@ -35,13 +41,12 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     for label, artifact in rounds.items():
         counted, packed = Counted(), Counted()
         kept = config.filter.select(read_preferences(artifact / "preferences.jsonl"), counted)
-        data += comparisons(kept, tokenizer, config.window, packed)
+        data += comparisons(kept, tokenizer, config.window, packed, causal=config.row == "causal")
         rows[label] = {"kept": packed.kept, "dropped": counted.dropped | packed.dropped}
     require_rows("reward", rows)
     source = reward_steps(
         data,
-        config.window,
-        tokenizer.pad_id,
+        RowLayout(config.window, tokenizer.pad_id, config.row),
         config.batch_size,
         config.trainer.micro_batch_tokens,
         config.epochs,

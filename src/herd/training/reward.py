@@ -1,15 +1,23 @@
 """The reward model: the backbone with a scalar head, trained to rank responses (section 4.1.2).
 
-Each response is a sequence of its own (prompt and response), packed with others under the document mask; its score is
-read at its last real token. Edited responses make triples, edited > chosen > rejected.
+A score is read at the last real token of its response. Edited responses make triples, edited > chosen > rejected. The
+responses to a prompt are laid out in one of three ways:
+
+- ``separate``: each after a copy of the prompt of its own.
+- ``block``: the prompt once, and each response sees it and itself; the same numbers, of fewer tokens.
+- ``causal``: the prompt and its responses as one text, where a response also sees those before it. The paper does this, with
+  the responses shuffled, and calls it an approximation that loses no accuracy. A score then depends on what came before.
+
+Rows of several comparisons are packed under the document mask in each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,14 +29,25 @@ from herd.dialog.preferences import Grade, Preference
 from herd.dialog.render import Rendered, render_batch
 from herd.dialog.rows import Counted
 from herd.model.heads import RewardModel
-from herd.model.masks import Documents
 from herd.objectives.ranking import centering_loss, ranking_loss
+from herd.runs.seeds import stream
 from herd.training.module import HerdModule, Metrics
-from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, group_size, pack_sequences
+from herd.training.sequences import (
+    EpochSteps,
+    Group,
+    SequenceRows,
+    TrainingSequence,
+    alone,
+    group_size,
+    one_row,
+    pack_groups,
+)
 from herd.training.steps import StepBatch
 
 # By how much the better reward should lead, by grade: Llama 2, table 27. Llama 3 found no gain at scale and drops it.
 MARGINS = {"none": (0.0, 0.0, 0.0, 0.0), "small": (1.0, 2 / 3, 1 / 3, 0.0), "large": (3.0, 2.0, 1.0, 0.0)}
+
+ROWS = ("separate", "block", "causal")
 
 
 @dataclass(frozen=True)
@@ -60,10 +79,6 @@ class Comparison:
     grade: Grade  # of chosen over rejected
 
     @property
-    def tokens(self) -> int:
-        return sum(map(len, self.responses))
-
-    @property
     def response_tokens(self) -> tuple[int, ...]:
         """Tokens of each response alone, its header and end included."""
         return tuple(len(sequence) - self.prompt_tokens for sequence in self.responses)
@@ -89,22 +104,28 @@ class RewardBatch:
     orders: Tensor  # (P,) int64, index into ORDERS
 
 
-def comparisons(preferences: Iterable[Preference], tokenizer: Tokenizer, window: int, counted: Counted) -> list[Comparison]:
+def comparisons(
+    preferences: Iterable[Preference], tokenizer: Tokenizer, window: int, counted: Counted, causal: bool = False
+) -> list[Comparison]:
     """Preferences -> ranked responses; one with a response that does not fit the window is dropped and counted.
 
-    A cut response would be scored in the middle of a sentence, so nothing is cut here.
+    A cut response would be scored in the middle of a sentence, so nothing is cut here. `causal`: positions will run on
+    from response to response, so that prompt and responses together must fit.
     """
     rows = list(preferences)
     ranked = [[r for r in (row.edited, row.chosen, row.rejected) if r is not None] for row in rows]
     rendered = iter(render_batch([row.prompt + r for row, rs in zip(rows, ranked, strict=True) for r in rs], tokenizer))
     kept = []
-    for row, responses in zip(rows, ranked, strict=True):
+    for preference, responses in zip(rows, ranked, strict=True):
         dialogs = [next(rendered) for _ in responses]
+        prompt_tokens = int((dialogs[0].messages < len(preference.prompt)).sum())
+        comparison = Comparison(tuple(map(_scored, dialogs)), prompt_tokens, preference.grade)
         if max(map(len, dialogs)) > window:
             counted.drop("too_long")
+        elif causal and prompt_tokens + sum(comparison.response_tokens) > window:
+            counted.drop("row_too_long")
         else:
-            prompt_tokens = int((dialogs[0].messages < len(row.prompt)).sum())
-            kept.append(Comparison(tuple(map(_scored, dialogs)), prompt_tokens, row.grade))
+            kept.append(comparison)
     counted.kept += len(kept)
     return kept
 
@@ -116,29 +137,61 @@ def _scored(rendered: Rendered) -> TrainingSequence:
     return TrainingSequence(rendered.tokens, nothing, nothing)
 
 
-def reward_batch(group: Sequence[Comparison], window: int, pad_id: int, objective: RewardObjective | None = None) -> RewardBatch:
-    """Packs the responses of some comparisons."""
+@dataclass(frozen=True)
+class RowLayout:
+    """How comparisons become packed rows."""
+
+    window: int  # tokens of a packed row
+    pad_id: int
+    row: str = "block"  # separate | block | causal
+
+    def groups(self, comparison: Comparison, order: Sequence[int]) -> list[Group]:
+        """The comparison's responses in the order given, sharing their prompt as far as asked for and as the row allows.
+
+        A block row that would be longer than the window becomes separate ones: the numbers are the same.
+        """
+        responses = [comparison.responses[i] for i in order]
+        if self.row != "separate":
+            group = Group.of(responses, comparison.prompt_tokens)
+            if len(group) <= self.window or self.row == "causal":
+                return [group]
+        return [alone(sequence) for sequence in responses]
+
+    def tokens(self, comparison: Comparison) -> int:
+        """Tokens that the comparison takes in its rows."""
+        return sum(map(len, self.groups(comparison, range(len(comparison.responses)))))
+
+
+def reward_batch(
+    data: Sequence[Comparison],
+    layout: RowLayout,
+    objective: RewardObjective | None = None,
+    shuffle: np.random.Generator | None = None,
+) -> RewardBatch:
+    """Packs the responses of some comparisons, each comparison's in an order drawn from `shuffle`, else best first."""
     objective = objective or RewardObjective()
+    groups: list[Group] = []
     pairs: list[tuple[int, int, float, float, int]] = []
     first = 0
-    for comparison in group:
-        places = range(first, first + len(comparison.responses))
-        first = places.stop
-        edited = len(places) == 3
+    for comparison in data:
+        count = len(comparison.responses)
+        order = np.arange(count) if shuffle is None else shuffle.permutation(count)
+        groups += layout.groups(comparison, order.tolist())
+        places = [first + int(place) for place in np.argsort(order)]  # of the responses, best first
+        first += count
         ordered = list(combinations(places, 2))  # (chosen, rejected), or edited-chosen, edited-rejected, chosen-rejected
-        for order, pair in zip((1, 2, 0) if edited else (0,), ordered, strict=True):
+        for kind, pair in zip((1, 2, 0) if count == 3 else (0,), ordered, strict=True):
             # An edit only betters the chosen response, so it leads the rejected one by the grade at least.
-            margin = 0.0 if order == 1 else objective.margin_of(comparison.grade)
-            pairs.append((*pair, 1 / len(ordered), margin, order))
+            margin = 0.0 if kind == 1 else objective.margin_of(comparison.grade)
+            pairs.append((*pair, 1 / len(ordered), margin, kind))
     better, worse, weights, margins, orders = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    rows = pack_sequences([s for comparison in group for s in comparison.responses], window, pad_id)
+    rows = pack_groups(groups, layout.window, layout.pad_id, causal=layout.row == "causal")
     return RewardBatch(rows, better, worse, weights, margins, orders)
 
 
 def reward_steps(
     data: Sequence[Comparison],
-    window: int,
-    pad_id: int,
+    layout: RowLayout,
     batch_size: int,
     micro_batch_tokens: int,
     epochs: float,
@@ -146,12 +199,13 @@ def reward_steps(
     objective: RewardObjective | None = None,
 ) -> EpochSteps:
     """Optimizer steps of `batch_size` comparisons."""
-    tokens = [comparison.tokens for comparison in data]
+    tokens = [layout.tokens(comparison) for comparison in data]
     size = group_size(batch_size, max(tokens, default=1), micro_batch_tokens)
 
     def build(step: int, units: list[int]) -> StepBatch:
-        groups = [units[i : i + size] for i in range(0, len(units), size)]
-        micro_batches = [reward_batch([data[i] for i in group], window, pad_id, objective) for group in groups]
+        shuffle = stream(seed, "response order", step)
+        parts = [units[i : i + size] for i in range(0, len(units), size)]
+        micro_batches = [reward_batch([data[i] for i in part], layout, objective, shuffle) for part in parts]
         return StepBatch(step, micro_batches, float(len(units)), sum(tokens[i] for i in units))
 
     return EpochSteps(tokens, batch_size, epochs, seed, build)
@@ -159,7 +213,7 @@ def reward_steps(
 
 def scores_of(model: RewardModel, rows: SequenceRows) -> Tensor:
     """Score of each sequence at its last real token, (N,)."""
-    scores: Tensor = model(rows.tokens, rows.positions, Documents(rows.lengths))
+    scores: Tensor = model(rows.tokens, rows.positions, rows.mask)
     return scores.flatten()[rows.ends]
 
 
@@ -193,25 +247,51 @@ class RewardModule(HerdModule):
 
 
 @torch.no_grad()
-def score_sequences(model: RewardModel, sequences: Sequence[TrainingSequence], pad_id: int, batch_size: int) -> list[float]:
-    """Scores in the order given; sequences of like length are scored together."""
-    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
+def score_groups(model: RewardModel, groups: Sequence[Group], batch_size: int) -> list[list[float]]:
+    """Scores of each group's responses, in the order given; groups of like length are scored together, end to end.
+
+    Args:
+        batch_size: responses scored together; a group that has more is scored in parts, each with the prompt.
+    """
+    parts = [
+        (i, first, Group(group.prompt, group.responses[first : first + batch_size]))
+        for i, group in enumerate(groups)
+        for first in range(0, len(group.responses), batch_size)
+    ]
+    parts.sort(key=lambda part: len(part[2]))
     device = model.head.weight.device
-    scores = [0.0] * len(sequences)
-    for first in range(0, len(order), batch_size):
-        group = order[first : first + batch_size]
-        members = [sequences[i] for i in group]
-        rows = pack_sequences(members, max(map(len, members)), pad_id)
-        moved = model(rows.tokens.to(device), rows.positions.to(device), Documents(rows.lengths))
-        for i, score in zip(group, moved.flatten()[rows.ends.to(device)].tolist(), strict=True):
-            scores[i] = score
+    scores = [[0.0] * len(group.responses) for group in groups]
+    for batch in _batches(parts, batch_size):
+        rows = one_row([group for _, _, group in batch])
+        found = iter(model(rows.tokens.to(device), rows.positions.to(device), rows.mask).flatten()[rows.ends.to(device)].tolist())
+        for i, first, group in batch:
+            for place in range(len(group.responses)):
+                scores[i][first + place] = next(found)
     return scores
+
+
+_Part = tuple[int, int, Group]  # index of a group, first of its responses taken, these with the prompt
+
+
+def _batches(parts: Sequence[_Part], batch_size: int) -> Iterator[list[_Part]]:
+    """Neighbours together, as many as have `batch_size` responses; at least one."""
+    batch: list[_Part] = []
+    count = 0
+    for part in parts:
+        responses = len(part[2].responses)
+        if batch and count + responses > batch_size:
+            yield batch
+            batch, count = [], 0
+        batch.append(part)
+        count += responses
+    if batch:
+        yield batch
 
 
 def score_responses(
     reward_model: RewardModel, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]], batch_size: int = 64
 ) -> list[float]:
-    """Reward of the last response of each dialog (prompt and response as messages), in order.
+    """Reward of the last message of each dialog, in order; dialogs that differ in it alone share what is before it.
 
     UserError when a dialog is longer than the model reads, or does not end with an assistant's message.
     """
@@ -219,8 +299,19 @@ def score_responses(
     for i, messages in enumerate(rows):
         if not messages or messages[-1].role is not Role.ASSISTANT:
             raise UserError(f"dialog {i} does not end with an assistant's message, which the reward is read after; add one")
-    sequences = [_scored(rendered) for rendered in render_batch(rows, tokenizer)]
-    for i, sequence in enumerate(sequences):
-        if len(sequence) > window:
-            raise UserError(f"dialog {i} has {len(sequence)} tokens, the reward model reads at most {window}; shorten it")
-    return score_sequences(reward_model, sequences, tokenizer.pad_id, batch_size)
+    same_prompt: dict[tuple[Message, ...], list[int]] = {}
+    for i, messages in enumerate(rows):
+        same_prompt.setdefault(tuple(messages[:-1]), []).append(i)
+    dialogs = render_batch(rows, tokenizer)
+    for i, dialog in enumerate(dialogs):
+        if len(dialog) > window:
+            raise UserError(f"dialog {i} has {len(dialog)} tokens, the reward model reads at most {window}; shorten it")
+    groups = [
+        Group.of([_scored(dialogs[i]) for i in members], int((dialogs[members[0]].messages < len(prompt)).sum()))
+        for prompt, members in same_prompt.items()
+    ]
+    scores = [0.0] * len(rows)
+    for members, found in zip(same_prompt.values(), score_groups(reward_model, groups, batch_size), strict=True):
+        for i, score in zip(members, found, strict=True):
+            scores[i] = score
+    return scores
