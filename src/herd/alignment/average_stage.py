@@ -10,6 +10,7 @@ from herd.alignment.fine_tuning import load_tokenizer, with_reference
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.preferences import PreferenceFilter, read_preferences
+from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts
 from herd.model.io import average_models, load_model, load_reward_model, save_model
 from herd.model.transformer import Transformer
@@ -23,9 +24,13 @@ class AverageConfig:
     """Schema of conf/average.yaml."""
 
     seed: int  # nothing here is random; every stage has one
+    dialect: str  # how messages become tokens: meta, meta_tag, hf, torchtune
     window: int  # tokens in a packed row of the evaluation; longer dialogs are left out
     objective: DPOObjective  # of the evaluation on preferences
     filter: PreferenceFilter  # of the evaluation on preferences
+
+    def __post_init__(self) -> None:
+        DIALECTS.get(self.dialect)
 
 
 def run(config: AverageConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
@@ -69,14 +74,14 @@ def evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[Transformer],
         measures.append(_reference_loss(config, tokenizer, references))
     if preferences is not None and reference is not None:
         kept = config.filter.select(read_preferences(preferences / "heldout.jsonl"), Counted())
-        pairs = dpo_pairs(kept, tokenizer, config.window, config.objective, Counted())
+        pairs = dpo_pairs(kept, tokenizer, config.window, config.objective, Counted(), config.dialect)
         start = load_model(reference / "model")
         measures.append(_implicit_rewards(config, tokenizer, start, pairs))
     return lambda model: {name: value for measure in measures for name, value in measure(model).items()}
 
 
 def _reference_loss(config: AverageConfig, tokenizer: Tokenizer, references: list) -> Callable[[Transformer], dict[str, float]]:
-    scored = sft_sequences(references, tokenizer, config.window, Counted())
+    scored = sft_sequences(references, tokenizer, config.window, Counted(), config.dialect)
     return lambda model: {"loss": sft_loss(model, scored, config.window, tokenizer.pad_id)} if scored else {}
 
 

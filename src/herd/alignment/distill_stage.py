@@ -165,12 +165,12 @@ def _labels(
         raise UserError(f"labels.kind={labels.kind} needs inputs.documents=FOLDER (what `herd curate` made).")
     chosen = choose_documents(document_files(folder, "train"), labels.documents, config.seed)
     if labels.kind == "reward":
-        rewards = _by_chunks(chosen, _rewarder(labels, inputs, tokenizer), stage_run, columns=1)
+        rewards = _by_chunks(chosen, _rewarder(config, inputs, tokenizer), stage_run, columns=1)
         stated = by_rank(rewards[:, 0].tolist(), labels.positive_share)
         names: tuple[str, ...] = ("low", "high")
     else:
         names = tuple(sorted(labels.answers, key=lambda name: (name == labels.positive, name)))
-        stated = _by_chunks(chosen, _judge(labels, names, inputs, tokenizer), stage_run, columns=len(names))
+        stated = _by_chunks(chosen, _judge(config, names, inputs, tokenizer), stage_run, columns=len(names))
     _save_labels(stage_run.folder / "labels.parquet", chosen, stated, names)
     found = [Labelled(name, text, name, tuple(row)) for (name, text), row in zip(chosen, stated.tolist(), strict=True)]
     return names, found
@@ -201,9 +201,9 @@ def _by_chunks(chosen: Sequence[tuple[str, str]], label: Labeller, stage_run: St
     return np.concatenate(parts) if parts else np.zeros((0, columns))
 
 
-def _judge(labels: LabelConfig, names: Sequence[str], inputs: Inputs, tokenizer: Tokenizer) -> Labeller:
+def _judge(config: DistillConfig, names: Sequence[str], inputs: Inputs, tokenizer: Tokenizer) -> Labeller:
     """Probability of each class: that of its answer, summed over the answer's tokens, divided by the sum over answers."""
-    given = inputs.get("judge")
+    labels, given = config.labels, inputs.get("judge")
     if given is None:
         raise UserError("labels.kind=model needs inputs.judge=FOLDER (a model that `herd sft`, dpo or pretrain made).")
     model = load_model(given / "model")
@@ -214,11 +214,12 @@ def _judge(labels: LabelConfig, names: Sequence[str], inputs: Inputs, tokenizer:
         asked = Message(Role.USER, _asked(labels.description, text))
         return [(asked, Message(Role.ASSISTANT, answer)) for answer in answers]
 
-    cut = _cutter(tokenizer, window - max(map(len, render_batch(dialogs(""), tokenizer))))
+    cut = _cutter(tokenizer, window - max(map(len, render_batch(dialogs(""), tokenizer, dialect=config.dialect))))
 
     @torch.no_grad()
     def label(texts: list[str]) -> np.ndarray:
-        rendered = render_batch([dialog for text in texts for dialog in dialogs(cut(text))], tokenizer)
+        asked = [dialog for text in texts for dialog in dialogs(cut(text))]
+        rendered = render_batch(asked, tokenizer, dialect=config.dialect)
         sequences = [TrainingSequence(r.tokens[:window], m[:window], m[:window]) for r in rendered for m in [sft_mask(r)]]
         totals: list[float] = []
         for first in range(0, len(sequences), labels.batch_size):
@@ -230,19 +231,19 @@ def _judge(labels: LabelConfig, names: Sequence[str], inputs: Inputs, tokenizer:
     return label
 
 
-def _rewarder(labels: LabelConfig, inputs: Inputs, tokenizer: Tokenizer) -> Labeller:
+def _rewarder(config: DistillConfig, inputs: Inputs, tokenizer: Tokenizer) -> Labeller:
     """Reward of the document as the answer to the description."""
-    given = inputs.get("reward")
+    labels, given = config.labels, inputs.get("reward")
     if given is None:
         raise UserError("labels.kind=reward needs inputs.reward=FOLDER (what `herd reward` made).")
     model = load_reward_model(given / "model")
     prompt = Message(Role.USER, labels.description)
-    empty = len(render_batch([(prompt, Message(Role.ASSISTANT, ""))], tokenizer)[0])
+    empty = len(render_batch([(prompt, Message(Role.ASSISTANT, ""))], tokenizer, dialect=config.dialect)[0])
     cut = _cutter(tokenizer, model.backbone.config.max_seq_len - empty)
 
     def label(texts: list[str]) -> np.ndarray:
         rows = [(prompt, Message(Role.ASSISTANT, cut(text))) for text in texts]
-        return np.array(score_responses(model, tokenizer, rows, labels.batch_size))[:, None]
+        return np.array(score_responses(model, tokenizer, rows, labels.batch_size, config.dialect))[:, None]
 
     return label
 

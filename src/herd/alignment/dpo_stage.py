@@ -36,7 +36,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     for split, file in (("train", "preferences.jsonl"), ("heldout", "heldout.jsonl")):
         counted, fitted = Counted(), Counted()
         kept = config.filter.select(read_preferences(inputs["preferences"] / file), counted)
-        pairs[split] = dpo_pairs(kept, tokenizer, config.window, config.objective, fitted)
+        pairs[split] = dpo_pairs(kept, tokenizer, config.window, config.objective, fitted, config.dialect)
         rows[split] = {"kept": fitted.kept, "dropped": counted.dropped | fitted.dropped}
     require_rows("dpo", {"train": rows["train"]})
     if not pairs["heldout"]:

@@ -15,6 +15,7 @@ from scipy import stats
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role, parse_messages
+from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Prompt, read_jsonl
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token
@@ -32,6 +33,7 @@ class FineTuning:
     """Keys that the schemas of reward, sft and dpo share."""
 
     seed: int  # of the data order, and of the reward head
+    dialect: str  # how messages become tokens: meta, meta_tag, hf, torchtune
     window: int  # tokens in a packed row; no dialog may be longer
     batch_size: int  # in one optimizer step: comparisons (reward), packed rows (sft), pairs (dpo)
     epochs: float  # passes over the data; a fraction stops within a pass
@@ -40,6 +42,7 @@ class FineTuning:
     trainer: TrainerConfig
 
     def __post_init__(self) -> None:
+        DIALECTS.get(self.dialect)
         if self.window < 2 or self.batch_size < 1 or self.epochs <= 0:
             raise UserError("window must be at least 2, batch_size at least 1 and epochs above 0")
 

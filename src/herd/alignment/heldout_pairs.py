@@ -26,11 +26,13 @@ class HeldoutPairs:
     pairs: list[Comparison]  # of each row; an edited response is left out
 
     @classmethod
-    def read(cls, rows: Iterable[Preference], chosen_by: PreferenceFilter, tokenizer: Tokenizer, window: int) -> HeldoutPairs:
+    def read(
+        cls, rows: Iterable[Preference], chosen_by: PreferenceFilter, tokenizer: Tokenizer, window: int, dialect: str = "meta"
+    ) -> HeldoutPairs:
         """The pairs that `chosen_by` keeps and that fit `window` tokens."""
         kept, pairs = [], []
         for row in chosen_by.select(rows, Counted()):
-            pair = comparisons([replace(row, edited=None)], tokenizer, window, Counted())
+            pair = comparisons([replace(row, edited=None)], tokenizer, window, Counted(), dialect=dialect)
             if pair:
                 kept.append(row)
                 pairs += pair

@@ -16,6 +16,7 @@ from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.grader import GraderConfig
 from herd.dialog.preferences import Grade, Preference
+from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
@@ -29,6 +30,7 @@ class PreferencesConfig:
     """Schema of conf/preferences.yaml."""
 
     seed: int
+    dialect: str  # with models, how messages become tokens: meta, meta_tag, hf, torchtune
     first_prompt: int  # index of the first training prompt used; rounds use different ones
     prompts: int  # training prompts used
     first_heldout_prompt: int  # index of the first held-out prompt used
@@ -43,6 +45,7 @@ class PreferencesConfig:
     grader: GraderConfig = field(default_factory=GraderConfig)
 
     def __post_init__(self) -> None:
+        DIALECTS.get(self.dialect)
         if (
             min(self.first_prompt, self.first_heldout_prompt) < 0
             or min(self.prompts, self.heldout_prompts, self.max_flaws, self.max_new_tokens, self.batch_size) < 1
@@ -117,7 +120,7 @@ def sampled(
     window = min(model.config.max_seq_len for model in models.values())
     chosen: dict[str, list[str]] = {}  # prompt -> its two models
     for prompt in prompts:
-        if fits(prompt.messages, tokenizer, window, config.max_new_tokens):
+        if fits(prompt.messages, tokenizer, window, config.max_new_tokens, config.dialect):
             drawn = [labels[i] for i in stream(config.seed, "models", prompt.id).permutation(len(labels))]
             # The best for its kind of task, where that is known, and any other; else any two.
             first = [best.label(prompt.task)] if best is not None else []
@@ -133,7 +136,8 @@ def sampled(
             top_p=config.top_p,
             seed=torch_seed(config.seed, "preferences", split, label),
         )
-        given = sample_answers(model, tokenizer, [p.messages for p in asked], sampling, 1, config.batch_size)
+        messages = [p.messages for p in asked]
+        given = sample_answers(model, tokenizer, messages, sampling, 1, config.batch_size, config.dialect)
         answers |= {(p.id, label): group[0] for p, group in zip(asked, given, strict=True)}
         stage_run.cost(tokens=sum(len(group[0].tokens) for group in given))
     return {

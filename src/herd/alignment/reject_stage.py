@@ -11,6 +11,7 @@ from herd.alignment.fine_tuning import load_tokenizer
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
+from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
@@ -25,6 +26,7 @@ class RejectConfig:
     """Schema of conf/reject.yaml."""
 
     seed: int
+    dialect: str  # how messages become tokens: meta, meta_tag, hf, torchtune
     first_prompt: int  # index of the first training prompt used
     prompts: int  # training prompts used
     samples: int  # K, answers to each prompt; the paper: 10-30
@@ -34,6 +36,7 @@ class RejectConfig:
     batch_size: int  # sequences generated or scored together
 
     def __post_init__(self) -> None:
+        DIALECTS.get(self.dialect)
         if self.first_prompt < 0 or min(self.prompts, self.samples, self.max_new_tokens, self.batch_size) < 1:
             raise UserError("first_prompt must be >= 0; prompts, samples, max_new_tokens and batch_size >= 1")
         if self.samples > 1 and self.temperature <= 0:
@@ -54,7 +57,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     asked = []
     for prompt in prompts:
         # One token more: the reward model also reads the end of the turn.
-        if fits(prompt.messages, tokenizer, window, config.max_new_tokens + 1):
+        if fits(prompt.messages, tokenizer, window, config.max_new_tokens + 1, config.dialect):
             asked.append(prompt)
         else:
             counted.drop("prompt_too_long")
@@ -68,7 +71,8 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     given_to: dict[str, list[Answer]] = {}
     for label, model in models.items():
         own = [p for p in asked if writer_of(p.task) == label]
-        groups = sample_answers(model, tokenizer, [p.messages for p in own], sampling, config.samples, config.batch_size)
+        own_prompts = [p.messages for p in own]
+        groups = sample_answers(model, tokenizer, own_prompts, sampling, config.samples, config.batch_size, config.dialect)
         given_to |= {p.id: group for p, group in zip(own, groups, strict=True)}
     answers = [given_to[p.id] for p in asked]
     stage_run.cost(tokens=sum(len(a.tokens) for given in answers for a in given))
@@ -79,7 +83,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         for prompt, texts in zip(asked, candidates, strict=True)
         for _, text in texts
     ]
-    scores = iter(score_responses(reward_model, tokenizer, dialogs, config.batch_size))
+    scores = iter(score_responses(reward_model, tokenizer, dialogs, config.batch_size, config.dialect))
     rows: list[dict[str, Any]] = []
     rewards: list[float] = []
     grades: list[float] = []

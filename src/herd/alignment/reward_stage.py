@@ -41,7 +41,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     for label, artifact in rounds.items():
         counted, packed = Counted(), Counted()
         kept = config.filter.select(read_preferences(artifact / "preferences.jsonl"), counted)
-        data += comparisons(kept, tokenizer, config.window, packed, causal=config.row == "causal")
+        data += comparisons(kept, tokenizer, config.window, packed, config.row == "causal", config.dialect)
         rows[label] = {"kept": packed.kept, "dropped": counted.dropped | packed.dropped}
     require_rows("reward", rows)
     source = reward_steps(
@@ -86,7 +86,7 @@ def heldout_accuracy(
     by_grade: dict[str, list[bool]] = {}
     by_round: dict[str, dict[str, Any]] = {}
     for label, rows in rounds.items():
-        heldout = HeldoutPairs.read(rows, EVERY_GRADE, tokenizer, config.window)
+        heldout = HeldoutPairs.read(rows, EVERY_GRADE, tokenizer, config.window, config.dialect)
         scores = heldout.scores(model)
         for row, (chosen, rejected) in zip(heldout.rows, scores, strict=True):
             by_grade.setdefault(row.grade.value, []).append(bool(chosen > rejected))

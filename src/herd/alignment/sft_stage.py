@@ -25,7 +25,7 @@ def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     sequences, rows = [], {}
     for label, artifact in inputs.group("dialogs", least=1).items():
         counted = Counted()
-        sequences += sft_sequences(read_dialogs(artifact), tokenizer, config.window, counted)
+        sequences += sft_sequences(read_dialogs(artifact), tokenizer, config.window, counted, config.dialect)
         rows[label] = counted.to_dict()
     require_rows("sft", rows)
     micro_batch_rows = max(1, config.trainer.micro_batch_tokens // config.window)
@@ -39,7 +39,7 @@ def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     heldout = inputs.get("heldout")
     if heldout is not None:
         references = with_reference(read_prompts(heldout / "heldout_prompts.jsonl"))
-        scored = sft_sequences(references, tokenizer, config.window, Counted())
+        scored = sft_sequences(references, tokenizer, config.window, Counted(), config.dialect)
         if scored:
             metrics["loss"] = sft_loss(model, scored, config.window, tokenizer.pad_id)
             base = load_model(inputs["base"] / "model")

@@ -1,56 +1,21 @@
 """Messages -> token ids, with a segment code, a message index and a role for every token.
 
-Dialect `meta`: the format of llama-models `models/llama3/chat_format.py`. A message is
-
-    <|start_header_id|> role <|end_header_id|> \\n\\n body (<|eot_id|> | <|eom_id|>)
-
-a dialog is `<|begin_of_text|>` and its messages, and a generation prompt is the assistant's header alone. The role,
-the blank lines and the body are encoded apart, each as plain text: no text of a user can become a special token.
+The dialect says which pieces a dialog consists of (:mod:`herd.dialog.dialects`); here they become arrays. Roles, blank lines
+and bodies are encoded apart, each as plain text: no text of a user can become a special token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Protocol
+from itertools import chain, pairwise
 
 import numpy as np
 
-from herd.config.registry import Registry
+from herd.dialog.dialects import DIALECTS, NO_MESSAGE, NO_ROLE, ChatTokenizer, Piece, Segment, header
 from herd.dialog.messages import Message, Role
 
-
-class ChatTokenizer(Protocol):
-    """What rendering needs of a tokenizer; `herd.corpus.tokenizer.Tokenizer` is one."""
-
-    @property
-    def bos_id(self) -> int: ...
-    @property
-    def eot_id(self) -> int: ...
-    @property
-    def eom_id(self) -> int: ...
-    @property
-    def start_header_id(self) -> int: ...
-    @property
-    def end_header_id(self) -> int: ...
-    @property
-    def python_tag_id(self) -> int: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
-
-
-class Segment(IntEnum):
-    """What a token is within its message."""
-
-    BOS = 0
-    HEADER = 1  # start_header, role, end_header, the two line breaks
-    BODY = 2
-    PYTHON_TAG = 3
-    TERMINATION = 4  # eot or eom
-    TOOL_OUTPUT = 5  # the body of an ipython message
-
-
-NO_MESSAGE, NO_ROLE = -1, -1  # of <|begin_of_text|>
+__all__ = ["DIALECTS", "NO_MESSAGE", "NO_ROLE", "ChatTokenizer", "Rendered", "Segment", "render", "render_batch"]
 
 
 @dataclass(frozen=True)
@@ -59,49 +24,14 @@ class Rendered:
 
     tokens: np.ndarray  # (T,) int64
     segments: np.ndarray  # (T,) int8, Segment
-    messages: np.ndarray  # (T,) int32, index of the message; -1 for <|begin_of_text|>
-    roles: np.ndarray  # (T,) int8, Role; -1 for <|begin_of_text|>
+    messages: np.ndarray  # (T,) int32, index of the message; -1 for tokens of none, as <|begin_of_text|>
+    roles: np.ndarray  # (T,) int8, Role; -1 for tokens of nobody, as <|begin_of_text|>
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, part: slice) -> Rendered:
         return Rendered(self.tokens[part], self.segments[part], self.messages[part], self.roles[part])
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A special token (`content` is its id) or plain text (`content` is the text), and what it is."""
-
-    content: int | str
-    segment: Segment
-    message: int
-    role: int
-
-
-Dialect = Callable[[Sequence[Message], ChatTokenizer], Iterator[Piece]]
-DIALECTS: Registry[Dialect] = Registry("dialect")
-
-
-def _header(index: int, role: Role, tokenizer: ChatTokenizer) -> Iterator[Piece]:
-    for content in (tokenizer.start_header_id, role.wire, tokenizer.end_header_id, "\n\n"):
-        yield Piece(content, Segment.HEADER, index, role)
-
-
-@DIALECTS.register("meta")
-def meta(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Iterator[Piece]:
-    """Llama 3.1 as Meta's own code writes it: no default system message, content as it is, tool output raw."""
-    yield Piece(tokenizer.bos_id, Segment.BOS, NO_MESSAGE, NO_ROLE)
-    for index, message in enumerate(messages):
-        role = message.role
-        yield from _header(index, role, tokenizer)
-        body = Segment.TOOL_OUTPUT if role is Role.IPYTHON else Segment.BODY
-        yield Piece(message.content, body, index, role)
-        if message.call is not None:
-            yield Piece(tokenizer.python_tag_id, Segment.PYTHON_TAG, index, role)
-            yield Piece(message.call, Segment.BODY, index, role)
-        end = tokenizer.eom_id if message.expects_result else tokenizer.eot_id
-        yield Piece(end, Segment.TERMINATION, index, role)
 
 
 def render_batch(
@@ -112,16 +42,16 @@ def render_batch(
 ) -> list[Rendered]:
     """Renders dialogs; `generation_prompt` ends each with an assistant header for the model to go on from."""
     pieces_of = DIALECTS.get(dialect)
-    dialog_pieces = []
+    pieces: list[Piece] = []
+    ends = []  # of each dialog, in pieces
     for messages in dialogs:
-        pieces = list(pieces_of(messages, tokenizer))
+        pieces += pieces_of(messages, tokenizer)
         if generation_prompt:
-            pieces += _header(len(messages), Role.ASSISTANT, tokenizer)
-        dialog_pieces.append(pieces)
-    # Headers repeat in every message: each distinct text is encoded once.
-    texts = list(dict.fromkeys(p.content for pieces in dialog_pieces for p in pieces if isinstance(p.content, str)))
-    ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-    return [_assemble(pieces, ids) for pieces in dialog_pieces]
+            if pieces[-1].segment == Segment.END_OF_TEXT:
+                pieces.pop()
+            pieces.append(header(len(messages), Role.ASSISTANT, tokenizer))
+        ends.append(len(pieces))
+    return _assemble(pieces, ends, tokenizer)
 
 
 def render(
@@ -131,12 +61,31 @@ def render(
     return render_batch([messages], tokenizer, generation_prompt, dialect)[0]
 
 
-def _assemble(pieces: Sequence[Piece], ids: dict[str, list[int]]) -> Rendered:
-    tokens: list[int] = []
-    counts = []
-    for piece in pieces:
-        piece_ids = [piece.content] if isinstance(piece.content, int) else ids[piece.content]
-        tokens.extend(piece_ids)
-        counts.append(len(piece_ids))
-    codes = np.array([(p.segment, p.message, p.role) for p in pieces], dtype=np.int32).repeat(counts, axis=0)
-    return Rendered(np.array(tokens, dtype=np.int64), codes[:, 0].astype(np.int8), codes[:, 1], codes[:, 2].astype(np.int8))
+def _assemble(pieces: Sequence[Piece], ends: Sequence[int], tokenizer: ChatTokenizer) -> list[Rendered]:
+    """One set of arrays for the whole batch, of which each dialog is a view."""
+    if not pieces:
+        return []
+    ids = _ids_of({piece.content for piece in pieces}, tokenizer)
+    contents, segments, messages, roles = zip(*pieces, strict=True)
+    parts = [ids[content] for content in contents]
+    counts = np.fromiter(map(len, parts), np.int64, len(parts))
+    tokens = np.fromiter(chain.from_iterable(parts), np.int64, int(counts.sum()))
+    arrays = (
+        tokens,
+        np.array(segments, np.int8).repeat(counts),
+        np.array(messages, np.int32).repeat(counts),
+        np.array(roles, np.int8).repeat(counts),
+    )
+    cuts = np.concatenate([[0], np.cumsum(counts)[np.array(ends) - 1]]).tolist()
+    return [Rendered(*(array[a:b] for array in arrays)) for a, b in pairwise(cuts)]
+
+
+def _ids_of(contents: set[int | str | tuple[int | str, ...]], tokenizer: ChatTokenizer) -> dict[object, Sequence[int]]:
+    """Ids of each distinct content. Headers repeat in every message, so what is encoded is little more than the bodies."""
+    parts = {content: content if isinstance(content, tuple) else (content,) for content in contents}
+    texts = list({part for of in parts.values() for part in of if isinstance(part, str)})
+    ids: dict[object, Sequence[int]] = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+    for content, of in parts.items():
+        if not isinstance(content, str):
+            ids[content] = [i for part in of for i in ([part] if isinstance(part, int) else ids[part])]
+    return ids

@@ -29,12 +29,13 @@ def sample_answers(
     config: SamplingConfig,
     samples_per_prompt: int = 1,
     batch_size: int = 256,
+    dialect: str = "meta",
 ) -> list[list[Answer]]:
     """`samples_per_prompt` answers to each dialog, in order. A dialog ends with the message that is to be answered.
 
     UserError (from the sampler) when a prompt and its longest answer do not fit the model's window.
     """
-    rendered = render_batch(prompts, tokenizer, generation_prompt=True)
+    rendered = render_batch(prompts, tokenizer, generation_prompt=True, dialect=dialect)
     samples = generate(model, [r.tokens.tolist() for r in rendered], samples_per_prompt, config, tokenizer.stop_ids, batch_size)
     return [
         [
@@ -51,11 +52,12 @@ def answer_prompts(
     prompts: Sequence[Sequence[Message]],
     config: SamplingConfig,
     batch_size: int = 256,
+    dialect: str = "meta",
 ) -> list[str]:
     """The text of one answer to each dialog; `config.temperature = 0` gives the greedy one."""
-    return [answers[0].text for answers in sample_answers(model, tokenizer, prompts, config, 1, batch_size)]
+    return [answers[0].text for answers in sample_answers(model, tokenizer, prompts, config, 1, batch_size, dialect)]
 
 
-def fits(prompt: Sequence[Message], tokenizer: Tokenizer, window: int, max_new_tokens: int) -> bool:
+def fits(prompt: Sequence[Message], tokenizer: Tokenizer, window: int, max_new_tokens: int, dialect: str = "meta") -> bool:
     """True when the prompt leaves room for the longest answer within `window` tokens."""
-    return len(render_batch([prompt], tokenizer, generation_prompt=True)[0]) + max_new_tokens <= window
+    return len(render_batch([prompt], tokenizer, generation_prompt=True, dialect=dialect)[0]) + max_new_tokens <= window

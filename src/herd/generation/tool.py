@@ -12,7 +12,7 @@ import torch
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role, parse_messages
-from herd.dialog.render import render_batch
+from herd.dialog.render import DIALECTS, render_batch
 from herd.dialog.rows import read_jsonl, write_jsonl
 from herd.generation.sampler import Sample, SamplingConfig, generate
 from herd.model.device import find_device
@@ -31,6 +31,7 @@ class GenerateConfig:
         None  # JSONL with more prompts, a row each: {"prompt": TEXT} or {"messages": [{"role": ..., "content": ...}]}
     )
     chat: bool = False  # ask the text of `prompt` as a user's message, in the chat format
+    dialect: str = "meta"  # of messages: meta, meta_tag, hf, torchtune; as the model was trained
     system: str = ""  # system message before it; needs chat=true
     tokenizer: str | None = None  # folder with tokenizer.json; null = that of the model's lineage
     samples: int = 1  # of each prompt, each with its own random stream
@@ -48,6 +49,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         self.sampling()
+        DIALECTS.get(self.dialect)
         if not self.prompt and self.file is None:
             raise UserError("There is no prompt: give prompt=TEXT (more than once if you like) or file=PROMPTS.jsonl.")
         if self.system and not self.chat:
@@ -67,7 +69,7 @@ def run(config: GenerateConfig) -> None:
         raise UserError(f"{folder} is a reward model: it scores text and writes none.")
     tokenizer = Tokenizer.load(config.tokenizer or find_tokenizer(folder))
     prompts = list(_prompts(config))
-    ids = _encode(prompts, tokenizer)
+    ids = _encode(prompts, tokenizer, config.dialect)
     stops = {*tokenizer.stop_ids, *(_stop_id(text, tokenizer) for text in config.stop)}
     model = load_model(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -101,11 +103,11 @@ def _prompts(config: GenerateConfig) -> Iterator[dict[str, Any]]:
         yield {"messages": [*system, {"role": "user", "content": row["prompt"]}]} if config.chat and "prompt" in row else row
 
 
-def _encode(prompts: list[dict[str, Any]], tokenizer: Tokenizer) -> list[list[int]]:
+def _encode(prompts: list[dict[str, Any]], tokenizer: Tokenizer, dialect: str) -> list[list[int]]:
     """Ids: a text after the begin-of-text token, as in pre-training; messages in the chat format."""
     texts = iter(tokenizer.encode_batch([p["prompt"] for p in prompts if "prompt" in p]))
     dialogs: list[tuple[Message, ...]] = [parse_messages(p["messages"], "messages") for p in prompts if "messages" in p]
-    rendered = iter(render_batch(dialogs, tokenizer, generation_prompt=True))
+    rendered = iter(render_batch(dialogs, tokenizer, generation_prompt=True, dialect=dialect))
     return [[tokenizer.bos_id, *next(texts)] if "prompt" in p else next(rendered).tokens.tolist() for p in prompts]
 
 

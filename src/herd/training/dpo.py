@@ -58,14 +58,20 @@ class DPOBatch:
 
 
 def dpo_pairs(
-    preferences: Iterable[Preference], tokenizer: Tokenizer, window: int, objective: DPOObjective, counted: Counted
+    preferences: Iterable[Preference],
+    tokenizer: Tokenizer,
+    window: int,
+    objective: DPOObjective,
+    counted: Counted,
+    dialect: str = "meta",
 ) -> list[Pair]:
     """Preferences -> pairs with their masks. The edited response, where there is one, is the chosen one.
 
     Counted and dropped: a pair with a response that does not fit the window or has nothing to train.
     """
     rows = list(preferences)
-    rendered = iter(render_batch([row.prompt + r for row in rows for r in (row.best, row.rejected)], tokenizer))
+    dialogs = [row.prompt + r for row in rows for r in (row.best, row.rejected)]
+    rendered = iter(render_batch(dialogs, tokenizer, dialect=dialect))
     pairs = []
     for row in rows:
         first = len(row.prompt)

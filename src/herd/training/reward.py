@@ -23,7 +23,7 @@ from torch import Tensor
 
 from herd.config.errors import UserError, nearest
 from herd.corpus.tokenizer import Tokenizer
-from herd.dialog.masks import sft_mask
+from herd.dialog.masks import reward_position, sft_mask
 from herd.dialog.messages import Message, Role
 from herd.dialog.preferences import Grade, Preference
 from herd.dialog.render import Rendered, render_batch
@@ -105,7 +105,12 @@ class RewardBatch:
 
 
 def comparisons(
-    preferences: Iterable[Preference], tokenizer: Tokenizer, window: int, counted: Counted, causal: bool = False
+    preferences: Iterable[Preference],
+    tokenizer: Tokenizer,
+    window: int,
+    counted: Counted,
+    causal: bool = False,
+    dialect: str = "meta",
 ) -> list[Comparison]:
     """Preferences -> ranked responses; one with a response that does not fit the window is dropped and counted.
 
@@ -114,7 +119,8 @@ def comparisons(
     """
     rows = list(preferences)
     ranked = [[r for r in (row.edited, row.chosen, row.rejected) if r is not None] for row in rows]
-    rendered = iter(render_batch([row.prompt + r for row, rs in zip(rows, ranked, strict=True) for r in rs], tokenizer))
+    answered = [row.prompt + r for row, rs in zip(rows, ranked, strict=True) for r in rs]
+    rendered = iter(render_batch(answered, tokenizer, dialect=dialect))
     kept = []
     for preference, responses in zip(rows, ranked, strict=True):
         dialogs = [next(rendered) for _ in responses]
@@ -132,7 +138,7 @@ def comparisons(
 
 def _scored(rendered: Rendered) -> TrainingSequence:
     # The reward model predicts no token; the score is read at the sequence's end, which is the response's.
-    assert sft_mask(rendered)[-1], "the response must end the sequence"
+    rendered = rendered[: reward_position(rendered) + 1]
     nothing = sft_mask(rendered) & False
     return TrainingSequence(rendered.tokens, nothing, nothing)
 
@@ -289,7 +295,11 @@ def _batches(parts: Sequence[_Part], batch_size: int) -> Iterator[list[_Part]]:
 
 
 def score_responses(
-    reward_model: RewardModel, tokenizer: Tokenizer, rows: Sequence[Sequence[Message]], batch_size: int = 64
+    reward_model: RewardModel,
+    tokenizer: Tokenizer,
+    rows: Sequence[Sequence[Message]],
+    batch_size: int = 64,
+    dialect: str = "meta",
 ) -> list[float]:
     """Reward of the last message of each dialog, in order; dialogs that differ in it alone share what is before it.
 
@@ -302,7 +312,7 @@ def score_responses(
     same_prompt: dict[tuple[Message, ...], list[int]] = {}
     for i, messages in enumerate(rows):
         same_prompt.setdefault(tuple(messages[:-1]), []).append(i)
-    dialogs = render_batch(rows, tokenizer)
+    dialogs = render_batch(rows, tokenizer, dialect=dialect)
     for i, dialog in enumerate(dialogs):
         if len(dialog) > window:
             raise UserError(f"dialog {i} has {len(dialog)} tokens, the reward model reads at most {window}; shorten it")

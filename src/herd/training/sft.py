@@ -23,7 +23,7 @@ from herd.training.steps import StepBatch
 
 
 def sft_sequences(
-    dialogs: Iterable[Sequence[Message]], tokenizer: Tokenizer, window: int, counted: Counted
+    dialogs: Iterable[Sequence[Message]], tokenizer: Tokenizer, window: int, counted: Counted, dialect: str = "meta"
 ) -> list[TrainingSequence]:
     """Dialogs -> sequences of at most `window` tokens with assistant-only targets; the others are counted by reason."""
     usable = []
@@ -34,7 +34,7 @@ def sft_sequences(
         else:
             usable.append(messages)
     sequences = []
-    for rendered in render_batch(usable, tokenizer):
+    for rendered in render_batch(usable, tokenizer, dialect=dialect):
         kept, note = fit_window(rendered, sft_mask(rendered), window)
         if note:
             counted.drop(note)  # "truncated" is counted here too, though its beginning is kept
