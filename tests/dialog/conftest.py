@@ -1,6 +1,20 @@
 """A character-level tokenizer that satisfies the room's protocol: dialog must not know the corpus room."""
 
+import re
+
 import pytest
+
+SPECIAL = {
+    256: "begin_of_text",
+    257: "end_of_text",
+    258: "finetune_right_pad_id",
+    259: "start_header_id",
+    260: "end_header_id",
+    261: "eom_id",
+    262: "eot_id",
+    263: "python_tag",
+}
+SHORT = {256: "<BOS>", 257: "<EOS>", 259: "<H>", 260: "</H>", 261: "<EOM>", 262: "<EOT>", 263: "<PY>"}
 
 
 class CharTokenizer:
@@ -12,10 +26,25 @@ class CharTokenizer:
         return [list(text.encode()) for text in texts]
 
     def decode(self, ids) -> str:
-        names = {256: "<BOS>", 259: "<H>", 260: "</H>", 261: "<EOM>", 262: "<EOT>", 263: "<PY>"}
-        return "".join(names.get(i) or chr(i) for i in ids)
+        """Text with short names of special tokens."""
+        return self._decode(ids, SHORT)
+
+    def written_out(self, ids) -> str:
+        """Text with the names that Llama's special tokens have."""
+        return self._decode(ids, {i: f"<|{name}|>" for i, name in SPECIAL.items()})
+
+    @staticmethod
+    def _decode(ids, names) -> str:
+        pieces = (names[i].encode() if i in names else bytes([i]) for i in map(int, ids))
+        return b"".join(pieces).decode()
+
+    def ids_of(self, text: str) -> list[int]:
+        """What `written_out` reads: names of special tokens become them."""
+        ids = {f"<|{name}|>": i for i, name in SPECIAL.items()}
+        parts = re.split("(" + "|".join(map(re.escape, ids)) + ")", text)
+        return [i for part in parts for i in ([ids[part]] if part in ids else part.encode())]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tokenizer():
     return CharTokenizer()
