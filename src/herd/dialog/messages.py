@@ -96,7 +96,19 @@ def parse_messages(rows: object, where: str) -> tuple[Message, ...]:
     """JSON messages -> Message objects. UserError names `where` (a file and line) when something is malformed."""
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{where}: `messages` must be a list with at least one message")
-    return tuple(_parse_message(row, f"{where}, message {number}") for number, row in enumerate(rows))
+    messages = tuple(_parse_message(row, f"{where}, message {number}") for number, row in enumerate(rows))
+    require_unicode(messages, where)
+    return messages
+
+
+def require_unicode(messages: Sequence[Message], where: str) -> None:
+    """UserError when a message holds half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    for number, message in enumerate(messages):
+        arguments = [json.dumps(call.arguments, ensure_ascii=False) for call in message.tool_calls or ()]
+        try:
+            "".join([message.content, message.call or "", *arguments]).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}, message {number}: half of a surrogate pair at character {error.start}; mend it") from None
 
 
 def _parse_message(row: object, place: str) -> Message:

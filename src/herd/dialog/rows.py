@@ -8,7 +8,7 @@ reason counted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,38 @@ from herd.runs.atomic import write_text
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (`file, line N`, row). UserError at the first line that is no JSON object; blank lines are passed over."""
+    for number, line in read_lines(path):
+        where = f"{path}, line {number}"
+        yield where, parse_line(line, where)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields (number from 1, line), blank lines left out."""
     try:
         with Path(path).open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                where = f"{path}, line {number}"
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{where}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
-                except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{where}: not valid JSON ({error.msg} at column {error.colno}); mend or remove the line"
-                    ) from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{where}: must be a JSON object, not {type(row).__name__}")
-                yield where, row
+            yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+
+
+def parse_line(line: bytes, where: str) -> dict[str, Any]:
+    """The JSON object that a line holds; UserError naming the place when it holds none."""
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+    except RecursionError:
+        raise UserError(f"{where}: JSON nested too deeply; mend or remove the line") from None
+    return require_object(row, where)
+
+
+def require_object(row: object, where: str) -> dict[str, Any]:
+    """`row`, which must be a JSON object."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: must be a JSON object, not {type(row).__name__}")
+    return row
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -46,7 +59,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def require(row: dict[str, Any], key: str, where: str, kind: type = str) -> Any:
+def require(row: Mapping[str, Any], key: str, where: str, kind: type = str) -> Any:
     """`row[key]`, which must be there and of the given type; UserError names the place otherwise."""
     if not isinstance(row.get(key), kind):
         raise UserError(f"{where}: `{key}` must be there and be {kind.__name__}, not {row.get(key)!r:.60}")

@@ -69,6 +69,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "pretrain": Command("herd.training.pretrain_stage", "pre-train a model by curriculum", {"tokens": "tokenize"}),
     "dialogs": Command("herd.alignment.dialogs_stage", "documentation to chat prompts and seed dialogs", {"documents": "curate"}),
+    "import-rows": Command("herd.alignment.import_rows_stage", "your own dialogs or preferences, from JSONL, Parquet or the hub"),
     "preferences": Command("herd.alignment.preferences_stage", "graded pairs of responses, some edited", {"dialogs": "dialogs"}),
     "reward": Command(
         "herd.alignment.reward_stage", "train a reward model on preferences", {"tokens": "tokenize", "base": "pretrain"}

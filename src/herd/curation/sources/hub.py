@@ -57,7 +57,7 @@ def hub_shards(config: SourceConfig, context: Context) -> list[Shard]:
         raise UserError("source.path: name the data set, e.g. source.path=HuggingFaceFW/fineweb source.subset=sample-10BT.")
     _load_dataset()
     commit = "" if Path(config.path).is_dir() else commit_of(config.path, config.revision)
-    count = 1 if Limits(config).any else int(getattr(_stream(config, commit), "num_shards", 1))
+    count = 1 if Limits(config).any else int(getattr(open_stream(config, commit), "num_shards", 1))
     return [Shard(f"{index:05d}-of-{count:05d}", commit, index, count) for index in range(count)]
 
 
@@ -69,7 +69,7 @@ def read_hub(shard: Shard, config: SourceConfig, context: Context) -> Iterator[F
     """
     number = 0
     file = f"{config.path}@{shard.name[:12]}/{shard.key}" if shard.name else f"{config.path}/{shard.key}"
-    stream = _stream(config, shard.name)
+    stream = open_stream(config, shard.name)
     if shard.stop > 1:
         stream = stream.shard(num_shards=shard.stop, index=shard.start)
     rows = iter(stream)
@@ -96,7 +96,8 @@ def _load_dataset() -> Any:
     return load_dataset
 
 
-def _stream(config: SourceConfig, commit: str) -> Any:
+def open_stream(config: SourceConfig, commit: str) -> Any:
+    """The rows of the data set at that commit ("" = a local folder), streamed; UserError when it cannot be opened."""
     load_dataset = _load_dataset()
     try:
         return load_dataset(config.path, config.subset or None, split=config.split, streaming=True, revision=commit or None)
