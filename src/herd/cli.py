@@ -25,7 +25,7 @@ Commands
 {stages}
 {tools}
   lineage PATH       what made a file: stages, configurations, commits, digests
-  why ID [FOLDER]    what happened to a document (id, its beginning, or URL) in a `herd curate`, with its scores
+  why ID [FOLDER]    what happened to a document (id, its beginning, or URL) in a `herd curate`, to a dialog in a `herd prune`
   curriculum [KEYS]  draw a pre-training curriculum (keys of pretrain; out=curriculum.png) and list its phases
   batch [FOLDER] step=N   which documents were in a step of a `herd pretrain`
   doctor             what this machine has, and what is missing
@@ -237,11 +237,15 @@ def _lineage(argv: list[str]) -> None:
 
 
 def _why(argv: list[str]) -> None:
-    from herd.curation.why import explain
+    from herd.runs.stage import Artifact
 
     if not 1 <= len(argv) <= 2:
         raise UserError("`herd why` takes an id or a URL, and a folder: herd why 3fa94c runs/laptop/curate.")
     folder = Path(argv[1]) if len(argv) == 2 else _only("curate", f"herd why {argv[0]} runs/laptop/curate")
+    if Artifact.open(folder).manifest["stage"] == "prune":
+        from herd.alignment.quality.why import explain
+    else:
+        from herd.curation.why import explain
     for line in explain(argv[0], folder):
         print(line)
 

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from herd.alignment.choices import choice_probabilities, longest
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, train
 from herd.config.errors import UserError, nearest
 from herd.corpus.tokenizer import Tokenizer
 from herd.curation.classifiers.calibration import class_report, fit_calibration, softmax
 from herd.curation.distill import Labelled, by_rank, choose_documents, divide, document_files, read_documents, read_labels
-from herd.dialog.masks import sft_mask
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import render_batch
 from herd.model.config import ModelConfig
@@ -31,11 +30,10 @@ from herd.runs.atomic import sha256_file, write_bytes, write_json
 from herd.runs.progress import progress
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.runs.tables import TableWriter
-from herd.training.dpo import sequence_logprobs
 from herd.training.encoder import EncoderModule, encoder_logits, encoder_sequences, encoder_steps
 from herd.training.reward import score_responses
 from herd.training.schedule import step_schedule
-from herd.training.sequences import TrainingSequence, pack_sequences
+from herd.training.sequences import TrainingSequence
 
 KINDS = ("model", "reward", "file")
 _CHUNK = 64  # documents labelled between two saves
@@ -208,25 +206,13 @@ def _judge(config: DistillConfig, names: Sequence[str], inputs: Inputs, tokenize
         raise UserError("labels.kind=model needs inputs.judge=FOLDER (a model that `herd sft`, dpo or pretrain made).")
     model = load_model(given / "model")
     answers = [labels.answers[name] for name in names]
-    window = model.config.max_seq_len
+    cut = _cutter(
+        tokenizer, model.config.max_seq_len - longest(_asked(labels.description, ""), answers, tokenizer, config.dialect)
+    )
 
-    def dialogs(text: str) -> list[tuple[Message, ...]]:
-        asked = Message(Role.USER, _asked(labels.description, text))
-        return [(asked, Message(Role.ASSISTANT, answer)) for answer in answers]
-
-    cut = _cutter(tokenizer, window - max(map(len, render_batch(dialogs(""), tokenizer, dialect=config.dialect))))
-
-    @torch.no_grad()
     def label(texts: list[str]) -> np.ndarray:
-        asked = [dialog for text in texts for dialog in dialogs(cut(text))]
-        rendered = render_batch(asked, tokenizer, dialect=config.dialect)
-        sequences = [TrainingSequence(r.tokens[:window], m[:window], m[:window]) for r in rendered for m in [sft_mask(r)]]
-        totals: list[float] = []
-        for first in range(0, len(sequences), labels.batch_size):
-            group = sequences[first : first + labels.batch_size]
-            rows = pack_sequences(group, max(map(len, group)), tokenizer.pad_id)
-            totals += sequence_logprobs(model, rows)[1].tolist()
-        return softmax(np.array(totals).reshape(len(texts), len(answers)))
+        asked = [_asked(labels.description, cut(text)) for text in texts]
+        return choice_probabilities(model, tokenizer, asked, answers, labels.batch_size, config.dialect)
 
     return label
 

@@ -78,11 +78,15 @@ def load_tokenizer(inputs: Inputs) -> Tokenizer:
     return Tokenizer.load(inputs["tokens"] / "tokenizer")
 
 
-def read_dialogs(artifact: Artifact) -> list[tuple[Message, ...]]:
+def dialogs_file(artifact: Artifact) -> Path:
     """The SFT dialogs that a stage left: seed dialogs of `herd dialogs`, else `dialogs.jsonl`."""
     seeds = artifact.path / "seed_dialogs.jsonl"
-    path: Path = seeds if seeds.exists() else artifact / "dialogs.jsonl"
-    return [parse_messages(row.get("messages"), where) for where, row in read_jsonl(path)]
+    return seeds if seeds.exists() else artifact / "dialogs.jsonl"
+
+
+def read_dialogs(artifact: Artifact) -> list[tuple[Message, ...]]:
+    """The dialogs of :func:`dialogs_file`."""
+    return [parse_messages(row.get("messages"), where) for where, row in read_jsonl(dialogs_file(artifact))]
 
 
 def with_reference(prompts: list[Prompt]) -> list[tuple[Message, ...]]:

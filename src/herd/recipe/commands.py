@@ -79,6 +79,11 @@ COMMANDS: dict[str, Command] = {
         "rejection sampling: K answers, the best by reward",
         {"tokens": "tokenize", "generator": "sft", "reward": "reward", "prompts": "dialogs"},
     ),
+    "prune": Command(
+        "herd.alignment.prune_stage",
+        "SFT dialogs to the clean, good and different ones",
+        {"tokens": "tokenize", "reward": "reward", "prompts": "dialogs"},
+    ),
     "sft": Command(
         "herd.alignment.sft_stage",
         "supervised fine-tuning on dialogs",

@@ -1,0 +1,144 @@
+"""Dialogs as unit vectors, by one of several embedders: word statistics that need no model, a model's mean hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from herd.alignment.fine_tuning import load_tokenizer
+from herd.alignment.quality.dialogs import Dialog
+from herd.config.errors import UserError
+from herd.config.registry import Registry
+from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.render import render_batch
+from herd.model.encoder import document_of, load_encoder, within_documents
+from herd.model.io import load_model, load_reward_model, open_model
+from herd.model.masks import Documents
+from herd.model.transformer import Transformer
+from herd.runs.stage import Artifact, Inputs
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """Who turns dialogs into vectors."""
+
+    kind: str  # tfidf (needs no model), model (input embedder: any model or reward model), encoder (herd distill-classifier)
+    dimensions: int = 128  # tfidf: directions kept of the word statistics; 0 = all
+    word_ngrams: int = 2  # tfidf: longest run of words that counts
+    batch_tokens: int = 8192  # model, encoder: tokens of a forward pass
+
+    def __post_init__(self) -> None:
+        EMBEDDERS.get(self.kind)
+        if self.dimensions < 0 or self.word_ngrams < 1 or self.batch_tokens < 1:
+            raise UserError("embedding: dimensions >= 0, word_ngrams >= 1 and batch_tokens >= 1 are needed.")
+
+
+# (dialogs, settings, inputs, seed, dialect) -> (dialogs, dimensions) float64, not yet of unit length.
+Embedder = Callable[[Sequence[Dialog], EmbeddingConfig, Inputs, int, str], np.ndarray]
+EMBEDDERS: Registry[Embedder] = Registry("embedding")
+
+
+def embed(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str = "meta") -> np.ndarray:
+    """(dialogs, dimensions) float64 unit vectors; one of no length (a dialog without words) becomes a direction of its own."""
+    vectors = np.asarray(EMBEDDERS.get(config.kind)(dialogs, config, inputs, seed, dialect), np.float64)
+    lengths = np.sqrt((vectors**2).sum(axis=1, keepdims=True))
+    empty = lengths[:, 0] < 1e-12
+    unit = vectors / np.where(lengths < 1e-12, 1.0, lengths)
+    return np.concatenate([unit, empty[:, None].astype(np.float64)], axis=1) if empty.any() else unit
+
+
+@EMBEDDERS.register("tfidf")
+def tfidf(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str = "meta") -> np.ndarray:
+    """TF-IDF of words and marks, and of runs of them, in its directions of largest variation (latent semantic analysis)."""
+    from scipy.sparse import csr_matrix
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from threadpoolctl import threadpool_limits
+
+    if not dialogs:
+        return np.zeros((0, 1))
+    ngrams = (1, config.word_ngrams)
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", ngram_range=ngrams, sublinear_tf=True, dtype=np.float64)
+    texts = [dialog.text for dialog in dialogs]
+    if not any(text.strip() for text in texts):
+        return np.zeros((len(dialogs), 1))
+    counts = csr_matrix(vectorizer.fit_transform(texts))
+    if not 0 < config.dimensions < min(counts.shape):
+        return np.asarray(counts.toarray())
+    with threadpool_limits(1):  # as in clustering: the same bits whatever the number of threads
+        return np.asarray(TruncatedSVD(config.dimensions, random_state=seed % 2**32).fit_transform(counts))
+
+
+@EMBEDDERS.register("model")
+def mean_hidden(
+    dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str = "meta"
+) -> np.ndarray:
+    """Mean of a language or reward model's last hidden states over the dialog's tokens, each under the causal mask."""
+    folder = _given(inputs) / "model"
+    backbone = load_reward_model(folder).backbone if open_model(folder).kind == "reward" else load_model(folder)
+    return _pooled(dialogs, backbone, _tokenizer(inputs), config, dialect, Documents)
+
+
+@EMBEDDERS.register("encoder")
+def encoder(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str = "meta") -> np.ndarray:
+    """Mean of the hidden states of an encoder that `herd distill-classifier` trained, every token seeing the whole dialog."""
+    backbone = load_encoder(_given(inputs) / "encoder").backbone
+    device = _device(backbone)
+    return _pooled(
+        dialogs, backbone, _tokenizer(inputs), config, dialect, lambda lengths: within_documents(document_of(lengths).to(device))
+    )
+
+
+def _given(inputs: Inputs) -> Artifact:
+    found = inputs.get("embedder")
+    if found is None:
+        raise UserError("embedding: this kind needs inputs.embedder=FOLDER (a model, or what `herd distill-classifier` made).")
+    return found
+
+
+def _tokenizer(inputs: Inputs) -> Tokenizer:
+    if inputs.get("tokens") is None:
+        raise UserError("embedding: a model needs inputs.tokens=FOLDER (what `herd tokenize` made).")
+    return load_tokenizer(inputs)
+
+
+def _device(backbone: Transformer) -> torch.device:
+    return next(backbone.parameters()).device
+
+
+@torch.no_grad()
+def _pooled(
+    dialogs: Sequence[Dialog],
+    backbone: Transformer,
+    tokenizer: Tokenizer,
+    config: EmbeddingConfig,
+    dialect: str,
+    mask: Callable[[tuple[tuple[int, ...], ...]], Any],
+) -> np.ndarray:
+    """(dialogs, dim): dialogs of like length go through the model together; what is beyond its window is not read."""
+    window = backbone.config.max_seq_len
+    rendered = [r.tokens[:window] for r in render_batch([d.messages for d in dialogs], tokenizer, dialect=dialect)]
+    order = sorted(range(len(rendered)), key=lambda i: (len(rendered[i]), i))
+    vectors = np.zeros((len(dialogs), backbone.config.dim))
+    device = _device(backbone)
+    at = 0
+    while at < len(order):
+        longest = at + 1  # dialogs are in order of length, so the last of a group is its longest
+        while longest < len(order) and (longest + 1 - at) * len(rendered[order[longest]]) <= config.batch_tokens:
+            longest += 1
+        group, at = order[at:longest], longest
+        width = len(rendered[group[-1]])
+        tokens = torch.full((len(group), width), tokenizer.pad_id, dtype=torch.int64)
+        for row, i in enumerate(group):
+            tokens[row, : len(rendered[i])] = torch.from_numpy(rendered[i])
+        sizes = [len(rendered[i]) for i in group]
+        lengths = tuple((n, width - n) if n < width else (n,) for n in sizes)
+        positions = torch.arange(width).expand(len(group), width)
+        hidden = backbone(tokens.to(device), positions.to(device), mask(lengths)).double().cpu()
+        for row, (i, n) in enumerate(zip(group, sizes, strict=True)):
+            vectors[i] = hidden[row, :n].mean(dim=0).numpy()
+    return vectors
