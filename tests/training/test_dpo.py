@@ -24,13 +24,13 @@ from herd.training.dpo import (
     DPOObjective,
     DPOSteps,
     dpo_pairs,
+    dpo_rows,
     dpo_terms,
     evaluate_dpo,
     reference_logprobs,
 )
 from herd.training.fit import fit
 from herd.training.optimizer import OptimizerConfig
-from herd.training.sequences import pack_sequences
 from herd.training.trainer_config import TrainerConfig
 
 OBJECTIVE = DPOObjective()
@@ -40,8 +40,8 @@ def pairs(count=9, objective=OBJECTIVE):
     return dpo_pairs(preferences(count), tokenizer(), WINDOW, objective, Counted())
 
 
-def steps(count=24, epochs=2.0, micro_batch_tokens=600, reference=None):
-    source = DPOSteps(pairs(count), WINDOW, tokenizer().pad_id, 8, micro_batch_tokens, epochs, seed=0)
+def steps(count=24, epochs=2.0, micro_batch_tokens=300, reference=None, layout="shared"):
+    source = DPOSteps(pairs(count), OBJECTIVE, 8, micro_batch_tokens, epochs, seed=0, layout=layout)
     source.reference = reference_logprobs(reference or tiny_model(), source.groups)
     return source
 
@@ -68,13 +68,11 @@ def test_g5_at_the_reference_the_loss_is_ln2_and_no_pair_is_right():
             assert torch.allclose(with_nll["loss"], math.log(2) + 0.2 * with_nll["nll_loss"])
 
 
-def test_terms_are_those_of_separate_rows():
+@pytest.mark.parametrize("layout", ["shared", "separate"])
+def test_g7_terms_are_those_of_separate_rows(layout):
     policy, reference, rows = tiny_model(1), tiny_model(0), preferences(9)
-    data = pairs(9)
-    packed = pack_sequences([p[0] for p in data] + [p[1] for p in data], WINDOW, tokenizer().pad_id)
-    assert len(packed.tokens) < 18
-    batch = DPOBatch(packed, reference_logprobs(reference, [packed])[0])
-    terms = dpo_terms(policy, batch, OBJECTIVE)
+    data = dpo_rows(pairs(9), OBJECTIVE, layout)
+    terms = dpo_terms(policy, DPOBatch(data, reference_logprobs(reference, [data])[0]), OBJECTIVE)
     for i, row in enumerate(rows):
         chosen, rejected = (
             0.1 * (separate(policy, row.prompt, r, dpo_mask) - separate(reference, row.prompt, r, dpo_mask))
@@ -85,12 +83,75 @@ def test_terms_are_those_of_separate_rows():
         loss = math.log1p(math.exp(-(chosen - rejected))) + 0.2 * nll
         assert terms["rewards/chosen"][i].item() == pytest.approx(chosen, abs=1e-5)
         assert terms["rewards/rejected"][i].item() == pytest.approx(rejected, abs=1e-5)
+        assert terms["rewards/margins"][i].item() == pytest.approx(chosen - rejected, abs=1e-5)
         assert terms["nll_loss"][i].item() == pytest.approx(nll, abs=1e-5)
         assert terms["loss"][i].item() == pytest.approx(loss, abs=1e-5)
 
 
+def test_the_prompt_is_there_once_and_nothing_is_padding():
+    data = pairs(9)
+    shared, apart = (dpo_rows(data, OBJECTIVE, layout).rows for layout in ("shared", "separate"))
+    prompts = sum(len(pair.prompt) for pair in data)
+    assert apart.tokens.numel() - shared.tokens.numel() == prompts
+    assert tokenizer().pad_id not in shared.tokens
+    assert shared.positions.max() < WINDOW
+
+
+def test_layouts_give_one_gradient():
+    def gradient(layout):
+        model, source = tiny_model(1), steps(8, layout=layout)
+        module = DPOModule(model, OptimizerConfig(), lambda s: 0.0)
+        for micro_batch in source[0].micro_batches:
+            (module.micro_batch_loss(micro_batch)[0] / source[0].normalizer).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    shared, apart = gradient("shared"), gradient("separate")
+    assert (shared - apart).norm() < 1e-5 * apart.norm()
+
+
+def test_g9_one_micro_batch_or_eight_give_one_gradient_on_ragged_lengths():
+    def gradient(tokens):
+        model, source = tiny_model(1), steps(8, micro_batch_tokens=tokens, reference=tiny_model(0))
+        module = DPOModule(model, OptimizerConfig(), lambda s: 0.0)
+        for micro_batch in source[0].micro_batches:
+            (module.micro_batch_loss(micro_batch)[0] / source[0].normalizer).backward()
+        return len(source[0].micro_batches), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    assert len({len(pair) for pair in pairs(8)}) > 1
+    (one, together), (eight, apart) = gradient(100_000), gradient(1)
+    assert (one, eight) == (1, 8)
+    assert (together - apart).norm() < 1e-5 * apart.norm()
+
+
+@torch.no_grad()
+def test_metrics_are_those_of_the_whole_logits():
+    policy, data = tiny_model(1), dpo_rows(pairs(4), OBJECTIVE)
+    terms = dpo_terms(policy, DPOBatch(data, torch.zeros(4, 2)), OBJECTIVE)
+    rows = data.rows
+    logits = policy.logits(policy(rows.tokens, rows.positions, rows.mask)).flatten(0, 1)[rows.places].mean(-1)
+    for sequence, name in enumerate(["chosen", "rejected"] * 4):
+        found = terms[f"logits/{name}"][sequence // 2]
+        assert found.item() == pytest.approx(logits[rows.owners == sequence].mean().item(), abs=1e-5)
+
+
+def test_ld_alpha_weighs_what_is_longer_than_the_shorter_response():
+    rows = [Preference("x", "y", user("Which?"), says("red blue green grey"), says("red."), Grade.BETTER), *preferences(3)]
+    plain = dpo_rows(dpo_pairs(rows, tokenizer(), WINDOW, OBJECTIVE, Counted()), OBJECTIVE)
+    for alpha in (1.0, 0.3, 0.0):
+        objective = DPOObjective(ld_alpha=alpha)
+        weighed = dpo_rows(dpo_pairs(rows, tokenizer(), WINDOW, objective, Counted()), objective)
+        assert torch.equal(weighed.counts, plain.counts)
+        for sequence in range(8):
+            mine = (plain.rows.owners == sequence) & (plain.rows.preferred > 0)
+            short = int(plain.counts[sequence // 2].min())
+            wanted = [1.0] * short + [alpha] * (int(mine.sum()) - short)
+            assert weighed.rows.preferred[mine].tolist() == pytest.approx(wanted)
+        assert (weighed.rows.preferred[plain.rows.preferred == 0] == 0).all()
+    assert plain.counts[0, 0] > plain.counts[0, 1]
+
+
 def test_the_preference_term_leaves_the_end_of_turn_alone_and_the_nll_does_not():
-    (chosen, rejected), *_ = pairs(1)
+    chosen, rejected = pairs(1)[0].responses
     eot = tokenizer().eot_id
     for sequence in (chosen, rejected):
         trained = set(np.flatnonzero(sequence.trained)) - set(np.flatnonzero(sequence.preferred))
@@ -131,13 +192,37 @@ def test_groups_hold_every_pair_once_and_a_step_is_whole():
     source = steps(24, epochs=1.0)
     assert all(len(source[s].micro_batches) > 1 for s in range(len(source)))
     assert sum(source[s].normalizer for s in range(len(source))) == 24
-    assert source.tokens_at(len(source)) == sum(len(s) for pair in pairs(24) for s in pair)
+    assert source.tokens_at(len(source)) == sum(len(pair) for pair in pairs(24))
 
 
 def test_settings_are_checked():
-    for bad in ({"beta": 0.0}, {"nll_coefficient": -1.0}, {"label_smoothing": 0.5}):
-        with pytest.raises(UserError, match="objective"):
+    for bad, message in (
+        ({"beta": 0.0}, "objective: beta 0.0 must be > 0"),
+        ({"nll_coefficient": -1.0}, "nll_coefficient -1.0 >= 0"),
+        ({"rpo_alpha": -1.0}, "nll_coefficient -1.0 >= 0"),
+        ({"rpo_alpha": 1.0, "nll_coefficient": 0.5}, "rpo_alpha 1.0 is another name of nll_coefficient, which is set to 0.5"),
+        ({"label_smoothing": 0.5}, "label_smoothing must be in"),
+        ({"label_smoothing": 0.1, "loss_type": "ipo"}, "no meaning in ipo: use sigmoid, sigmoid_norm, robust, or 0"),
+        ({"loss_type": "dpo_norm"}, "Unknown loss_type 'dpo_norm'.*Choices: hinge, ipo"),
+        ({"ld_alpha": 2.0}, "ld_alpha must be in"),
+    ):
+        with pytest.raises(UserError, match=message):
             DPOObjective(**bad)
+    assert DPOObjective(rpo_alpha=1.0).nll_coefficient == 1.0
+
+
+def test_the_fingerprint_tells_data_masks_and_layouts_apart():
+    def made(rows=None, objective=OBJECTIVE, layout="shared", seed=0, batch=300):
+        data = dpo_pairs(rows or preferences(8), tokenizer(), WINDOW, objective, Counted())
+        return DPOSteps(data, objective, 8, batch, 1.0, seed, layout).fingerprint()
+
+    changed = preferences(8)
+    changed[3] = Preference("p", "q", changed[3].prompt, changed[3].chosen, says("pink?"), Grade.BETTER)
+    prints = [made(), made(changed), made(objective=DPOObjective(ld_alpha=0.5)), made(layout="separate"), made(seed=1),
+              made(batch=100)]  # fmt: skip
+    assert len(set(prints)) == len(prints)
+    assert made() == prints[0]
+    assert made(objective=DPOObjective(beta=0.5)) == prints[0]  # the reference does not depend on the loss
 
 
 def trained(folder: Path, stop_after: int | None = None):
@@ -161,7 +246,7 @@ def trained(folder: Path, stop_after: int | None = None):
 def test_training_raises_margins_on_unseen_pairs(tmp_path):
     model, result = trained(tmp_path)
     unseen = pairs(40)[24:]
-    scores = evaluate_dpo(model, tiny_model(), unseen, WINDOW, tokenizer().pad_id, OBJECTIVE)
+    scores = evaluate_dpo(model, tiny_model(), unseen, OBJECTIVE)
     assert scores["rewards/accuracies"] >= 0.9
     assert scores["rewards/margins"] > 0
     assert result.last["loss"] < math.log(2) + 0.2 * 6

@@ -91,7 +91,7 @@ def _implicit_rewards(
     def measure(model: Transformer) -> dict[str, float]:
         if not pairs:
             return {}
-        scores = evaluate_dpo(model, start, pairs, config.window, tokenizer.pad_id, config.objective)
+        scores = evaluate_dpo(model, start, pairs, config.objective)
         return {name: scores[name] for name in ("rewards/accuracies", "rewards/margins", "nll_loss")}
 
     return measure

@@ -13,8 +13,8 @@ from herd.dialog.masks import sft_mask
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import render_batch
 from herd.model.transformer import Transformer
-from herd.training.dpo import sequence_logprobs
 from herd.training.sequences import TrainingSequence, pack_sequences
+from herd.training.sft import sequence_logprobs
 
 
 def as_dialogs(question: str, answers: Sequence[str]) -> list[tuple[Message, ...]]:
@@ -48,5 +48,5 @@ def choice_probabilities(
     for first in range(0, len(sequences), batch_size):
         group = sequences[first : first + batch_size]
         rows = pack_sequences(group, max(map(len, group)), tokenizer.pad_id)
-        totals += sequence_logprobs(model, rows)[1].tolist()
+        totals += sequence_logprobs(model, rows).tolist()
     return softmax(np.array(totals, np.float64).reshape(len(questions), len(answers)))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train, wilson_interval
-from herd.config.errors import UserError
+from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
 from herd.model.io import load_model, save_model
 from herd.model.transformer import Transformer
 from herd.runs.atomic import sha256_file
 from herd.runs.stage import Inputs, Stage, StageRun
-from herd.training.dpo import DPOModule, DPOObjective, DPOSteps, dpo_pairs, evaluate_dpo, reference_logprobs
+from herd.training.dpo import LAYOUTS, DPOModule, DPOObjective, DPOSteps, dpo_pairs, evaluate_dpo, reference_logprobs
 from herd.training.schedule import step_schedule
 
 
@@ -23,8 +24,14 @@ from herd.training.schedule import step_schedule
 class DPOConfig(FineTuning):
     """Schema of conf/dpo.yaml; `batch_size` counts pairs."""
 
+    layout: str  # shared: chosen and rejected behind one prompt; separate: a copy of the prompt for each
     objective: DPOObjective
     filter: PreferenceFilter  # which pairs are used
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout not in LAYOUTS:
+            raise UserError(f"layout: {self.layout!r} is none of {', '.join(LAYOUTS)}.{nearest(self.layout, LAYOUTS)}")
 
 
 def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
@@ -43,12 +50,12 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         raise UserError("dpo: no held-out pair is left to measure on; use more held-out prompts")
     source = DPOSteps(
         pairs["train"],
-        config.window,
-        tokenizer.pad_id,
+        config.objective,
         config.batch_size,
         config.trainer.micro_batch_tokens,
         config.epochs,
         config.seed,
+        config.layout,
     )
     source.reference = cached_reference(model, source, config, stage_run, sha256_file(folder / "model.safetensors"))
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
@@ -56,7 +63,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     module.objective = config.objective
     result = train(module, source, config, model.config, stage_run)
     save_model(model, stage_run.folder / "model")
-    scores = evaluate_dpo(model, load_model(folder), pairs["heldout"], config.window, tokenizer.pad_id, config.objective)
+    scores = evaluate_dpo(model, load_model(folder), pairs["heldout"], config.objective)
     count = len(pairs["heldout"])
     return {
         "rewards/accuracies": scores["rewards/accuracies"],
@@ -75,13 +82,18 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
 def cached_reference(
     model: Transformer, source: DPOSteps, config: DPOConfig, stage_run: StageRun, weights: str
 ) -> list[torch.Tensor]:
-    """The reference's log-probabilities, kept in the scratch folder under the hash of the reference's weights."""
-    path = stage_run.scratch / f"reference-{weights[:16]}.pt"
+    """The reference's log-probabilities, kept in the scratch folder for a run that resumes.
+
+    Their name holds the hash of all that they depend on: the reference's weights, the rows as they are laid out (tokens,
+    masks, grouping), the arithmetic.
+    """
+    bf16, accelerator = config.trainer.precision == "bf16", config.trainer.accelerator
+    made_from = (weights, source.fingerprint(), accelerator, bf16, torch.__version__)
+    path = stage_run.scratch / f"reference-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}.pt"
     if path.exists():
         cached: list[torch.Tensor] = torch.load(path, weights_only=True)
         return cached
-    bf16 = config.trainer.precision == "bf16"
-    if config.trainer.accelerator == "gpu":
+    if accelerator == "gpu":
         reference = reference_logprobs(model.cuda(), source.groups, "cuda", bf16)
     else:
         reference = reference_logprobs(model, source.groups, "cpu", bf16)

@@ -3,15 +3,18 @@
 Formatting tokens (headers, termination) are left out of the preference term in both responses, and an NLL term on the
 chosen response, with its termination tokens, is added:  L = -log sigmoid(h) + 0.2 NLL(chosen).
 
-Log-probabilities under the reference, the model that training starts from, are computed once, before training, on the
-same packed rows; so at the first step policy and reference agree to the bit.
+Chosen and rejected response lie in one row behind their prompt, which is computed once; neither sees the other. The mean
+preference pair of the paper (table 6: 757 tokens of context, 284 of a response) takes 1,325 tokens so, and 2,082 in rows of
+their own. Log-probabilities under the reference, the model that training starts from, are computed once, before training,
+on the same rows; so at the first step policy and reference agree to the bit.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,37 +27,60 @@ from herd.dialog.render import render_batch
 from herd.dialog.rows import Counted
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import token_logprobs
-from herd.objectives.dpo import dpo_loss
+from herd.objectives.dpo import LOSSES, SMOOTHED, dpo_loss
 from herd.runs.seeds import stream
 from herd.training.module import HerdModule, Metrics
-from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, group_size, pack_sequences
+from herd.training.sequences import EpochSteps, Group, SequenceRows, TrainingSequence, alone, group_size, one_row
 from herd.training.steps import StepBatch, to_device
 
-Pair = tuple[TrainingSequence, TrainingSequence]  # chosen, rejected
+LAYOUTS = ("shared", "separate")  # the prompt once for both responses, or a copy for each: the same numbers
 
 
 @dataclass(frozen=True)
 class DPOObjective:
-    """The loss."""
+    """The loss, with TRL's names."""
 
     beta: float = 0.1  # strength of the pull towards the reference
-    label_smoothing: float = 0.0  # probability that a preference is wrong (cDPO)
-    nll_coefficient: float = 0.2  # weight of the NLL term on the chosen response (TRL's old `rpo_alpha`)
+    loss_type: str = "sigmoid"  # sigmoid, sigmoid_norm (per token), ipo, hinge, robust
+    label_smoothing: float = 0.0  # probability that a preference is wrong (sigmoid, sigmoid_norm: cDPO; robust)
+    nll_coefficient: float = 0.2  # weight of the NLL term on the chosen response
+    rpo_alpha: float | None = None  # another name of nll_coefficient, TRL's old one
+    ld_alpha: float | None = None  # weight of the tokens by which one response is longer than the other (LD-DPO); null = 1
     train_python_tag: bool = False  # whether the tool-call tag counts in the preference term
 
     def __post_init__(self) -> None:
+        LOSSES.get(self.loss_type)  # UserError for an unknown one
+        if self.rpo_alpha is not None:
+            if self.nll_coefficient not in (type(self).nll_coefficient, self.rpo_alpha):
+                raise UserError(
+                    f"objective.rpo_alpha {self.rpo_alpha} is another name of nll_coefficient, which is set to "
+                    f"{self.nll_coefficient}: give one of them."
+                )
+            object.__setattr__(self, "nll_coefficient", self.rpo_alpha)
         if self.beta <= 0 or self.nll_coefficient < 0:
             raise UserError(f"objective: beta {self.beta} must be > 0 and nll_coefficient {self.nll_coefficient} >= 0")
         if not 0 <= self.label_smoothing < 0.5:
             raise UserError(f"objective.label_smoothing must be in [0, 0.5), not {self.label_smoothing}")
+        if self.label_smoothing and self.loss_type not in SMOOTHED:
+            raise UserError(f"objective.label_smoothing has no meaning in {self.loss_type}: use {', '.join(SMOOTHED)}, or 0.")
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise UserError(f"objective.ld_alpha must be in [0, 1] or null, not {self.ld_alpha}")
+
+
+@dataclass(frozen=True)
+class DPORows:
+    """n pairs in one row of tokens; sequence 2i is the chosen response of pair i, 2i + 1 the rejected one."""
+
+    rows: SequenceRows
+    counts: Tensor  # (n, 2) float32, tokens of the preference term
 
 
 @dataclass(frozen=True)
 class DPOBatch:
-    """n pairs as 2n packed sequences, the chosen ones first."""
+    """Pairs and what the reference says of them."""
 
-    rows: SequenceRows
-    reference: Tensor  # (2n,) float32, log-probabilities of the preference term under the reference
+    pairs: DPORows
+    reference: Tensor  # (n, 2) float32, log-probabilities of the preference term under the reference
 
 
 def dpo_pairs(
@@ -64,10 +90,10 @@ def dpo_pairs(
     objective: DPOObjective,
     counted: Counted,
     dialect: str = "meta",
-) -> list[Pair]:
-    """Preferences -> pairs with their masks. The edited response, where there is one, is the chosen one.
+) -> list[Group]:
+    """Preferences -> groups of (chosen, rejected) with their masks. The edited response, where there is one, is the chosen.
 
-    Counted and dropped: a pair with a response that does not fit the window or has nothing to train.
+    Counted and dropped: a pair with a response that, with its prompt, does not fit the window or has nothing to train.
     """
     rows = list(preferences)
     dialogs = [row.prompt + r for row in rows for r in (row.best, row.rejected)]
@@ -85,79 +111,120 @@ def dpo_pairs(
         elif not all(sequence.preferred.any() for sequence in pair):
             counted.drop("nothing_to_train")
         else:
-            pairs.append((pair[0], pair[1]))
+            pairs.append(Group.of(pair, prompt=int((dialog.messages >= first).argmax())))
     counted.kept += len(pairs)
     return pairs
+
+
+def dpo_rows(pairs: Sequence[Group], objective: DPOObjective, layout: str = "shared") -> DPORows:
+    """Lays pairs out in one row, without padding."""
+    rows = one_row(pairs if layout == "shared" else [alone(s) for pair in pairs for s in pair.separate()])
+    counts = rows.sum_by_sequence(rows.preferred).view(-1, 2)
+    if objective.ld_alpha is not None:
+        # LD-DPO (Liu et al. 2024): what lies beyond the shorter response's length counts less in the longer one.
+        before = torch.cat((counts.new_zeros(1), counts.flatten().cumsum(0)))[rows.owners]
+        beyond = rows.preferred.cumsum(0) - before > counts.min(1).values.repeat_interleave(2)[rows.owners]
+        rows = replace(rows, preferred=torch.where(beyond, objective.ld_alpha, 1.0) * rows.preferred)
+    return DPORows(rows, counts)
 
 
 class DPOSteps(EpochSteps):
     """Optimizer steps over fixed groups of pairs.
 
-    A group is a micro-batch; its packed rows never change, so that log-probabilities of the reference computed on them
+    A group is a micro-batch; its row never changes, so that log-probabilities of the reference computed on it
     are the ones that the policy would have. Groups are drawn once from `seed`; their order changes with the epoch.
     """
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
-        window: int,
-        pad_id: int,
+        pairs: Sequence[Group],
+        objective: DPOObjective,
         batch_size: int,
         micro_batch_tokens: int,
         epochs: float,
         seed: int,
+        layout: str = "shared",
     ) -> None:
-        longest = max((sum(map(len, pair)) for pair in pairs), default=1)
-        size = group_size(batch_size, longest, micro_batch_tokens)
+        sizes = [len(pair) if layout == "shared" else sum(map(len, pair.separate())) for pair in pairs]
+        size = group_size(batch_size, max(sizes, default=1), micro_batch_tokens)
         order = stream(seed, "dpo groups").permutation(len(pairs))
-        drawn = [[pairs[int(i)] for i in order[at : at + size]] for at in range(0, len(order), size)]
-        self.groups = [
-            pack_sequences([pair[0] for pair in group] + [pair[1] for pair in group], window, pad_id) for group in drawn
-        ]
+        drawn = [[int(i) for i in order[at : at + size]] for at in range(0, len(order), size)]
+        self.groups = [dpo_rows([pairs[i] for i in group], objective, layout) for group in drawn]
         self.reference: list[Tensor] = []  # of each group; set before training
-        tokens = [sum(len(s) for pair in group for s in pair) for group in drawn]
+        tokens = [sum(sizes[i] for i in group) for group in drawn]
 
         def build(step: int, units: list[int]) -> StepBatch:
             assert self.reference, "the reference's log-probabilities come before training"
             micro_batches = [DPOBatch(self.groups[i], self.reference[i]) for i in units]
-            pairs_in_step = sum(len(batch.reference) // 2 for batch in micro_batches)
+            pairs_in_step = sum(len(batch.reference) for batch in micro_batches)
             return StepBatch(step, micro_batches, float(pairs_in_step), sum(tokens[i] for i in units))
 
         super().__init__(tokens, batch_size // size, epochs, seed, build)
 
+    def fingerprint(self) -> str:
+        """Hash of all that log-probabilities of these groups depend on, but for the model."""
+        digest = hashlib.sha256()
+        for group in self.groups:
+            digest.update(repr(group.rows.mask).encode())
+            for field in fields(group.rows):
+                value = getattr(group.rows, field.name)
+                if isinstance(value, Tensor):
+                    digest.update(f"{field.name} {value.dtype} {tuple(value.shape)}".encode())
+                    digest.update(value.numpy().tobytes())
+        return digest.hexdigest()
 
-def sequence_logprobs(model: Transformer, rows: SequenceRows) -> tuple[Tensor, Tensor]:
-    """Summed log-probability of each sequence, (N,) twice: over the preference term's tokens, over all trained ones."""
-    hidden = model(rows.tokens, rows.positions, rows.mask)
-    logprobs = token_logprobs(rows.at_places(hidden), model.output_weight, rows.targets)
-    return rows.sum_by_sequence(logprobs * rows.preferred), rows.sum_by_sequence(logprobs)
+
+@dataclass(frozen=True)
+class PairScores:
+    """What the model says of n pairs, chosen and rejected, (n, 2) each."""
+
+    logps: Tensor  # log-probability summed over the tokens of the preference term
+    trained_logps: Tensor  # over all trained tokens, terminators included
+    logits: Tensor  # sum over the trained tokens of the mean logit over the vocabulary; detached
+    trained: Tensor  # number of trained tokens
+
+
+def pair_scores(model: Transformer, rows: SequenceRows) -> PairScores:
+    """One forward pass over rows of pairs."""
+    hidden = rows.at_places(model(rows.tokens, rows.positions, rows.mask))
+    weight = model.output_weight
+    logprobs = token_logprobs(hidden, weight, rows.targets)
+    # The mean over the vocabulary of hidden . weight is hidden . (mean weight): no logits are kept for a metric.
+    mean_logits = (hidden.detach() @ weight.detach().mean(0).to(hidden.dtype)).to(logprobs.dtype)
+    values = (logprobs * rows.preferred, logprobs, mean_logits, torch.ones_like(logprobs))
+    return PairScores(*(rows.sum_by_sequence(value).view(-1, 2) for value in values))
 
 
 @torch.no_grad()
 def reference_logprobs(
-    model: Transformer, groups: Sequence[SequenceRows], device: torch.device | str = "cpu", bf16: bool = False
+    model: Transformer, groups: Sequence[DPORows], device: torch.device | str = "cpu", bf16: bool = False
 ) -> list[Tensor]:
     """Log-probabilities of the preference term under `model` for each group, computed as training computes them."""
     context: AbstractContextManager = torch.autocast(str(device), torch.bfloat16) if bf16 else nullcontext()
     with context:
-        return [sequence_logprobs(model, to_device(rows, torch.device(device)))[0].cpu() for rows in groups]
+        return [pair_scores(model, to_device(group.rows, torch.device(device))).logps.cpu() for group in groups]
 
 
 def dpo_terms(model: Transformer, batch: DPOBatch, objective: DPOObjective) -> dict[str, Tensor]:
-    """Per pair, (n,) each: loss, nll_loss, rewards/chosen, rewards/rejected, logps/chosen, logps/rejected."""
-    rows, n = batch.rows, len(batch.reference) // 2
-    logps, trained_logps = sequence_logprobs(model, rows)
-    terms = dpo_loss(logps[:n], logps[n:], batch.reference[:n], batch.reference[n:], objective.beta, objective.label_smoothing)
+    """Per pair, (n,) each: the loss and, under TRL's names, nll_loss, rewards/*, logps/* and logits/*."""
+    found = pair_scores(model, batch.pairs.rows)
+    terms = dpo_loss(
+        found.logps, batch.reference, batch.pairs.counts, objective.beta, objective.label_smoothing, objective.loss_type
+    )
     # The NLL is a mean over each response's tokens, then over pairs: a long response weighs no more than a short one.
-    lengths = rows.sum_by_sequence(torch.ones_like(rows.preferred))[:n]
-    nll = -trained_logps[:n] / lengths
+    nll = -found.trained_logps[:, 0] / found.trained[:, 0]
+    logps, logits = found.logps.detach(), found.logits / found.trained
     return {
         "loss": terms.losses + objective.nll_coefficient * nll,
         "nll_loss": nll.detach(),
         "rewards/chosen": terms.chosen_rewards,
         "rewards/rejected": terms.rejected_rewards,
-        "logps/chosen": logps[:n].detach(),
-        "logps/rejected": logps[n:].detach(),
+        "rewards/margins": terms.chosen_rewards - terms.rejected_rewards,
+        "rewards/accuracies": (terms.chosen_rewards > terms.rejected_rewards).float(),
+        "logps/chosen": logps[:, 0],
+        "logps/rejected": logps[:, 1],
+        "logits/chosen": logits[:, 0],
+        "logits/rejected": logits[:, 1],
     }
 
 
@@ -170,8 +237,6 @@ class DPOModule(HerdModule):
     def micro_batch_loss(self, micro_batch: DPOBatch) -> tuple[Tensor, Metrics]:
         terms = dpo_terms(self.model, micro_batch, self.objective)
         loss = terms.pop("loss").sum()
-        margins = terms["rewards/chosen"] - terms["rewards/rejected"]
-        terms |= {"rewards/margins": margins, "rewards/accuracies": (margins > 0).float()}
         return loss, {name: (values.sum(), len(values)) for name, values in terms.items()}
 
 
@@ -179,19 +244,16 @@ class DPOModule(HerdModule):
 def evaluate_dpo(
     policy: Transformer,
     reference: Transformer,
-    pairs: Sequence[Pair],
-    window: int,
-    pad_id: int,
+    pairs: Sequence[Group],
     objective: DPOObjective,
+    pairs_at_once: int = 16,
 ) -> dict[str, float]:
-    """Implicit rewards on pairs that were not trained on: TRL's rewards/*, nll_loss and loss, means over the pairs."""
+    """Implicit rewards on pairs that were not trained on: the names of :func:`dpo_terms`, means over the pairs."""
+    assert pairs, "no pairs, no means"
     sums: dict[str, float] = {}
-    for first in range(0, len(pairs), 32):
-        group = pairs[first : first + 32]
-        rows = pack_sequences([pair[0] for pair in group] + [pair[1] for pair in group], window, pad_id)
-        terms = dpo_terms(policy, DPOBatch(rows, sequence_logprobs(reference, rows)[0]), objective)
-        margins = terms["rewards/chosen"] - terms["rewards/rejected"]
-        terms |= {"rewards/margins": margins, "rewards/accuracies": (margins > 0).float()}
+    for first in range(0, len(pairs), pairs_at_once):
+        group = dpo_rows(pairs[first : first + pairs_at_once], objective)
+        terms = dpo_terms(policy, DPOBatch(group, pair_scores(reference, group.rows).logps), objective)
         for name, values in terms.items():
             sums[name] = sums.get(name, 0.0) + float(values.sum())
     return {name: total / len(pairs) for name, total in sums.items()}

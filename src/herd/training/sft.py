@@ -15,7 +15,7 @@ from herd.dialog.messages import Message, reject_reason
 from herd.dialog.render import render_batch
 from herd.dialog.rows import Counted
 from herd.model.transformer import Transformer
-from herd.objectives.cross_entropy import linear_cross_entropy
+from herd.objectives.cross_entropy import linear_cross_entropy, token_logprobs
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, alone, fit_window, lay_out, pack_sequences
@@ -90,6 +90,12 @@ def rows_nll(model: Transformer, rows: SequenceRows) -> Tensor:
     """Summed negative log-likelihood of the trained tokens, nats."""
     hidden = model(rows.tokens, rows.positions, rows.mask)
     return linear_cross_entropy(rows.at_places(hidden), model.output_weight, rows.targets)
+
+
+def sequence_logprobs(model: Transformer, rows: SequenceRows) -> Tensor:
+    """Summed log-probability of each sequence's trained tokens, (N,), nats."""
+    hidden = model(rows.tokens, rows.positions, rows.mask)
+    return rows.sum_by_sequence(token_logprobs(rows.at_places(hidden), model.output_weight, rows.targets))
 
 
 @torch.no_grad()
