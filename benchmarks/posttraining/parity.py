@@ -49,9 +49,9 @@ def tiny(seed: int) -> Transformer:
     return model
 
 
-def ours(pairs: list[Group], objective: DPOObjective, layout: str = "shared") -> dict[str, torch.Tensor]:
+def ours(pairs: list[Group], objective: DPOObjective, row: str = "block") -> dict[str, torch.Tensor]:
     """Per pair: loss, logps and the rest."""
-    data = dpo_rows(pairs, objective, layout)
+    data = dpo_rows(pairs, objective, row)
     with torch.no_grad():
         return dpo_terms(tiny(1), DPOBatch(data, reference_logprobs(tiny(0), [data])[0]), objective)
 

@@ -224,7 +224,7 @@ def test_what_cannot_be_done_is_refused(name, message):
 
 
 def test_varlen_refuses_branches(monkeypatch):
-    with pytest.raises(UserError, match="varlen cannot let responses share a prompt: use attention = auto or flex, or layout"):
+    with pytest.raises(UserError, match="varlen cannot let responses share a prompt: use attention = auto or flex, or row"):
         ATTENTIONS.get("varlen")(Branches(FORKED_ROWS), torch.device("cuda"), torch.bfloat16)
 
 

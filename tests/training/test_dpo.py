@@ -15,7 +15,7 @@ from posttraining import WINDOW, preferences, same_weights, says, tiny_model, to
 from herd.config.errors import UserError
 from herd.dialog.masks import dpo_mask, nll_mask
 from herd.dialog.preferences import Grade, Preference
-from herd.dialog.render import render
+from herd.dialog.render import DIALECTS, render
 from herd.dialog.rows import Counted
 from herd.runs.stage import StageRun
 from herd.training.dpo import (
@@ -40,8 +40,8 @@ def pairs(count=9, objective=OBJECTIVE):
     return dpo_pairs(preferences(count), tokenizer(), WINDOW, objective, Counted())
 
 
-def steps(count=24, epochs=2.0, micro_batch_tokens=300, reference=None, layout="shared"):
-    source = DPOSteps(pairs(count), OBJECTIVE, 8, micro_batch_tokens, epochs, seed=0, layout=layout)
+def steps(count=24, epochs=2.0, micro_batch_tokens=300, reference=None, row="block"):
+    source = DPOSteps(pairs(count), OBJECTIVE, 8, micro_batch_tokens, epochs, seed=0, row=row)
     source.reference = reference_logprobs(reference or tiny_model(), source.groups)
     return source
 
@@ -68,12 +68,11 @@ def test_g5_at_the_reference_the_loss_is_ln2_and_no_pair_is_right():
             assert torch.allclose(with_nll["loss"], math.log(2) + 0.2 * with_nll["nll_loss"])
 
 
-@pytest.mark.parametrize("layout", ["shared", "separate"])
-def test_g7_terms_are_those_of_separate_rows(layout):
-    policy, reference, rows = tiny_model(1), tiny_model(0), preferences(9)
-    data = dpo_rows(pairs(9), OBJECTIVE, layout)
+@pytest.mark.parametrize("row", ["block", "separate"])
+def test_g7_terms_are_those_of_separate_rows(row):
+    policy, reference, data = tiny_model(1), tiny_model(0), dpo_rows(pairs(9), OBJECTIVE, row)
     terms = dpo_terms(policy, DPOBatch(data, reference_logprobs(reference, [data])[0]), OBJECTIVE)
-    for i, row in enumerate(rows):
+    for i, row in enumerate(preferences(9)):
         chosen, rejected = (
             0.1 * (separate(policy, row.prompt, r, dpo_mask) - separate(reference, row.prompt, r, dpo_mask))
             for r in (row.best, row.rejected)
@@ -90,22 +89,22 @@ def test_g7_terms_are_those_of_separate_rows(layout):
 
 def test_the_prompt_is_there_once_and_nothing_is_padding():
     data = pairs(9)
-    shared, apart = (dpo_rows(data, OBJECTIVE, layout).rows for layout in ("shared", "separate"))
+    shared, apart = (dpo_rows(data, OBJECTIVE, row).rows for row in ("block", "separate"))
     prompts = sum(len(pair.prompt) for pair in data)
     assert apart.tokens.numel() - shared.tokens.numel() == prompts
     assert tokenizer().pad_id not in shared.tokens
     assert shared.positions.max() < WINDOW
 
 
-def test_layouts_give_one_gradient():
-    def gradient(layout):
-        model, source = tiny_model(1), steps(8, layout=layout)
+def test_rows_give_one_gradient():
+    def gradient(row):
+        model, source = tiny_model(1), steps(8, row=row)
         module = DPOModule(model, OptimizerConfig(), lambda s: 0.0)
         for micro_batch in source[0].micro_batches:
             (module.micro_batch_loss(micro_batch)[0] / source[0].normalizer).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    shared, apart = gradient("shared"), gradient("separate")
+    shared, apart = gradient("block"), gradient("separate")
     assert (shared - apart).norm() < 1e-5 * apart.norm()
 
 
@@ -211,14 +210,14 @@ def test_settings_are_checked():
     assert DPOObjective(rpo_alpha=1.0).nll_coefficient == 1.0
 
 
-def test_the_fingerprint_tells_data_masks_and_layouts_apart():
-    def made(rows=None, objective=OBJECTIVE, layout="shared", seed=0, batch=300):
+def test_the_fingerprint_tells_data_masks_and_rows_apart():
+    def made(rows=None, objective=OBJECTIVE, row="block", seed=0, batch=300):
         data = dpo_pairs(rows or preferences(8), tokenizer(), WINDOW, objective, Counted())
-        return DPOSteps(data, objective, 8, batch, 1.0, seed, layout).fingerprint()
+        return DPOSteps(data, objective, 8, batch, 1.0, seed, row).fingerprint()
 
     changed = preferences(8)
     changed[3] = Preference("p", "q", changed[3].prompt, changed[3].chosen, says("pink?"), Grade.BETTER)
-    prints = [made(), made(changed), made(objective=DPOObjective(ld_alpha=0.5)), made(layout="separate"), made(seed=1),
+    prints = [made(), made(changed), made(objective=DPOObjective(ld_alpha=0.5)), made(row="separate"), made(seed=1),
               made(batch=100)]  # fmt: skip
     assert len(set(prints)) == len(prints)
     assert made() == prints[0]
@@ -265,3 +264,14 @@ def test_g13_killed_and_started_again_gives_the_same_bits(tmp_path):
     assert result.resumed_at == 6
     assert same_weights(whole, resumed)
     assert not same_weights(whole, tiny_model())
+
+
+def test_every_dialect_shares_the_prompt_alone():
+    for dialect in DIALECTS.names():
+        counted = Counted()
+        (pair,) = dpo_pairs(preferences(1), tokenizer(), 9 * WINDOW, OBJECTIVE, counted, dialect)
+        chosen, rejected = pair.responses
+        assert chosen.tokens[0] == rejected.tokens[0] == tokenizer().start_header_id
+        assert pair.prompt[0] == tokenizer().bos_id
+        whole = render(preferences(1)[0].prompt + preferences(1)[0].best, tokenizer(), dialect=dialect).tokens
+        assert np.array_equal(pair.separate()[0].tokens, whole)

@@ -16,7 +16,7 @@ from herd.model.io import load_model, save_model
 from herd.model.transformer import Transformer
 from herd.runs.atomic import sha256_file
 from herd.runs.stage import Inputs, Stage, StageRun
-from herd.training.dpo import LAYOUTS, DPOModule, DPOObjective, DPOSteps, dpo_pairs, evaluate_dpo, reference_logprobs
+from herd.training.dpo import ROWS, DPOModule, DPOObjective, DPOSteps, dpo_pairs, evaluate_dpo, reference_logprobs
 from herd.training.schedule import step_schedule
 
 
@@ -24,14 +24,14 @@ from herd.training.schedule import step_schedule
 class DPOConfig(FineTuning):
     """Schema of conf/dpo.yaml; `batch_size` counts pairs."""
 
-    layout: str  # shared: chosen and rejected behind one prompt; separate: a copy of the prompt for each
+    row: str  # block: chosen and rejected behind one prompt; separate: a copy of the prompt for each
     objective: DPOObjective
     filter: PreferenceFilter  # which pairs are used
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layout not in LAYOUTS:
-            raise UserError(f"layout: {self.layout!r} is none of {', '.join(LAYOUTS)}.{nearest(self.layout, LAYOUTS)}")
+        if self.row not in ROWS:
+            raise UserError(f"row: {self.row!r} is none of {', '.join(ROWS)}.{nearest(self.row, ROWS)}")
 
 
 def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         config.trainer.micro_batch_tokens,
         config.epochs,
         config.seed,
-        config.layout,
+        config.row,
     )
     source.reference = cached_reference(model, source, config, stage_run, sha256_file(folder / "model.safetensors"))
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))

@@ -170,7 +170,7 @@ def _ragged(mask: Packed, device: torch.device, dtype: torch.dtype) -> Way:
         )
     if isinstance(mask, Branches):
         raise UserError(
-            "attention = varlen cannot let responses share a prompt: use attention = auto or flex, or layout = separate."
+            "attention = varlen cannot let responses share a prompt: use attention = auto or flex, or row = separate."
         )
     return ragged(mask, device)
 

@@ -33,7 +33,7 @@ from herd.training.module import HerdModule, Metrics
 from herd.training.sequences import EpochSteps, Group, SequenceRows, TrainingSequence, alone, group_size, one_row
 from herd.training.steps import StepBatch, to_device
 
-LAYOUTS = ("shared", "separate")  # the prompt once for both responses, or a copy for each: the same numbers
+ROWS = ("block", "separate")  # the prompt once for both responses, or a copy for each: the same numbers
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def dpo_pairs(
     return pairs
 
 
-def dpo_rows(pairs: Sequence[Group], objective: DPOObjective, layout: str = "shared") -> DPORows:
+def dpo_rows(pairs: Sequence[Group], objective: DPOObjective, row: str = "block") -> DPORows:
     """Lays pairs out in one row, without padding."""
-    rows = one_row(pairs if layout == "shared" else [alone(s) for pair in pairs for s in pair.separate()])
+    rows = one_row(pairs if row == "block" else [alone(s) for pair in pairs for s in pair.separate()])
     counts = rows.sum_by_sequence(rows.preferred).view(-1, 2)
     if objective.ld_alpha is not None:
         # LD-DPO (Liu et al. 2024): what lies beyond the shorter response's length counts less in the longer one.
@@ -143,13 +143,13 @@ class DPOSteps(EpochSteps):
         micro_batch_tokens: int,
         epochs: float,
         seed: int,
-        layout: str = "shared",
+        row: str = "block",
     ) -> None:
-        sizes = [len(pair) if layout == "shared" else sum(map(len, pair.separate())) for pair in pairs]
+        sizes = [len(pair) if row == "block" else sum(map(len, pair.separate())) for pair in pairs]
         size = group_size(batch_size, max(sizes, default=1), micro_batch_tokens)
         order = stream(seed, "dpo groups").permutation(len(pairs))
         drawn = [[int(i) for i in order[at : at + size]] for at in range(0, len(order), size)]
-        self.groups = [dpo_rows([pairs[i] for i in group], objective, layout) for group in drawn]
+        self.groups = [dpo_rows([pairs[i] for i in group], objective, row) for group in drawn]
         self.reference: list[Tensor] = []  # of each group; set before training
         tokens = [sum(sizes[i] for i in group) for group in drawn]
 
