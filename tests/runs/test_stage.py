@@ -12,7 +12,7 @@ import pytest
 
 from herd.config.errors import UserError
 from herd.runs.lineage import lineage
-from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute, stored
+from herd.runs.stage import Artifact, Inputs, Stage, StageRun, address_of, execute, stored
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,17 @@ def test_keys_that_say_how_to_compute_are_not_part_of_the_address(tmp_path: Path
     first = execute(hurried, Config("a", seed=1), {}, tmp_path, "run")
     assert execute(hurried, Config("a", seed=2), {}, tmp_path, "run").path == first.path
     assert execute(hurried, Config("b", seed=1), {}, tmp_path, "run").path != first.path
+
+
+def test_a_key_within_a_key_can_say_how_to_compute_too() -> None:
+    def address(machine: dict[str, object], text: str = "a") -> str:
+        stage = Stage("write", 1, dict, write, "writes", execution=("machine.workers", "machine.board.name"))
+        return address_of(stage, {"text": text, "machine": machine}, Inputs({}, {}))
+
+    plain = address({"workers": 1, "precise": True, "board": {"name": "a", "size": 1}})
+    assert address({"workers": 2, "precise": True, "board": {"name": "b", "size": 1}}) == plain
+    assert address({"workers": 1, "precise": False, "board": {"name": "a", "size": 1}}) != plain
+    assert address({"workers": 1, "precise": True, "board": {"name": "a", "size": 2}}) != plain
 
 
 def test_manifest_says_what_made_it(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from herd.model.config import ModelConfig
 from herd.model.io import load_model
 from herd.model.transformer import Transformer
 from herd.runs.metrics import read_metrics
-from herd.runs.stage import Artifact, Inputs, StageRun, address_of
+from herd.runs.stage import Artifact, Inputs, StageRun, address_of, execute
 from herd.training import pretrain_stage
 from herd.training.curriculum import Curriculum
 from herd.training.engine import EngineConfig
@@ -421,3 +421,30 @@ def test_the_order_of_the_stages_is_part_of_the_address():
     swapped = replace(config(), curriculum=replace(config().curriculum, stages=dict([stages[0], stages[2], stages[1]])))
     addresses = {address_of(pretrain_stage.STAGE, c, Inputs({}, {})) for c in (config(), swapped)}
     assert len(addresses) == 2
+
+
+def test_a_killed_command_goes_on_with_other_workers_and_checkpoints(inputs, tmp_path, monkeypatch):
+    """The command, not the stage alone: how a run is carried out must not make it another run."""
+    how = {"trainer__num_workers": 1, "trainer__log_every_steps": 3, "trainer__keep_best": 1, "trainer__micro_batch_tokens": 64}
+    plain = PretrainModule.before_step
+
+    def before_step(self, step):
+        if step == 9:
+            raise Killed
+        plain(self, step)
+
+    def address(**changes):
+        return address_of(pretrain_stage.STAGE, config(**changes), Inputs({}, {}))
+
+    assert address(**how) == address()
+    decisive = ({"optimizer__lr": 1e-3}, {"trainer__precision": "bf16"}, {"trainer__spikes": {"policy": "skip_step"}})
+    assert len({address(), *(address(**change) for change in decisive)}) == 4
+    stage = replace(pretrain_stage.STAGE, inputs=(), run=lambda config, _, run: pretrain_stage.run(config, inputs, run))
+    small = {"curriculum__tokens": 2048}
+    monkeypatch.setattr(PretrainModule, "before_step", before_step)
+    with pytest.raises(Killed):
+        execute(stage, config(**small), {}, tmp_path, "run")
+    monkeypatch.setattr(PretrainModule, "before_step", lambda self, step: seen.append(step) or plain(self, step))
+    seen: list[int] = []
+    execute(stage, config(**small, **how), {}, tmp_path, "run")
+    assert seen[0] == 7

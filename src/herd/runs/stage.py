@@ -44,7 +44,8 @@ class Stage:
     groups: tuple[str, ...] = ()  # inputs that are a mapping label -> stage folder
     # What outside the configuration decides the result (content of user files, versions of a source): hashed into the address.
     fingerprint: Callable[[Any], Any] | None = None
-    execution: tuple[str, ...] = ()  # keys of the configuration that say how to compute, not what: not in the address
+    # Keys of the configuration that say how to compute, not what, as `trainer.num_workers`: not in the address.
+    execution: tuple[str, ...] = ()
     show: Callable[["Artifact"], None] | None = None  # prints the finished result for the person who gave the command
 
 
@@ -175,7 +176,7 @@ def open_inputs(stage: Stage, given: InputPaths) -> Inputs:
 def address_of(stage: Stage, config: Any, inputs: Inputs) -> str:
     """Hash of everything that decides the result: stage, version, configuration, inputs, fingerprint."""
     outside = stage.fingerprint(config) if stage.fingerprint else None
-    decisive = {name: value for name, value in to_plain(config).items() if name not in stage.execution}
+    decisive = _without(to_plain(config), stage.execution)
     key = {
         "stage": stage.name,
         "version": stage.version,
@@ -186,6 +187,16 @@ def address_of(stage: Stage, config: Any, inputs: Inputs) -> str:
         "outside": to_plain(outside),
     }
     return sha256_json(key)
+
+
+def _without(values: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """``values`` but for these dotted keys."""
+    heads = {key: tuple(k.partition(".")[2] for k in keys if k.startswith(f"{key}.")) for key in values}
+    return {
+        key: _without(value, heads[key]) if heads[key] and isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in keys
+    }
 
 
 def stored(stage: Stage, config: Any, inputs: InputPaths, root: Path) -> Artifact | None:

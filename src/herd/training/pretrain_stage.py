@@ -26,7 +26,7 @@ from herd.training.optimizer import OptimizerConfig
 from herd.training.pretrain import AtStageEnds, PretrainModule, PretrainSource
 from herd.training.start import Start, open_start, tokenizer_of
 from herd.training.surroundings import first_process
-from herd.training.trainer_config import TrainerConfig
+from herd.training.trainer_config import EXECUTION, TrainerConfig
 
 FLOPS_CONVENTION = "6N"
 
@@ -326,4 +326,5 @@ STAGE = Stage(
     inputs=("tokens",),
     optional=("flagship", "start"),
     fingerprint=stage_order,
+    execution=EXECUTION,
 )

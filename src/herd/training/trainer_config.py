@@ -11,6 +11,32 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}  # bf16: fp32 weights, au
 ACCELERATORS = ("cpu", "gpu")
 STRATEGIES = ("single", "ddp", "fsdp")
 
+# What decides where and how fast a run goes, and its result by no more than the rounding of a sum taken in another order: a
+# killed run goes on with other values of these, and a finished one is found under any.
+EXECUTION = tuple(
+    f"trainer.{key}"
+    for key in (
+        "devices",
+        "nodes",
+        "threads",
+        "micro_batch_tokens",
+        "num_workers",
+        "strategy",
+        "checkpoint_every_steps",
+        "checkpoint_async",
+        "keep_checkpoints",
+        "keep_best",
+        "keep_every_steps",
+        "log_every_steps",
+        "peak_tflops",
+        "gc_every_steps",
+        "engine.attention",
+        "engine.compile",
+        "engine.recompute",
+        "wandb",
+    )
+)
+
 
 @dataclass(frozen=True)
 class TrainerConfig:
