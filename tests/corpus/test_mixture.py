@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from herd.config.errors import UserError
 from herd.corpus.epochs import DocumentStream
-from herd.corpus.mixture import MixConfig, Mixture, Phase, Quota
+from herd.corpus.mixture import MixConfig, Mixture, Phase, Quota, check_repetition
 from herd.corpus.packing import IGNORE, PackedRows
 from herd.corpus.permutation import Permutation
 from herd.corpus.shards import TokenShards
@@ -286,3 +286,15 @@ def test_the_share_of_an_absent_domain_goes_to_the_others_only_when_asked():
     rescale = MixConfig(weights, absent="rescale")
     assert rescale.over(weights, ["maths", "code", "extra"]) == {"maths": pytest.approx(0.6), "code": pytest.approx(0.4)}
     assert rescale.over({}, ["maths"]) == {}  # a stage of the curriculum without a mix of its own keeps none
+
+
+def test_too_many_passes_over_a_source_are_refused(make_shards: MakeShards) -> None:
+    shards = make_shards(general=[20, 20], maths=[5])
+    mixture = Mixture(shards, "train", [Phase(4, 4, {"general": 0.5, "maths": 0.5})], 0)
+    assert mixture.epochs() == {"general": pytest.approx(0.2), "maths": pytest.approx(1.6)}
+    check_repetition(mixture, 0.0)
+    check_repetition(mixture, 1.6)
+    with pytest.raises(UserError, match=r"pass over 'maths' 1\.6 times, and mix\.max_epochs is 1\.5: lower its weight"):
+        check_repetition(mixture, 1.5)
+    with pytest.raises(UserError, match=r"mix\.max_epochs = -1"):
+        MixConfig({"general": 1.0}, max_epochs=-1)

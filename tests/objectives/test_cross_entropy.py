@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from herd.objectives.cross_entropy import linear_cross_entropy, linear_cross_entropy_with_z, token_logprobs
 
@@ -148,3 +149,13 @@ def test_full_logits_are_never_held():
         with Largest():
             function(hidden, weight, targets, 20).sum().backward()
     assert max(seen) <= max(20 * 500, hidden.numel())  # the plain version holds 400,000
+
+
+def test_evaluation_computes_no_gradient():
+    """A custom function is told that a weight requires a gradient even where none is recorded."""
+    hidden, weight, targets = inputs()
+    weight.requires_grad_(True)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        loss = linear_cross_entropy(hidden, weight, targets)
+    assert counter.get_total_flops() == 2 * targets.numel() * weight.numel()
+    torch.testing.assert_close(loss, linear_cross_entropy(hidden, weight, targets).detach())

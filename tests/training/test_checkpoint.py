@@ -142,3 +142,28 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_stays(tmp_path, mo
     resumed, result = train(tmp_path / "full")
     assert result.resumed_at == 3
     assert_same(weights(straight), weights(resumed))
+
+
+def test_a_damaged_one_that_another_rank_has_set_aside_is_passed_over(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        store.save({}, step)
+    newest, before = store.files()
+    plain = CheckpointStore.is_whole
+
+    def is_whole(self, path):
+        if path == newest:
+            path.unlink()
+        return plain(self, path)
+
+    monkeypatch.setattr(CheckpointStore, "is_whole", is_whole)
+    assert store.newest() == before
+
+
+def test_a_fault_of_the_program_while_writing_ends_the_run(tmp_path, monkeypatch):
+    def save(self, state, step):
+        raise RuntimeError("no such format")
+
+    monkeypatch.setattr(CheckpointStore, "save", save)
+    with pytest.raises(RuntimeError, match="no such format"):
+        train(tmp_path)

@@ -15,6 +15,7 @@ from herd.config.errors import UserError
 from herd.config.loader import conf_root, load
 from herd.model.config import ModelConfig, RopeScaling
 from herd.training.curriculum import Curriculum, CurriculumConfig, RampStep, StageConfig, plan_summary
+from herd.training.gates import GateConfig
 from herd.training.pretrain import rope_by_stage
 from herd.training.schedule import SCHEDULES, ScheduleConfig, step_schedule
 
@@ -266,3 +267,28 @@ def test_each_stage_keeps_the_rope_that_those_before_it_set():
 def test_bad_stages_are_refused(bad):
     with pytest.raises(UserError):
         bad()
+
+
+GATE = {"gate": GateConfig(extend=0.5)}
+
+
+def test_an_extension_leaves_the_warm_up_before_it_as_it_was():
+    stages = {
+        "initial": StageConfig(ramp=[RampStep(seq_len=16)]),
+        "long": StageConfig(schedule=ScheduleConfig("constant", warmup_share=0.5), ramp=[RampStep(seq_len=32)], **GATE),
+    }
+    plain, extended = (Curriculum(CurriculumConfig(640, 64, stages), MIX, 1.0, n) for n in ({}, {"long": 2}))
+    assert extended.steps == plain.steps + 10
+    assert [extended.learning_rate(step) for step in range(plain.steps)] == [plain.learning_rate(s) for s in range(plain.steps)]
+
+
+def test_an_extension_has_the_batch_that_it_counts():
+    """Also where the last point of the ramp is too short for a step of its own."""
+    ramp = [RampStep(0.0, 1.0, 16), RampStep(0.99, 2.0, 32)]
+    stages = {
+        "initial": StageConfig(ramp=[RampStep(seq_len=16)]),
+        "long": StageConfig(schedule=ScheduleConfig("constant"), ramp=ramp, **GATE),
+    }
+    curriculum = Curriculum(CurriculumConfig(640, 64, stages), MIX, 1.0, {"long": 1})
+    assert [phase.batch_tokens for phase in curriculum.phases] == [64, 64, 128]
+    assert curriculum.tokens == sum(phase.tokens for phase in curriculum.phases)

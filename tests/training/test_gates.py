@@ -17,6 +17,7 @@ from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 from herd.runs.stage import Inputs, StageRun
 from herd.training import pretrain_stage
+from herd.training.checkpoint import CheckpointStore
 from herd.training.curriculum import Curriculum
 from herd.training.gates import GateConfig, judge
 from herd.training.needle import KEY_TOKENS, needle_accuracy, needle_trials
@@ -163,3 +164,11 @@ def test_bad_gates_are_refused():
         config(curriculum__stages__annealing__gate={})
     with pytest.raises(UserError, match="'initial' has a gate, but nothing comes before"):
         config(curriculum__stages__initial__gate={}, curriculum__stages__initial__schedule={"kind": "constant"})
+
+
+def test_an_extension_without_a_checkpoint_begins_anew(inputs, tmp_path, monkeypatch):
+    """As on a disk that has no room: what is trained already must not be taken for the untrained model."""
+    straight = run(inputs, tmp_path / "straight", **NEVER | {"extensions": 1})
+    monkeypatch.setattr(CheckpointStore, "newest", lambda self, step=None: None)
+    again = run(inputs, tmp_path / "again", **NEVER | {"extensions": 1})
+    assert again["loss"] == straight["loss"] and again["steps"] == straight["steps"]

@@ -21,7 +21,7 @@ from herd.objectives.cross_entropy import linear_cross_entropy
 from herd.runs.metrics import read_metrics
 from herd.runs.stage import StageRun
 from herd.training import meters, pretrain_stage
-from herd.training.devices import known_peak
+from herd.training.devices import known_peak, peak_here
 from herd.training.meters import Energy, StepClock, transformer_flops
 from herd.training.module import HerdModule
 from herd.training.rows import FIELDS, field_of
@@ -233,3 +233,10 @@ def test_squares_of_a_step_are_those_of_its_documents(tmp_path):
     rows: list[PackedRows] = batch.micro_batches
     assert batch.squares == sum(n * n for part in rows for row in part.lengths for n in row)
     assert batch.for_rank(0, 2).squares == batch.squares  # of the global batch
+
+
+def test_8_bit_products_are_held_against_the_peak_of_8_bits(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    assert peak_here("gpu", "bf16") == 989.4e12
+    assert peak_here("gpu", "bf16", fp8=True) == 1978.9e12
+    assert peak_here("cpu", "bf16", fp8=True) is None

@@ -69,6 +69,7 @@ def refusal(capsys, monkeypatch, tmp_path: Path, tokens: Path, *arguments: str) 
         (["curriculum.batch_tokens=100"], "is no whole number of rows of 128 tokens"),
         (["curriculum.tokens=100"], "less than one batch: raise curriculum.tokens"),
         (["model.max_seq_len=128"], "rows of 256 tokens, the model's positions end at 128: raise model.max_seq_len"),
+        (["mix.max_epochs=0.1"], "and mix.max_epochs is 0.1: lower its weight"),
         (["eval_seq_len=512"], "eval_seq_len 512 exceeds model.max_seq_len 256"),
         (["trainer.devices=3", "parallel=ddp", "trainer.micro_batch_tokens=128"], "which 3 processes cannot share equally"),
         (["trainer.devices=2", "parallel=ddp"], "makes 1 micro-batch, which 2 processes cannot share equally"),

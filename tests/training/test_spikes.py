@@ -10,6 +10,8 @@ from training_standin import Killed, Points, Poisoned, Regression, assert_same, 
 
 from herd.config.errors import UserError
 from herd.runs.metrics import read_metrics
+from herd.training.checkpoint import CheckpointStore
+from herd.training.rewind import LeftOut
 from herd.training.spikes import Diverged, SpikeConfig, StepGuard, guarded_step
 
 SPIKES = {"window": 8, "least": 4, "sigma": 6.0}
@@ -194,3 +196,38 @@ def test_regression_learns_without_interference(tmp_path):
     plain, _ = train(tmp_path / "plain", Points(40))
     watched, _ = train(tmp_path / "watched", Points(40), Regression(), spikes=SpikeConfig("skip_step", **SPIKES))
     assert_same(weights(plain), weights(watched))
+
+
+def test_a_window_that_nobody_filled_calls_nothing_a_spike():
+    """A run goes on with another policy: what was not watched is not known."""
+    idle = StepGuard(SpikeConfig("none", **SPIKES))
+    for step in range(10):
+        idle.judge(torch.tensor(1.0), torch.tensor(1.0), step)
+    watching = StepGuard(SpikeConfig("skip_step", **SPIKES))
+    watching.load_state_dict(idle.state_dict())
+    assert not any(watching.judge(torch.tensor(1.0), torch.tensor(1.0), step) for step in range(10, 20))
+    assert watching.judge(torch.tensor(9.0), torch.tensor(1.0), 20)
+
+
+def test_killed_while_going_back_it_goes_back_once_more(tmp_path, monkeypatch):
+    spikes = SpikeConfig("rewind", **SPIKES, rewind_steps=4)
+
+    def run(folder):
+        return train(folder, Poisoned({20}, 30.0), spikes=spikes, keep_checkpoints=4)
+
+    straight, expected = run(tmp_path / "straight")
+    for method in ("drop_after", "add"):
+        owner = CheckpointStore if method == "drop_after" else LeftOut
+        plain = getattr(owner, method)
+
+        def then_killed(self, *args, plain=plain, **kwargs):
+            plain(self, *args, **kwargs)
+            raise Killed
+
+        monkeypatch.setattr(owner, method, then_killed)
+        with pytest.raises(Killed):
+            run(tmp_path / method)
+        monkeypatch.undo()
+        resumed, result = run(tmp_path / method)
+        assert result.left_out == expected.left_out, method
+        assert_same(weights(straight), weights(resumed))

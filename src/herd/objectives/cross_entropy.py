@@ -35,8 +35,7 @@ def linear_cross_entropy(
     Returns:
         Scalar, nats, float32 (float64 for float64 inputs). Divide by the number of targets for a mean.
     """
-    total: Tensor = _SummedLoss.apply(hidden, weight, targets, 0.0, chunk or _default_chunk(weight), losses)[0]
-    return total
+    return _summed(hidden, weight, targets, 0.0, chunk, losses)[0]
 
 
 def linear_cross_entropy_with_z(
@@ -50,8 +49,7 @@ def linear_cross_entropy_with_z(
     Returns:
         The whole loss, differentiable, and the added term alone, not differentiable.
     """
-    total, added = _SummedLoss.apply(hidden, weight, targets, z_loss, chunk or _default_chunk(weight), losses)
-    return total, added
+    return _summed(hidden, weight, targets, z_loss, chunk, losses)
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
@@ -69,6 +67,15 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int |
         (...), nats, float32 (float64 for float64 inputs).
     """
     return _TokenLogprobs.apply(hidden, weight, targets, chunk or _default_chunk(weight))
+
+
+def _summed(
+    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int | None, losses: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if not torch.is_grad_enabled():  # the function below is told what requires a gradient, not whether any is taken
+        hidden, weight = hidden.detach(), weight.detach()
+    total, added = _SummedLoss.apply(hidden, weight, targets, z_loss, chunk or _default_chunk(weight), losses)
+    return total, added
 
 
 def _default_chunk(weight: Tensor) -> int:

@@ -119,10 +119,13 @@ class CheckpointStore:
         for path in self.files():
             if step is not None and not (step_of(path) <= step and self.regular(step_of(path))):
                 continue
-            if self.is_whole(path):
-                return path
+            try:
+                if self.is_whole(path):
+                    return path
+                os.replace(path, path.with_suffix(".damaged"))
+            except FileNotFoundError:  # another rank, which finds the same, was faster
+                continue
             print(f"Checkpoint '{path}' is damaged (truncated or altered); trying the one before it.", file=sys.stderr)
-            os.replace(path, path.with_suffix(".damaged"))
         return None
 
     def drop_after(self, step: int) -> None:

@@ -58,23 +58,33 @@ class StoreIO(CheckpointIO):
         self.failures = 0  # checkpoints that could not be written
         self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None  # of the thread, none that a disk makes
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         self.finish()
         if not self.background:
             self._write(checkpoint)
             return
-        self._thread = threading.Thread(target=self._write, args=(self._snapshot.take(checkpoint),), name="herd-checkpoint")
+        self._thread = threading.Thread(target=self._write_apart, args=(self._snapshot.take(checkpoint),), name="herd-checkpoint")
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait until nothing is being written."""
+        """Wait until nothing is being written; raises what the thread has raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def teardown(self) -> None:
         self.finish()
+
+    def _write_apart(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            self._write(checkpoint)
+        except BaseException as error:
+            self._error = error  # a thread's own would be printed and forgotten, and the run go on without checkpoints
 
     def _write(self, checkpoint: dict[str, Any]) -> None:
         step = int(checkpoint["global_step"])

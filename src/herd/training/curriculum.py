@@ -130,6 +130,7 @@ class Curriculum:
     ) -> None:
         self.config, self.lr, self.extensions = config, lr, dict(extensions or {})
         phases: list[CurriculumPhase] = []
+        planned: dict[str, tuple[int, int]] = {}  # stage -> step and token at its end, extensions left out
         step = token = 0
         for name, stage in config.stages.items():
             asked, done, first = config.tokens * stage.share, 0, step
@@ -142,11 +143,11 @@ class Curriculum:
                         f"curriculum.batch_tokens) is no whole number of rows of {ramp.seq_len} tokens: change "
                         "batch_tokens, batch or seq_len."
                     )
-                steps = max(0, round((end * asked - done) / batch))
+                steps, rows = max(0, round((end * asked - done) / batch)), batch // ramp.seq_len
                 if steps:
-                    rows = batch // ramp.seq_len
                     phases.append(CurriculumPhase(name, step, steps, token, rows, ramp.seq_len, dict(stage.mix or mix)))
                 step, token, done = step + steps, token + steps * batch, done + steps * batch
+            planned[name] = step, token
             if step > first and stage.gate:
                 # Phases of their own: what came before them stays as it was.
                 steps = max(1, round(stage.gate.extend * asked / batch))
@@ -168,9 +169,9 @@ class Curriculum:
             last = own[-1]
             end_step, end_token = last.first_step + last.steps, last.first_token + last.tokens
             bounds = (own[0].first_step, end_step, own[0].first_token, end_token)
-            self._stages[name] = (*bounds, self._warmup(stage.schedule, *bounds))
+            self._stages[name] = (*bounds, self._warmup(stage.schedule, own[0].first_step, own[0].first_token, *planned[name]))
 
-    def _warmup(self, schedule: ScheduleConfig, step: int, end_step: int, token: int, end_token: int) -> float:
+    def _warmup(self, schedule: ScheduleConfig, step: int, token: int, end_step: int, end_token: int) -> float:
         if schedule.horizon_steps:
             return schedule.warmup_steps or schedule.warmup_share * schedule.horizon_steps
         if schedule.warmup_steps:

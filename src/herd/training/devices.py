@@ -32,9 +32,16 @@ def known_peak(name: str, dtype: str) -> float | None:
     return None
 
 
-def peak_here(accelerator: str, precision: str) -> float | None:
-    """Peak FLOP/s of this process's device in ``precision`` (fp32 | bf16); None on a CPU, whose peak has to be measured."""
+def peak_here(accelerator: str, precision: str, fp8: bool = False) -> float | None:
+    """Peak FLOP/s of this process's device in ``precision`` (fp32 | bf16); None on a CPU, whose peak has to be measured.
+
+    Args:
+        fp8: the blocks' linear maps are done in 8 bits. The peak is then that of 8 bits for the whole step, head and attention
+            too, so that a share of it cannot flatter.
+    """
     if accelerator != "gpu":
         return None
+    if fp8:
+        return known_peak(torch.cuda.get_device_name(), "fp8")
     tensor_cores = precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
     return known_peak(torch.cuda.get_device_name(), "tf32" if tensor_cores else precision)

@@ -131,7 +131,7 @@ def fit(
         bar = stack.enter_context(progress(description, total=len(source), unit="steps"))
         stack.enter_context(collected_on_demand(config.gc_every_steps))
         stack.callback(io.finish)
-        peak = config.peak_tflops * 1e12 or peak_here(config.accelerator, config.precision)
+        peak = config.peak_tflops * 1e12 or peak_here(config.accelerator, config.precision, config.engine.fp8 != "none")
         while True:
             if first:
                 run.metrics.truncate_after("step", step_of(start) if start else 0)
@@ -184,9 +184,10 @@ def _go_back(store: CheckpointStore, left_out: LeftOut, spike: int, config: Trai
     if start is None:
         raise Diverged(f"Training diverged: a spike at step {spike}, and no checkpoint before it is left in '{store.folder}'.")
     span = (step_of(start), spike + 1 + spikes.skip_after)
+    if first:
+        store.drop_after(step_of(start))  # first of all: killed between the two, the run comes to the same spike once more
     left_out.add(span, writes=first)
     if first:
-        store.drop_after(step_of(start))
         print(
             f"Spike at step {spike}: back to the checkpoint of step {span[0]}, and on without the data of the steps "
             f"{span[0]} to {span[1] - 1}.",

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from herd.config.errors import UserError, nearest
 from herd.config.loader import from_dict
-from herd.corpus.mixture import MixConfig, Mixture
+from herd.corpus.mixture import MixConfig, Mixture, check_repetition
 from herd.corpus.shards import TokenShards
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token, parameter_count
@@ -85,12 +85,13 @@ def prepare(config: PretrainConfig, inputs: Inputs, extensions: Mapping[str, int
         )
     if start is not None:
         if start.imported:  # its shape is not among the configurations here
-            config = replace(config, model=start.model().config)
+            config = replace(config, model=start.shape)
         start.check(config.model.with_vocab_size(shards.vocab_size), tokenizer_of(inputs["tokens"]))
         config = continued(config, start)
     curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr, extensions)
     behind = start.phases if start and start.data == _address(inputs["tokens"]) else ()
     mixture = Mixture(shards, "train", [*behind, *curriculum.mixture_phases()], config.seed)
+    check_repetition(mixture, config.mix.max_epochs)
     return Prepared(config, shards, curriculum, mixture, start, len(behind))
 
 
@@ -102,11 +103,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
     extensions = Extensions(stage_run.scratch / "extensions.json")
     asked, planned = config, prepare(config, inputs)
     config, shards, start = planned.config, planned.shards, planned.start
-    if start is not None:
-        model = start.model()
-    else:
-        model = Transformer(config.model.with_vocab_size(shards.vocab_size))
-        model.init_weights(config.seed)
+    model = _untrained(planned)
     planned.curriculum.check_lengths(model.config.max_seq_len)
     check_ranks(planned.curriculum, config.trainer)
     initial = next(iter(config.curriculum.stages))
@@ -168,6 +165,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
             if first_process():
                 found = Verdict(**at_ends.verdicts[end.stage][-1])
                 print(f"Stage '{end.stage}' is extended, for its gate is not passed: {found}.", file=sys.stderr)
+            model = _untrained(planned)  # the checkpoint to go on from may be an earlier one, where the disk was full
     final = next(reversed(config.curriculum.stages))
     if config.eval_documents:
         write_document_losses(stage_run.folder / "heldout_documents.csv", model, shards, config.eval_seq_len, config.eval_tokens)
@@ -196,6 +194,15 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         "start": start.describe() if start else None,
         "gates": at_ends.verdicts,
     }
+
+
+def _untrained(prepared: Prepared) -> Transformer:
+    """The model that a run begins with."""
+    if prepared.start is not None:
+        return prepared.start.model()
+    model = Transformer(prepared.config.model.with_vocab_size(prepared.shards.vocab_size))
+    model.init_weights(prepared.config.seed)
+    return model
 
 
 def continued(config: PretrainConfig, start: Start) -> PretrainConfig:

@@ -22,7 +22,7 @@ class ScheduleConfig:
     warmup_share: float = 0.0  # share of the stage that is warm-up
     start: float = 1.0  # share of the peak after the warm-up
     final: float = 0.1  # share of the peak at the end (`constant` has none)
-    decay_share: float = 0.2  # wsd: the last share of the stage, in which the rate falls linearly
+    decay_share: float = 0.2  # wsd: the last share of the stage after its warm-up, in which the rate falls linearly
     # 0: progress is counted in tokens, to the stage's end. Above 0: in steps, and `final` is reached at this step
     # (the paper states its cosine over 1,200,000 steps).
     horizon_steps: int = 0
@@ -60,7 +60,7 @@ def cosine(progress: float, config: ScheduleConfig) -> float:
 
 @SCHEDULES.register("wsd")
 def wsd(progress: float, config: ScheduleConfig) -> float:
-    """Warm-up, stable, decay (Hu et al. 2024): ``start``, then linearly to ``final`` over the last ``decay_share``."""
+    """Warm-up, stable, decay (Hu et al. 2024): ``start``, then linearly to ``final`` over the last ``decay_share`` of what follows the warm-up."""
     into_decay = max(0.0, (progress - (1 - config.decay_share)) / config.decay_share)
     return config.start + (config.final - config.start) * into_decay
 

@@ -102,10 +102,11 @@ class StepGuard:
         spike = torch.zeros_like(finite) if self.config.policy == "none" else self._spike(values, finite)
         known, in_row, nonfinite, spikes, first, diverged = self.numbers
         bad = ~finite | spike
+        entered = finite.long() if self.config.policy != "none" else 0  # in the window
         in_row = torch.where(bad, in_row + 1, 0)
         self.numbers = torch.stack(
             (
-                (known + finite.long()).clamp(max=self.config.window),
+                (known + entered).clamp(max=self.config.window),
                 in_row,
                 nonfinite + (~finite).long(),
                 spikes + spike.long(),

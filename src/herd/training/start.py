@@ -49,6 +49,11 @@ class Start:
         """Whether the optimizer's moments were kept."""
         return (self.folder / MOMENTS).is_file()
 
+    @property
+    def shape(self) -> ModelConfig:
+        """Of the model, without reading its weights."""
+        return open_model(self.folder).config
+
     def model(self) -> Transformer:
         """The weights."""
         return load_model(self.folder).float()
@@ -66,7 +71,7 @@ class Start:
         """Refuse a configuration that asks for another shape, or tokens of another tokenizer (UserError)."""
         if tokenizer != self.tokenizer:
             raise UserError(f"inputs.start: '{self.folder}' was trained with another tokenizer than that of inputs.tokens.")
-        held = self.model().config
+        held = self.shape
         for field in fields(ModelConfig):
             ours, theirs = getattr(model, field.name), getattr(held, field.name)
             if field.name not in _MOVED and ours != theirs:
