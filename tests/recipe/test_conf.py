@@ -1,12 +1,15 @@
 """Every configuration file composes, and lists every key of its schema."""
 
-from itertools import combinations
+import copy
+from collections.abc import Sequence
+from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from herd.config import loader
 from herd.config.errors import UserError
 from herd.config.loader import compose, conf_root, data_root, load, to_plain
 from herd.recipe.commands import COMMANDS
@@ -29,11 +32,31 @@ def test_command_composes_and_lists_every_key(command: str) -> None:
     assert {*to_plain(job.config)} == {*listed} - {"run", "inputs", "hydra", "out"}
 
 
-def _options() -> list[tuple[str, str, str]]:
-    """(command, group, option) for every group option that a primary configuration's defaults list can take."""
+@pytest.fixture(scope="module", autouse=True)
+def composed_once():
+    """The stages of a recipe are composed for its plan and for its jobs; each takes a quarter of a second."""
+    done: dict[tuple[str, ...], Any] = {}
+
+    def remembered(command: str, overrides: Sequence[str] = (), plain: Any = loader._compose) -> Any:
+        key = (command, *overrides)
+        if key not in done:
+            done[key] = plain(command, overrides)
+        return copy.deepcopy(done[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "_compose", remembered)
+        yield
+
+
+def _choices() -> list[tuple[str, tuple[str, ...]]]:
+    """(command, overrides) such that every option of every group that a command's defaults list can take is among them.
+
+    One option of each group at a time, for composing costs: where a group has fewer than another, its own default stands.
+    """
     found = []
     for command in [*COMMANDS, "recipe"]:
         primary = OmegaConf.load(conf_root() / f"{command}.yaml")
+        groups = []
         for default in primary.get("defaults", []):
             if isinstance(default, str):
                 continue
@@ -41,13 +64,14 @@ def _options() -> list[tuple[str, str, str]]:
                 group = str(key).removeprefix("override ").split("@")[0].strip("/")
                 folder = conf_root() / group
                 if group != "common" and folder.is_dir():
-                    found += [(command, str(key).split(" ")[-1], path.stem) for path in sorted(folder.glob("*.yaml"))]
+                    groups.append([f"{str(key).split(' ')[-1]}={path.stem}" for path in sorted(folder.glob("*.yaml"))])
+        found += [(command, tuple(filter(None, choice))) for choice in zip_longest(*groups)]
     return found
 
 
-@pytest.mark.parametrize(("command", "group", "option"), _options())
-def test_every_group_option_composes(command: str, group: str, option: str) -> None:
-    composed = compose(command, [f"{group}={option}", *NEEDED.get(command, ())])
+@pytest.mark.parametrize(("command", "choice"), _choices(), ids=lambda value: value if isinstance(value, str) else ",".join(value))
+def test_every_group_option_composes(command: str, choice: tuple[str, ...]) -> None:
+    composed = compose(command, [*choice, *NEEDED.get(command, ())])
     for key in OmegaConf.missing_keys(composed):  # what only the user can say, as source.path
         OmegaConf.update(composed, key, "somewhere")
     if command == "recipe":

@@ -71,7 +71,9 @@ def config(**changes) -> PretrainConfig:
         },
         "optimizer": {"lr": 2e-2},
         "mix": {"weights": {"general": 0.6, "code": 0.4}},
-        "trainer": {"micro_batch_tokens": 96, "checkpoint_every_steps": 7, "log_every_steps": 4},
+        # Micro-batches of five rows and three in the long phase of the initial stage; no garbage collection, which takes longer
+        # here than ten steps.
+        "trainer": {"micro_batch_tokens": 160, "checkpoint_every_steps": 7, "log_every_steps": 4, "gc_every_steps": 0},
         "eval_tokens": 400,
         "eval_seq_len": 32,
     }

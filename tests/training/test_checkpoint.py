@@ -1,6 +1,7 @@
 """Checkpoints: damage is named, the right ones stay, a full disk ends nothing, a thread writes the same as the step itself."""
 
 import errno
+import time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from training_standin import Killed, assert_same, kill_at, timeless, train, weig
 
 from herd.training import checkpoint as checkpoint_module
 from herd.training.checkpoint import CheckpointStore, score_of, step_of
-from herd.training.checkpoint_io import Snapshot
+from herd.training.checkpoint_io import Snapshot, StoreIO
 
 
 def checkpoints(folder) -> CheckpointStore:
@@ -108,6 +109,14 @@ def test_snapshot_does_not_follow_training():
     assert again["weight"].tolist() == [1, 1, 1]
 
 
+def test_snapshot_keeps_each_tensor_apart_and_in_its_own_type():
+    snapshot = Snapshot()
+    pairs = snapshot.take({"pairs": [(torch.zeros(2), torch.ones(2)), (torch.full((2,), 2.0), torch.full((2,), 3.0))]})["pairs"]
+    assert [[tensor[0].item() for tensor in pair] for pair in pairs] == [[0, 1], [2, 3]]
+    wider = snapshot.take({"pairs": [(torch.full((2,), 1 / 3, dtype=torch.float64), torch.ones(2))]})["pairs"]
+    assert wider[0][0].dtype == torch.float64 and wider[0][0][0].item() == 1 / 3
+
+
 class FullDisk:
     """A file that takes so many bytes and then has no room."""
 
@@ -167,3 +176,19 @@ def test_a_fault_of_the_program_while_writing_ends_the_run(tmp_path, monkeypatch
     monkeypatch.setattr(CheckpointStore, "save", save)
     with pytest.raises(RuntimeError, match="no such format"):
         train(tmp_path)
+
+
+def test_a_checkpoint_waits_for_the_one_before_it(tmp_path, monkeypatch):
+    """They share the buffers of the copy."""
+    written = {}
+
+    def save(self, state, step):
+        time.sleep(0.05)
+        written[step] = state["weight"].item()
+
+    monkeypatch.setattr(CheckpointStore, "save", save)
+    writer = StoreIO(CheckpointStore(tmp_path), background=True)
+    for step in (1, 2):
+        writer.save_checkpoint({"global_step": step, "weight": torch.tensor(float(step))}, "")
+    writer.finish()
+    assert written == {1: 1.0, 2: 2.0}

@@ -131,7 +131,7 @@ def test_process_is_left_as_it_was(tmp_path):
 
     module = Regression()
     before = state()
-    train(tmp_path, module=module, threads=2 if torch.get_num_threads() == 1 else 1)
+    train(tmp_path, module=module, threads=2 if torch.get_num_threads() == 1 else 1, gc_every_steps=5)
     assert state() == before
     assert not (tmp_path / "lightning_logs").exists()
     assert not Path("lightning_logs").exists()

@@ -24,7 +24,7 @@ def slow_run(folder):
     return work
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_signal_saves_and_exits_and_the_same_command_goes_on(tmp_path, capfd, number, code):
     child = Child(slow_run(tmp_path / "stopped"))
     assert child.wait_for(5) == 5
@@ -63,3 +63,29 @@ def test_a_signal_on_a_full_disk_says_where_it_goes_on(tmp_path, capfd):
     message = capfd.readouterr().err
     assert "goes on from step 50, the newest checkpoint" in message
     assert len([line for line in message.splitlines() if "could not be written" in line]) == 1
+
+
+def test_the_second_ctrl_c_ends_the_run_at_once_and_the_next_one_is_heard_again(tmp_path):
+    class Impatient(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.global_step == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, callbacks=[Impatient()])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert step_of(CheckpointStore(tmp_path / ".scratch/checkpoints").files()[0]) == 3
+
+
+def test_a_signal_that_is_to_be_ignored_stays_so(tmp_path):
+    class Signal(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _, result = train(tmp_path, callbacks=[Signal()])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.steps == 12

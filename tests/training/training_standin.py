@@ -114,7 +114,8 @@ class Child:
 def train(folder: Path, source=None, module=None, callbacks=(), **settings):
     """A short fit, by default of 12 steps with checkpoints every 3 and rows of metrics every 4; (module, result)."""
     module = module or Regression()
-    config = TrainerConfig(**{"checkpoint_every_steps": 3, "log_every_steps": 4} | settings)
+    # No garbage collection: in a process with so many modules it takes longer than the training.
+    config = TrainerConfig(**{"checkpoint_every_steps": 3, "log_every_steps": 4, "gc_every_steps": 0} | settings)
     result = fit(module, Points() if source is None else source, config, StageRun(folder, seed=0), callbacks)
     return module, result
 

@@ -2,6 +2,7 @@
 else.
 """
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -95,7 +96,8 @@ def fit(
     Raises:
         UserError: no step to train on, a checkpoint of another run, several devices without processes to use them.
         Diverged: several steps in a row could not be used, or more spikes than rewinds allowed.
-        SystemExit: 143 after SIGTERM, 75 after SIGUSR1, when a checkpoint has been written.
+        SystemExit: 143 after SIGTERM, 75 after SIGUSR1, 130 after Ctrl-C, when a checkpoint has been written.
+        KeyboardInterrupt: Ctrl-C twice.
     """
     if len(source) < 1:
         raise UserError(f"There is no step to train on ({description}): the data are smaller than one batch.")
@@ -157,6 +159,10 @@ def fit(
                     file=sys.stderr,
                 )
                 raise SystemExit(EXIT_CODES[stop.signum]) from None
+            except SystemExit:
+                if signals.received == signal.SIGINT:  # the second: what Lightning makes of a KeyboardInterrupt
+                    raise KeyboardInterrupt from None
+                raise
             finally:
                 module.trainer = None
     tokens = source.tokens_at(len(source)) - left_out.tokens(source)

@@ -1,4 +1,5 @@
-"""Being asked to stop: SIGTERM (an end is coming) and SIGUSR1 (Slurm's warning of a time limit, ``--signal=USR1@120``).
+"""Being asked to stop: SIGTERM (an end is coming), SIGUSR1 (Slurm's warning of a time limit, ``--signal=USR1@120``) and SIGINT
+(Ctrl-C; the second one ends the run at once).
 
 Lightning's own handler reduces over ranks inside the signal handler, and over all ranks again in every step with the host
 waiting for the answer; this one notes the signal, and the ranks agree on it without the host waiting for a GPU.
@@ -15,7 +16,7 @@ import torch
 
 # Exit codes: 128 + 15, as a shell has it; and sysexits' EX_TEMPFAIL, "try again later", which nothing else here returns, so that
 # a job script can requeue on it (128 + 10 is also what a process without a handler dies with).
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 75}
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGUSR1: 75, signal.SIGINT: 130}
 _LAG = 2  # steps by which a GPU's answer is read late, so that the host need not wait for it
 
 
@@ -37,7 +38,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
+            heard = [number for number in EXIT_CODES if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -46,6 +48,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
 
     def agreed(self, device: torch.device, world: int) -> int:
         """The signal that any rank has received, the same answer on all of them; 0 = none. Called once a step by each."""
