@@ -49,6 +49,14 @@ def test_permanent_ones_and_the_best_stay_besides(tmp_path):
     assert all(store.is_whole(path) for path in store.files())
 
 
+def test_of_equally_good_ones_the_newest_stays(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1, best=1, regular=lambda step: False)
+    store.scores.update({1: 3.0, 2: 3.0})
+    for step in (1, 2, 3):
+        store.save({}, step)
+    assert [step_of(path) for path in store.files()] == [3, 2]
+
+
 def test_the_newest_that_a_run_may_go_back_to_stays(tmp_path):
     store = CheckpointStore(tmp_path, keep=2, regular=lambda step: step % 10 == 0)
     for step in (10, 20, 21, 22, 23):
