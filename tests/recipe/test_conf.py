@@ -69,7 +69,9 @@ def _choices() -> list[tuple[str, tuple[str, ...]]]:
     return found
 
 
-@pytest.mark.parametrize(("command", "choice"), _choices(), ids=lambda value: value if isinstance(value, str) else ",".join(value))
+@pytest.mark.parametrize(
+    ("command", "choice"), _choices(), ids=lambda value: value if isinstance(value, str) else ",".join(value)
+)
 def test_every_group_option_composes(command: str, choice: tuple[str, ...]) -> None:
     composed = compose(command, [*choice, *NEEDED.get(command, ())])
     for key in OmegaConf.missing_keys(composed):  # what only the user can say, as source.path

@@ -88,7 +88,8 @@ def test_an_earlier_stage_and_a_chain_of_starts(inputs, tmp_path):
     assert metrics["start"]["stage"] == "initial"
     assert (first / "model/model.safetensors").read_bytes() == (second / "model/model.safetensors").read_bytes()
     third = prepare(of_stages({"anneal": ANNEAL}), with_start(inputs, second))
-    assert prepare(of_stages({"anneal": ANNEAL}), with_start(inputs, first)).start.stage == "long"  # the last, where none is named
+    unnamed = prepare(of_stages({"anneal": ANNEAL}), with_start(inputs, first)).start
+    assert unnamed.stage == "long"  # the last
     assert third.behind == 2 and third.start.tokens == third.start.phases[0].rows * 32 + third.start.phases[1].rows * 64
     assert third.start.model().config.rope_scaling.factor == 2.0
 

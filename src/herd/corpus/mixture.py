@@ -218,6 +218,6 @@ def check_repetition(mixture: Mixture, max_epochs: float) -> None:
     worst = max(epochs, key=lambda name: epochs[name])
     if max_epochs and epochs[worst] > max_epochs:
         raise UserError(
-            f"The run would pass over '{worst}' {epochs[worst]:.3g} times, and mix.max_epochs is {max_epochs:g}: lower its weight "
-            "in the mix, train on fewer tokens, curate more of it, or raise mix.max_epochs."
+            f"The run would pass over '{worst}' {epochs[worst]:.3g} times, and mix.max_epochs is {max_epochs:g}: lower its "
+            "weight in the mix, train on fewer tokens, curate more of it, or raise mix.max_epochs."
         )

@@ -60,7 +60,9 @@ def cosine(progress: float, config: ScheduleConfig) -> float:
 
 @SCHEDULES.register("wsd")
 def wsd(progress: float, config: ScheduleConfig) -> float:
-    """Warm-up, stable, decay (Hu et al. 2024): ``start``, then linearly to ``final`` over the last ``decay_share`` of what follows the warm-up."""
+    """Warm-up, stable, decay (Hu et al. 2024): ``start``, then linearly to ``final`` over the last ``decay_share`` of what
+    follows the warm-up.
+    """
     into_decay = max(0.0, (progress - (1 - config.decay_share)) / config.decay_share)
     return config.start + (config.final - config.start) * into_decay
 
