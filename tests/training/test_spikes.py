@@ -164,6 +164,13 @@ def test_a_new_level_begins_a_new_window():
     assert not guard.judge(torch.tensor(3.0), torch.tensor(1.0), 11)
 
 
+def test_the_first_of_several_spikes_is_told():
+    guard = StepGuard(SpikeConfig("rewind", **SPIKES))
+    for step in range(14):
+        guard.judge(torch.tensor(9.0 if step in (11, 13) else 1.0), torch.tensor(1.0), step)
+    assert (guard.look().first_spike, guard.look().spikes) == (11, 2)
+
+
 def test_gradient_norm_is_watched_too():
     guard = StepGuard(SpikeConfig("skip_step", **SPIKES))
     for step in range(10):
