@@ -96,7 +96,7 @@ def curricula(draw) -> CurriculumConfig:
             RampStep(start, draw(st.sampled_from([0.25, 0.5, 1.0, 2.0])), draw(st.sampled_from([16, 32, 64])))
             for start in [0.0, *starts]
         ]
-        warmup = draw(st.sampled_from([{}, {"warmup_steps": 7}, {"warmup_share": 0.1}]))
+        warmup = draw(st.sampled_from([{}, {"warmup_steps": 2}, {"warmup_share": 0.1}]))
         schedule = ScheduleConfig(draw(st.sampled_from(SCHEDULES.names())), **warmup, final=draw(st.floats(0, 1)))
         average = draw(st.integers(0, 3))
         stages[f"s{i}"] = StageConfig(draw(st.floats(0.1, 2)), schedule, ramp, average_checkpoints=average)
@@ -233,6 +233,27 @@ def test_rows_longer_than_rope_are_refused():
     Curriculum(CurriculumConfig(6400, 64, {"long": extended}), MIX, lr=1.0).check_lengths(16)
     rebased = replace(extended, rope_scaling=None, rope_theta=8e6)
     Curriculum(CurriculumConfig(6400, 64, {"long": rebased}), MIX, lr=1.0).check_lengths(16)
+
+
+def test_shorter_rows_leave_the_longest_position_where_it_was():
+    stages = {
+        "initial": StageConfig(ramp=[RampStep(seq_len=64)]),
+        "short": StageConfig(ramp=[RampStep(seq_len=16)], rope_theta=1e6),
+        "again": StageConfig(ramp=[RampStep(seq_len=64)]),
+    }
+    Curriculum(CurriculumConfig(640, 64, stages), MIX, 1.0).check_lengths(64)
+
+
+def test_more_averaged_points_than_steps_are_those_steps():
+    stages = {"annealing": StageConfig(ramp=[RampStep(seq_len=16)], average_checkpoints=5)}
+    assert sorted(Curriculum(CurriculumConfig(128, 64, stages), MIX, 1.0).averaged_after()) == [1, 2]
+
+
+def test_a_warm_up_that_its_stage_cannot_hold_is_refused():
+    assert simple(kind="constant", warmup_steps=100).learning_rate(99) == 2.0
+    assert simple(kind="cosine", warmup_steps=400, horizon_steps=1000).learning_rate(99) == pytest.approx(0.5)
+    with pytest.raises(UserError, match=r"'initial' has 100 steps, and its schedule warms up over 101: lower warmup_steps"):
+        simple(kind="constant", warmup_steps=101)
 
 
 def test_each_stage_keeps_the_rope_that_those_before_it_set():

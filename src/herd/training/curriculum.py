@@ -122,7 +122,7 @@ class Curriculum:
         extensions: stage -> how often its gate has extended it.
 
     Raises:
-        UserError: a batch that is no whole number of rows, or a stage smaller than one batch.
+        UserError: a batch that is no whole number of rows, or a stage smaller than one batch or than its warm-up.
     """
 
     def __init__(
@@ -169,13 +169,19 @@ class Curriculum:
             last = own[-1]
             end_step, end_token = last.first_step + last.steps, last.first_token + last.tokens
             bounds = (own[0].first_step, end_step, own[0].first_token, end_token)
-            self._stages[name] = (*bounds, self._warmup(stage.schedule, own[0].first_step, own[0].first_token, *planned[name]))
+            steps, warmup = planned[name][0] - own[0].first_step, stage.schedule.warmup_steps
+            if warmup > steps and not stage.schedule.horizon_steps:
+                raise UserError(
+                    f"Curriculum stage '{name}' has {steps} steps, and its schedule warms up over {warmup}: lower warmup_steps, "
+                    "give a warmup_share instead, or lengthen the stage."
+                )
+            self._stages[name] = (*bounds, self._warmup(stage.schedule, own[0].first_step, own[0].first_token, planned[name][1]))
 
-    def _warmup(self, schedule: ScheduleConfig, step: int, token: int, end_step: int, end_token: int) -> float:
+    def _warmup(self, schedule: ScheduleConfig, step: int, token: int, end_token: int) -> float:
         if schedule.horizon_steps:
             return schedule.warmup_steps or schedule.warmup_share * schedule.horizon_steps
         if schedule.warmup_steps:
-            return self.tokens_at(min(step + schedule.warmup_steps, end_step)) - token
+            return self.tokens_at(step + schedule.warmup_steps) - token
         return schedule.warmup_share * (end_token - token)
 
     def __len__(self) -> int:
