@@ -221,7 +221,47 @@ def test_average_is_the_mean_and_is_measured_beside_its_members(made):
     keys = {"loss", "rewards/accuracies", "rewards/margins", "nll_loss"}
     assert keys == set(metrics["by_member"]["a"]) <= set(metrics)
     # The same held-out pairs and the same definition as in the DPO stage itself.
-    assert metrics["by_member"]["a"]["rewards/margins"] == pytest.approx(made["dpo-a"].metrics["rewards/margins"])
+    assert metrics["by_member"]["a"]["rewards/margins"] == pytest.approx(made["dpo-a"].metrics["rewards/margins"], rel=1e-4)
+    for name in keys:
+        found, sign = metrics["less_best_member"][name], 1 if name.startswith("rewards") else -1
+        best = max("ab", key=lambda label: sign * metrics["by_member"][label][name])
+        assert found["best_member"] == best
+        assert found["difference"] == pytest.approx(sign * (metrics[name] - metrics["by_member"][best][name]))
+        low, high = found["interval"]
+        assert found["status"] == ("better" if low > 0 else "worse" if high < 0 else "no_difference_seen")
+    assert metrics["status"] in ("ok", "worse")
+
+
+def test_reward_models_are_averaged_by_weight_and_measured(made, tmp_path):
+    reward, tokens, preferences = (str(made[name].path) for name in ("reward", "tokens", "preferences"))
+    other = load_reward_model(made["reward"] / "model")
+    with torch.no_grad():
+        other.head.weight.mul_(-1)  # puts every pair in the other order
+    save_model(other, tmp_path / "turned" / "model")
+    finished(tmp_path / "turned", "reward")
+    inputs = {"models": {"one": reward, "turned": tmp_path / "turned"}, "tokens": tokens, "preferences": preferences}
+    found = made["round"].run(average_stage.STAGE, inputs, "+weights.one=3", "+weights.turned=1", "window=256")
+    mean, one = (load_reward_model(path / "model").head.weight for path in (found.path, made["reward"].path))
+    assert torch.equal(mean, one / 2)  # 3/4 - 1/4
+    metrics = found.metrics
+    assert metrics["by_member"]["one"]["accuracy"] == made["reward"].metrics["accuracy"] == metrics["accuracy"]
+    assert metrics["by_member"]["turned"]["accuracy"] == 1 - metrics["accuracy"]
+    assert metrics["weights"] == {"one": 3, "turned": 1}
+    assert metrics["less_best_member"]["accuracy"]["status"] in ("no_difference_seen", "worse")
+    with pytest.raises(UserError, match=r"weights.on: no such model.*Did you mean 'one'"):
+        made["round"].run(average_stage.STAGE, inputs, "+weights.on=1")
+    with pytest.raises(UserError, match=r"weights.turned is missing"):
+        made["round"].run(average_stage.STAGE, inputs, "+weights.one=1")
+    manifest = json.loads((tmp_path / "turned" / "manifest.json").read_text())
+    write_json(tmp_path / "turned" / "manifest.json", manifest | {"input_addresses": {"tokens": "elsewhere"}})
+    with pytest.raises(UserError, match="one and turned come from different `herd tokenize` runs"):
+        made["round"].run(average_stage.STAGE, inputs)
+
+
+def test_weights_of_an_average_are_checked():
+    for given, words in (("-1", "at least 0"), ("0", "one of them above 0"), ("nan", "at least 0")):
+        with pytest.raises(UserError, match=words):
+            config_of("average", f"+weights.a={given}")
 
 
 def test_second_round_compares_two_models(made):

@@ -75,8 +75,22 @@ def test_average_is_the_mean(tmp_path):
         exact = torch.stack([m.state_dict()[name].double() for m in models]).mean(0)
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, exact.float(), rtol=0, atol=1e-7)
+    weighted = average_models([tmp_path / "0", tmp_path / "1"], [0.25, 0.75])
+    for name, tensor in weighted.items():
+        exact = models[0].state_dict()[name].double() / 4 + models[1].state_dict()[name].double() * 3 / 4
+        assert torch.equal(tensor, exact.float())
     alone = average_models([tmp_path / "1"])
     assert all(torch.equal(alone[name], tensor) for name, tensor in models[1].state_dict().items())
+
+
+def test_average_of_half_precision_is_summed_in_float64(tmp_path):
+    models = [transformer(seed).bfloat16() for seed in (1, 2, 3)]
+    for i, model in enumerate(models):
+        save_model(model, tmp_path / str(i))
+    for name, tensor in average_models([tmp_path / str(i) for i in range(3)]).items():
+        exact = torch.stack([m.state_dict()[name].double() for m in models]).mean(0)
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, exact.bfloat16())
 
 
 def test_average_refuses_what_does_not_match(tmp_path):

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from herd.alignment.fine_tuning import load_tokenizer, with_reference
-from herd.config.errors import UserError
+from herd.alignment.heldout_pairs import HeldoutPairs
+from herd.alignment.members import Measure, against_best
+from herd.config.errors import UserError, nearest
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts
+from herd.model.heads import RewardModel
 from herd.model.io import average_models, load_model, load_reward_model, save_model
 from herd.model.transformer import Transformer
-from herd.runs.stage import Inputs, Stage, StageRun
-from herd.training.dpo import DPOObjective, dpo_pairs, evaluate_dpo
-from herd.training.sft import sft_loss, sft_sequences
+from herd.objectives.cross_entropy import token_logprobs
+from herd.runs.stage import Artifact, Inputs, Stage, StageRun
+from herd.training.dpo import DPOObjective, dpo_pairs, heldout_terms
+from herd.training.sequences import TrainingSequence, alone, one_row
+from herd.training.sft import sft_sequences
 
 
 @dataclass(frozen=True)
@@ -26,80 +36,153 @@ class AverageConfig:
     seed: int  # nothing here is random; every stage has one
     dialect: str  # how messages become tokens: meta, meta_tag, hf, torchtune
     window: int  # tokens in a packed row of the evaluation; longer dialogs are left out
-    objective: DPOObjective  # of the evaluation on preferences
+    objective: DPOObjective  # of the evaluation of language models on preferences
     filter: PreferenceFilter  # of the evaluation on preferences
+    weights: dict[str, float] = field(default_factory=dict)  # label of a member -> its weight, of any sum; none: equal
 
     def __post_init__(self) -> None:
         DIALECTS.get(self.dialect)
+        if any(not (math.isfinite(w) and w >= 0) for w in self.weights.values()) or (
+            self.weights and not sum(self.weights.values())
+        ):
+            raise UserError(f"weights {self.weights}: give numbers of at least 0, one of them above 0")
+
+    def weights_of(self, members: Sequence[str]) -> list[float]:
+        """The weight of each member; UserError unless `weights` names exactly the members, or none."""
+        if not self.weights:
+            return [1.0] * len(members)
+        for label in self.weights:
+            if label not in members:
+                raise UserError(f"weights.{label}: no such model among inputs.models.{nearest(label, list(members))}")
+        for label in members:
+            if label not in self.weights:
+                raise UserError(f"weights.{label} is missing: give every member of inputs.models a weight, or none")
+        return [self.weights[label] for label in members]
+
+
+Measures = dict[str, Measure]
 
 
 def run(config: AverageConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     models = inputs.group("models", least=2)
+    check_tokenizers(models, inputs.get("tokens"))
     folders = {label: artifact / "model" for label, artifact in models.items()}
-    state = average_models(list(folders.values()))
-    first = next(iter(folders.values()))
-    metrics: dict[str, Any] = {"members": len(models)}
-    if any(name.startswith("head.") for name in state):  # reward models; `herd evaluate` measures them
-        reward_model = load_reward_model(first)
-        reward_model.load_state_dict(state)
-        save_model(reward_model, stage_run.folder / "model")
-        return metrics
-    mean = load_model(first)
+    weights = config.weights_of(list(folders))
+    state = average_models(list(folders.values()), weights)
+    scoring = "head.weight" in state
+    load: Callable[[Path], Any] = load_reward_model if scoring else load_model
+    mean = load(next(iter(folders.values())))
     mean.load_state_dict(state)
     save_model(mean, stage_run.folder / "model")
-    evaluate = evaluation(config, inputs)
-    if evaluate is not None:
-        metrics["by_member"] = {label: evaluate(load_model(folder)) for label, folder in folders.items()}
-        metrics |= evaluate(mean)
-    return metrics
+    metrics: dict[str, Any] = {"members": len(models), "weights": dict(zip(folders, weights, strict=True))}
+    evaluate = (reward_evaluation if scoring else evaluation)(config, inputs)
+    if evaluate is None:
+        return metrics
+    by_member = {label: evaluate(load(folder)) for label, folder in folders.items()}
+    of_mean = evaluate(mean)
+    compared = {
+        name: against_best(name, measure, {label: measures[name] for label, measures in by_member.items()})
+        for name, measure in of_mean.items()
+    }
+    return metrics | {
+        "by_member": {label: {name: m.mean for name, m in measures.items()} for label, measures in by_member.items()},
+        **{name: measure.mean for name, measure in of_mean.items()},
+        "heldout": {name: len(measure.values) for name, measure in of_mean.items()},
+        "less_best_member": {name: asdict(found) for name, found in compared.items()},
+        "status": "worse" if any(found.status == "worse" for found in compared.values()) else "ok",
+        "reason": "; ".join(f"{name}: {found.reason}" for name, found in compared.items()),
+    }
 
 
-def evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[Transformer], dict[str, float]] | None:
+def check_tokenizers(models: Mapping[str, Artifact], tokens: Artifact | None) -> None:
+    """UserError when two members, or a member and the input `tokens`, were made with different tokens, as manifests say."""
+    known = {label: artifact.manifest.get("input_addresses", {}).get("tokens") for label, artifact in models.items()}
+    if tokens is not None:
+        known["inputs.tokens"] = tokens.address
+    known = {label: address for label, address in known.items() if address}
+    for label, address in known.items():
+        first = next(iter(known))
+        if address != known[first]:
+            raise UserError(f"average: {first} and {label} come from different `herd tokenize` runs: their tokens differ")
+
+
+def evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[Transformer], Measures] | None:
     """What each member and the mean are measured by, as far as the inputs allow; None when nothing was given.
 
-    `loss`: nats a token of the held-out references (input `heldout`). `rewards/*`: implicit rewards on held-out pairs
-    (inputs `preferences` and `reference`, the model that DPO started from).
+    `loss`: nats a token of the held-out references (input `heldout`). `rewards/accuracies`, `rewards/margins`, `nll_loss`:
+    implicit rewards on held-out pairs (inputs `preferences` and `reference`, the model that DPO started from).
     """
     heldout, preferences, reference = (inputs.get(name) for name in ("heldout", "preferences", "reference"))
     if heldout is None and preferences is None:
         return None
     if (preferences is None) != (reference is None):
         raise UserError("average: the inputs preferences and reference go together")
-    if inputs.get("tokens") is None:
-        raise UserError("average: to evaluate, give the input tokens (the tokenizer)")
-    tokenizer = load_tokenizer(inputs)
-    measures = []
+    tokenizer = _tokenizer(inputs)
+    measures: list[Callable[[Transformer], Measures]] = []
     if heldout is not None:
         references = with_reference(read_prompts(heldout / "heldout_prompts.jsonl"))
-        measures.append(_reference_loss(config, tokenizer, references))
+        scored = sft_sequences(references, tokenizer, config.window, Counted(), config.dialect)
+        if scored:
+            measures.append(lambda model: {"loss": _reference_loss(model, scored)})
     if preferences is not None and reference is not None:
         kept = config.filter.select(read_preferences(preferences / "heldout.jsonl"), Counted())
         pairs = dpo_pairs(kept, tokenizer, config.window, config.objective, Counted(), config.dialect)
         start = load_model(reference / "model")
-        measures.append(_implicit_rewards(config, tokenizer, start, pairs))
-    return lambda model: {name: value for measure in measures for name, value in measure(model).items()}
+        if pairs:
+            measures.append(lambda model: _implicit_rewards(model, start, pairs, config))
+    return (lambda model: {name: m for measure in measures for name, m in measure(model).items()}) if measures else None
 
 
-def _reference_loss(config: AverageConfig, tokenizer: Tokenizer, references: list) -> Callable[[Transformer], dict[str, float]]:
-    scored = sft_sequences(references, tokenizer, config.window, Counted(), config.dialect)
-    return lambda model: {"loss": sft_loss(model, scored, config.window, tokenizer.pad_id)} if scored else {}
+def reward_evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[RewardModel], Measures] | None:
+    """The same for reward models: `accuracy` on held-out pairs (input `preferences`); None without these."""
+    preferences = inputs.get("preferences")
+    if preferences is None:
+        return None
+    rows = read_preferences(preferences / "heldout.jsonl")
+    heldout = HeldoutPairs.read(rows, config.filter, _tokenizer(inputs), config.window, config.dialect)
+    if not heldout.rows:
+        return None
+    prompts = [heldout.prompt(i) for i in range(len(heldout.rows))]
 
-
-def _implicit_rewards(
-    config: AverageConfig, tokenizer: Tokenizer, start: Transformer, pairs: list
-) -> Callable[[Transformer], dict[str, float]]:
-    def measure(model: Transformer) -> dict[str, float]:
-        if not pairs:
-            return {}
-        scores = evaluate_dpo(model, start, pairs, config.objective)
-        return {name: scores[name] for name in ("rewards/accuracies", "rewards/margins", "nll_loss")}
+    def measure(model: RewardModel) -> Measures:
+        scores = heldout.scores(model)
+        hits = (scores[:, 0] > scores[:, 1]).astype(np.float64)
+        return {"accuracy": Measure(hits, np.ones_like(hits), prompts, higher_is_better=True)}
 
     return measure
 
 
+def _tokenizer(inputs: Inputs) -> Tokenizer:
+    if inputs.get("tokens") is None:
+        raise UserError("average: to evaluate, give the input tokens (the tokenizer)")
+    return load_tokenizer(inputs)
+
+
+@torch.no_grad()
+def _reference_loss(model: Transformer, sequences: Sequence[TrainingSequence]) -> Measure:
+    losses, targets = [], []
+    for first in range(0, len(sequences), 32):
+        rows = one_row([alone(s) for s in sequences[first : first + 32]])
+        hidden = rows.at_places(model(rows.tokens, rows.positions, rows.mask))
+        nll = -token_logprobs(hidden, model.output_weight, rows.targets)
+        losses.append(rows.sum_by_sequence(nll).double().numpy())
+        targets.append(rows.sum_by_sequence(torch.ones_like(nll)).double().numpy())
+    values = np.concatenate(losses)
+    return Measure(values, np.concatenate(targets), range(len(values)), higher_is_better=False)
+
+
+def _implicit_rewards(model: Transformer, start: Transformer, pairs: list, config: AverageConfig) -> Measures:
+    terms = heldout_terms(model, start, pairs, config.objective)
+    better = {"rewards/accuracies": True, "rewards/margins": True, "nll_loss": False}
+    return {
+        name: Measure(terms[name].double().numpy(), np.ones(len(pairs)), range(len(pairs)), higher)
+        for name, higher in better.items()
+    }
+
+
 STAGE = Stage(
     name="average",
-    version=1,
+    version=2,
     config=AverageConfig,
     run=run,
     summary="average the weights of models",

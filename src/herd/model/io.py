@@ -118,26 +118,32 @@ def load_reward_model(folder: Path) -> RewardModel:
     return _fill(model, read_weights(Path(folder)), Path(folder), model.backbone)
 
 
-def average_models(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """Mean of the weights of several saved models, summed in float64 and returned in the dtype of the first.
+def average_models(folders: Sequence[Path], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """Weighted mean of the weights of several saved models, summed in float64 and returned in the dtype of the first.
+
+    Args:
+        folders: where they are.
+        weights: of each model, at least 0 and of any sum above 0; equal ones when None.
 
     Raises:
         UserError: no folder, or two that differ in names, shapes or shape of model.
     """
     if not folders:
         raise UserError("Nothing to average: no model folders were given.")
+    weights = [1.0] * len(folders) if weights is None else weights
+    assert len(weights) == len(folders) and min(weights) >= 0 and sum(weights) > 0, weights
     first = Path(folders[0])
     kind, config = _read_config(first)
     state = read_weights(first)
-    total = {name: tensor.double() for name, tensor in state.items()}
-    for folder in map(Path, folders[1:]):
+    total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in state.items()}
+    for folder, weight in zip(map(Path, folders), weights, strict=True):
         other_kind, other_config = _read_config(folder)
         other = read_weights(folder)
         if (other_kind, other_config) != (kind, config) or _shapes(other) != _shapes(state):
             raise UserError(f"Cannot average {first} and {folder}: {_difference(config, other_config, state, other)}.")
         for name, tensor in other.items():
-            total[name] += tensor.double()
-    return {name: (tensor / len(folders)).to(state[name].dtype) for name, tensor in total.items()}
+            total[name].add_(tensor.double(), alpha=weight)
+    return {name: (tensor / sum(weights)).to(state[name].dtype) for name, tensor in total.items()}
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -96,9 +96,12 @@ def bootstrap_ratio(numerators: ArrayLike, denominators: ArrayLike, rng: np.rand
 def bootstrap_ratios(
     numerators: ArrayLike, denominators: ArrayLike, rng: np.random.Generator, resamples: int = 1000
 ) -> np.ndarray:
-    """The resampled ratios themselves, (resamples,) float64, for weighted sums over several sets of units."""
+    """The resampled ratios themselves, (resamples,) float64, for weighted sums over several sets of units.
+
+    Of (units, models) the same units are drawn for all models: (resamples, models).
+    """
     top, bottom = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    assert top.shape == bottom.shape == (len(top),) != (0,), (top.shape, bottom.shape)
+    assert top.shape == bottom.shape and len(top), (top.shape, bottom.shape)
     # Multinomial counts: how often each unit is drawn. One matrix product instead of a gather of resamples x units.
     counts = rng.multinomial(len(top), np.full(len(top), 1.0 / len(top)), size=resamples)
     return (counts @ top) / (counts @ bottom)

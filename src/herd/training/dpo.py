@@ -241,19 +241,25 @@ class DPOModule(HerdModule):
 
 
 @torch.no_grad()
-def evaluate_dpo(
+def heldout_terms(
     policy: Transformer,
     reference: Transformer,
     pairs: Sequence[Group],
     objective: DPOObjective,
     pairs_at_once: int = 16,
-) -> dict[str, float]:
-    """Implicit rewards on pairs that were not trained on: the names of :func:`dpo_terms`, means over the pairs."""
-    assert pairs, "no pairs, no means"
-    sums: dict[str, float] = {}
+) -> dict[str, Tensor]:
+    """:func:`dpo_terms` of pairs that were not trained on, (n,) each, in the order given."""
+    parts: list[dict[str, Tensor]] = []
     for first in range(0, len(pairs), pairs_at_once):
         group = dpo_rows(pairs[first : first + pairs_at_once], objective)
-        terms = dpo_terms(policy, DPOBatch(group, pair_scores(reference, group.rows).logps), objective)
-        for name, values in terms.items():
-            sums[name] = sums.get(name, 0.0) + float(values.sum())
-    return {name: total / len(pairs) for name, total in sums.items()}
+        parts.append(dpo_terms(policy, DPOBatch(group, pair_scores(reference, group.rows).logps), objective))
+    assert parts, "no pairs, no terms"
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def evaluate_dpo(
+    policy: Transformer, reference: Transformer, pairs: Sequence[Group], objective: DPOObjective
+) -> dict[str, float]:
+    """Means of :func:`heldout_terms`."""
+    terms = heldout_terms(policy, reference, pairs, objective)
+    return {name: float(values.sum()) / len(pairs) for name, values in terms.items()}

@@ -1,0 +1,60 @@
+"""Is the mean of several models' weights as good as the best of them? On the same held-out examples, with an interval."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from herd.runs.seeds import stream
+from herd.runs.statistics import bootstrap_ratios, cluster_sums, percentile_interval
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """One number of one model: the sum of `values` over examples, divided by that of `weights`."""
+
+    values: np.ndarray  # (n,)
+    weights: np.ndarray  # (n,), tokens of each example, or ones
+    clusters: Sequence[Hashable]  # (n,), the prompt of each example
+    higher_is_better: bool
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.sum() / self.weights.sum())
+
+
+@dataclass(frozen=True)
+class AgainstBest:
+    """The mean of the weights against the member that is best by one measure."""
+
+    best_member: str
+    difference: float  # by how much the mean is better, in the measure's unit; negative where it is worse
+    interval: list[float]  # 95%, paired bootstrap over prompts
+    status: str  # better | no_difference_seen | worse: whether the interval lies above 0, around it or below
+    reason: str
+
+
+def against_best(name: str, mean: Measure, members: Mapping[str, Measure], resamples: int = 2000) -> AgainstBest:
+    """Compares a mean with the best of its members.
+
+    Each resample chooses its own best member, so that the interval holds the luck of the choice; the difference itself is
+    against the member that is best on all examples, which is flattered by having been chosen on them.
+    """
+    sign = 1.0 if mean.higher_is_better else -1.0
+    best = max(members, key=lambda label: sign * members[label].mean)
+    models = [mean, *members.values()]
+    sums, weights = (
+        np.stack([cluster_sums(getattr(model, part), mean.clusters)[0] for model in models], axis=1)
+        for part in ("values", "weights")
+    )
+    drawn = sign * bootstrap_ratios(sums, weights, stream(0, "against best", name), resamples)
+    interval = percentile_interval(drawn[:, 0] - drawn[:, 1:].max(axis=1))
+    status = "better" if interval.low > 0 else "worse" if interval.high < 0 else "no_difference_seen"
+    said = {
+        "better": f"the mean is better than its best member, {best}, by more than the interval",
+        "no_difference_seen": f"{len(set(mean.clusters))} prompts show no difference to its best member, {best}",
+        "worse": f"the mean is worse than its best member, {best}, by more than the interval: use {best}",
+    }
+    return AgainstBest(best, sign * (mean.mean - members[best].mean), interval.to_list(), status, said[status])
