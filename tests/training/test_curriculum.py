@@ -80,6 +80,16 @@ def test_schedule_by_steps_ignores_batch_growth():
         assert curriculum.learning_rate(step) == pytest.approx((1 + math.cos(math.pi * step / 1000)) / 2)
 
 
+def test_beyond_its_horizon_a_schedule_stays_where_it_ended_and_before_it_stands_where_it_came():
+    over = simple(kind="cosine", final=0.1, horizon_steps=50)
+    assert [over.learning_rate(step) for step in (50, 75, 99)] == pytest.approx([0.2] * 3)
+    assert over.share_after("initial") == pytest.approx(0.1)
+    assert simple(kind="linear", final=0.0, horizon_steps=400).share_after("initial") == pytest.approx(0.75)
+    assert step_schedule(ScheduleConfig("linear", final=0.0, horizon_steps=400), 2.0, 100)(99) == pytest.approx(
+        2 * (1 - 99 / 400)
+    )
+
+
 def test_step_schedule_is_the_same_function():
     schedule = ScheduleConfig(kind="cosine", warmup_steps=10, final=0.1)
     by_step, by_curriculum = step_schedule(schedule, 2.0, 100), simple(kind="cosine", warmup_steps=10, final=0.1)

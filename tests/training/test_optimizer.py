@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from herd.config.errors import UserError
-from herd.training.optimizer import OptimizerConfig, build_optimizer
+from herd.training.optimizer import OptimizerConfig, build_optimizer, make_state
 
 
 def step_without_gradient(config: OptimizerConfig, rate: float) -> dict[str, float]:
@@ -67,3 +67,17 @@ def test_frozen_parameters_are_left_out():
 def test_bad_settings_are_refused(bad):
     with pytest.raises(UserError, match="optimizer"):
         OptimizerConfig(**bad)
+
+
+def test_a_state_made_beforehand_is_that_of_no_step():
+    weight = nn.Parameter(torch.ones(2, 3))
+    optimizer = build_optimizer([weight], OptimizerConfig(lr=0.5, weight_decay=0.3))
+    make_state(optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert weight.grad is None and torch.equal(weight.detach(), torch.ones(2, 3))
+    assert all(not value.any() for value in optimizer.state[weight].values())
+    weight.grad = torch.ones(2, 3)
+    optimizer.step()
+    optimizer.state[weight]["exp_avg"].fill_(7.0)
+    make_state(optimizer)  # there is one
+    assert optimizer.state[weight]["exp_avg"].unique().tolist() == [7.0]
