@@ -1,4 +1,4 @@
-"""`herd preferences`: two answers to each prompt, compared by the grader.
+"""`herd preferences`: two answers to each prompt, compared by the simulated grader or by people.
 
 Without models the answers are the reference and flawed versions of it (the first round, when there is nothing to
 sample from but must be something to learn). With models each prompt is answered by two different ones (section 4.2.1).
@@ -7,12 +7,17 @@ sample from but must be something to learn). With models each prompt is answered
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from herd.alignment.annotation import AnnotationConfig, Exchange, Pairs, fingerprint, pair_id
 from herd.alignment.best_stage import BestModels
-from herd.alignment.pairs import Candidate, flawed_candidates, make_preference
+from herd.alignment.pairs import Candidate, flawed_candidates, make_preference, not_comparable, preference_of_people
+from herd.alignment.verdicts import Verdict, agreement
 from herd.config.errors import UserError
+from herd.config.loader import to_plain
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.grader import GraderConfig
 from herd.dialog.preferences import Grade, Preference
@@ -21,6 +26,7 @@ from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.model.io import load_model
+from herd.runs.atomic import sha256_json
 from herd.runs.seeds import stream, torch_seed
 from herd.runs.stage import Inputs, Stage, StageRun
 
@@ -43,6 +49,7 @@ class PreferencesConfig:
     top_p: float  # with models
     batch_size: int  # with models: sequences generated together
     grader: GraderConfig = field(default_factory=GraderConfig)
+    annotation: AnnotationConfig = field(default_factory=AnnotationConfig)
 
     def __post_init__(self) -> None:
         DIALECTS.get(self.dialect)
@@ -63,32 +70,102 @@ def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[
     models = inputs.group("models")
     if len(models) == 1:
         raise UserError("preferences: give two or more `models`, each prompt is answered by two different ones (or give none)")
-    metrics: dict[str, Any] = {}
-    for name, file, first, count in (
-        ("train", "train_prompts.jsonl", config.first_prompt, config.prompts),
-        ("heldout", "heldout_prompts.jsonl", config.first_heldout_prompt, config.heldout_prompts),
-    ):
-        path = inputs["dialogs"] / file
-        prompts = read_prompts(path)[first : first + count]
-        if len(prompts) < 2:
-            raise UserError(
-                f"{path}: {len(prompts)} prompts from index {first} on, need 2 or more; make more or lower first_prompt"
-            )
-        counted = Counted()
+    prompts = {
+        split: read_split(inputs["dialogs"] / f"{split}_prompts.jsonl", first, count)
+        for split, first, count in (
+            ("train", config.first_prompt, config.prompts),
+            ("heldout", config.first_heldout_prompt, config.heldout_prompts),
+        )
+    }
+    counted = {split: Counted() for split in prompts}
+
+    def answered() -> Pairs:
         if models:
-            candidates = sampled(config, name, prompts, inputs, stage_run, counted)
-        else:
-            candidates = flawed(config, prompts)
-        rows = []
-        for prompt in prompts:
-            if prompt.id in candidates:
-                rng = stream(config.seed, "grade", prompt.id)
-                row = make_preference(prompt, candidates[prompt.id], config.grader, config.edit_share, rng, counted)
-                rows += [row] if row is not None else []
-        output = "preferences.jsonl" if name == "train" else "heldout.jsonl"
-        write_jsonl(stage_run.folder / output, (row.to_dict() for row in rows))
-        metrics[name] = summary(rows, counted)
-    return {"pairs": metrics["train"]["kept"], "heldout_pairs": metrics["heldout"]["kept"]} | metrics
+            return {split: sampled(config, split, asked, inputs, stage_run, counted[split]) for split, asked in prompts.items()}
+        return {split: flawed(config, asked) for split, asked in prompts.items()}
+
+    if config.annotation.folder is not None:
+        rows, agreed = judged_by_people(config, inputs, prompts, answered, counted)
+    else:
+        candidates, agreed = answered(), {}
+        rows = {split: judged_by_rule(config, prompts[split], candidates[split], counted[split]) for split in prompts}
+    for split, file in (("train", "preferences.jsonl"), ("heldout", "heldout.jsonl")):
+        write_jsonl(stage_run.folder / file, (row for _, row in rows[split]))
+    metrics = {split: summary([preference for preference, _ in rows[split]], counted[split]) for split in rows}
+    return {"pairs": metrics["train"]["kept"], "heldout_pairs": metrics["heldout"]["kept"]} | agreed | metrics
+
+
+def read_split(path: Path, first: int, count: int) -> list[Prompt]:
+    """`count` prompts from index `first` on; UserError for fewer than two."""
+    prompts = read_prompts(path)[first : first + count]
+    if len(prompts) < 2:
+        raise UserError(f"{path}: {len(prompts)} prompts from index {first} on, need 2 or more; make more or lower first_prompt")
+    return prompts
+
+
+Rows = list[tuple[Preference, dict[str, Any]]]  # a preference and how it is written
+
+
+def judged_by_rule(
+    config: PreferencesConfig, prompts: list[Prompt], candidates: dict[str, list[Candidate]], counted: Counted
+) -> Rows:
+    """The simulated grader's preferences."""
+    rows = []
+    for prompt in prompts:
+        if prompt.id in candidates:
+            rng = stream(config.seed, "grade", prompt.id)
+            row = make_preference(prompt, candidates[prompt.id], config.grader, config.edit_share, rng, counted)
+            rows += [(row, row.to_dict())] if row is not None else []
+    return rows
+
+
+def judged_by_people(
+    config: PreferencesConfig,
+    inputs: Inputs,
+    prompts: dict[str, list[Prompt]],
+    answered: Callable[[], Pairs],
+    counted: dict[str, Counted],
+) -> tuple[dict[str, Rows], dict[str, Any]]:
+    """People's preferences, each row with the annotators' single verdicts, and how far they agree.
+
+    The pairs go out once; UserError says what is awaited until enough verdicts are back.
+    """
+    by_rule = {"annotation", "grader", "edit_share"}  # keys that do not decide the pairs
+    decisive = {name: value for name, value in to_plain(config).items() if name not in by_rule}
+    exchange = Exchange(config.annotation, sha256_json([decisive, inputs.addresses(), inputs.order()]))
+    sent = exchange.sent()
+    if sent is None:
+        comparable: Pairs = {}
+        for split, candidates in answered().items():
+            reasons = {prompt: not_comparable(two) for prompt, two in candidates.items()}
+            for reason in filter(None, reasons.values()):
+                counted[split].drop(reason)
+            comparable[split] = {prompt: two for prompt, two in candidates.items() if reasons[prompt] is None}
+        by_id = {prompt.id: prompt for asked in prompts.values() for prompt in asked}
+        dropped = {split: dict(counts.dropped) for split, counts in counted.items()}
+        sent = exchange.send(comparable, dropped, by_id, config.seed)
+    verdicts = exchange.verdicts(sent.pairs)
+    rows: dict[str, Rows] = {}
+    for split, asked in prompts.items():
+        counted[split].dropped = dict(sent.dropped[split])
+        rows[split] = []
+        for prompt in (prompt for prompt in asked if prompt.id in sent.pairs[split]):
+            two = sent.pairs[split][prompt.id]
+            given = verdicts.get(pair_id(prompt.id, two), [])
+            row = preference_of_people(prompt, two, given, counted[split])
+            if row is not None:
+                rows[split].append((row, row.to_dict() | {"annotators": annotators_of(row, given)}))
+    by_name = Counter(verdict.annotator for given in verdicts.values() for verdict in given)
+    return rows, {"annotators": dict(sorted(by_name.items())), "agreement": agreement(verdicts.values())}
+
+
+def annotators_of(row: Preference, given: list[Verdict]) -> dict[str, dict[str, Any]]:
+    """Annotator -> the grade given, and whether the edited text is theirs."""
+    editor = row.models.get("edited")
+    return {
+        verdict.annotator: {"grade": verdict.grade.value if verdict.grade else None, "edited": verdict.annotator == editor}
+        for verdict in given
+    }
 
 
 def flawed(config: PreferencesConfig, prompts: list[Prompt]) -> dict[str, list[Candidate]]:
@@ -149,7 +226,7 @@ def sampled(
 def summary(rows: list[Preference], counted: Counted) -> dict[str, Any]:
     """Counts for the manifest, and the grader's mean score of the answers compared."""
     grades = Counter(row.grade.value for row in rows)
-    compared = [row.scores[name] for row in rows for name in ("chosen", "rejected")]
+    compared = [row.scores[name] for row in rows for name in ("chosen", "rejected") if name in row.scores]
     return counted.to_dict() | {
         "grades": {grade.value: grades[grade.value] for grade in Grade},
         "edited": sum(row.edited is not None for row in rows),
@@ -167,4 +244,6 @@ STAGE = Stage(
     inputs=("dialogs",),
     optional=("tokens", "best"),
     groups=("models",),
+    fingerprint=lambda config: fingerprint(config.annotation),
+    execution=("annotation",),  # where the folder lies; what is in it is in the fingerprint
 )
