@@ -24,7 +24,7 @@ Commands
   recipe             the whole graph of stages: herd recipe recipe=laptop (or ci, llama3_405b)
 {stages}
 {tools}
-  lineage PATH       what made a file: stages, configurations, commits, digests
+  lineage PATH       what made a file: stages, configurations, commits, digests; PATH#ID: what made a row of post-training data
   why ID [FOLDER]    what happened to a document (id, its beginning, or URL) in a `herd curate`, to a dialog in a `herd prune`
   curriculum [KEYS]  draw a pre-training curriculum (keys of pretrain; out=curriculum.png) and list its phases
   batch [FOLDER] step=N   which documents were in a step of a `herd pretrain`
@@ -232,7 +232,14 @@ def _lineage(argv: list[str]) -> None:
 
     if len(argv) != 1:
         raise UserError("`herd lineage` takes one path, e.g. herd lineage runs/laptop/pretrain/model.")
-    for line in lineage(Path(argv[0])):
+    path, mark, row = argv[0].partition("#")
+    if mark and not Path(argv[0]).exists():
+        from herd.alignment.lineage import row_lineage
+
+        lines = row_lineage(Path(path), row)
+    else:
+        lines = lineage(Path(argv[0]))
+    for line in lines:
         print(line)
 
 

@@ -17,12 +17,14 @@ from herd.alignment import (
     reward_stage,
     sft_stage,
 )
+from herd.alignment.lineage import row_lineage
+from herd.cli import main
 from herd.config.errors import UserError
 from herd.config.loader import compose
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from herd.dialog.messages import Message, Role
 from herd.dialog.preferences import Grade, Preference, read_preferences
-from herd.dialog.rows import read_jsonl, read_prompts
+from herd.dialog.rows import read_jsonl, read_prompts, write_jsonl
 from herd.model.config import ModelConfig
 from herd.model.io import load_model, load_reward_model, read_weights, save_model
 from herd.model.transformer import Transformer
@@ -339,3 +341,51 @@ def test_the_best_for_its_task_answers_each_prompt(made, tmp_path, monkeypatch):
         made["round"].run(reject_stage.STAGE, shared | given | {"models": {"sft": made["sft"].path}}, node="x")
     with pytest.raises(UserError, match="go together"):
         made["round"].run(reject_stage.STAGE, {k: v for k, v in (shared | given).items() if k != "models"}, node="x")
+
+
+def told(path, row_id: str) -> dict[str, str]:
+    """Name -> what `herd lineage FILE#ID` says of it; the row itself under ''."""
+    lines = list(row_lineage(path, row_id))
+    return {"": lines[0]} | {line[2:14].strip(): line[14:] for line in lines[1:] if line[2:14].strip()}
+
+
+def test_a_row_is_traced_to_model_reward_prompt_and_page(made, capsys):
+    rows = [row for _, row in read_jsonl(made["reject"] / "dialogs.jsonl")]
+    lines = told(made["reject"] / "dialogs.jsonl", rows[0]["id"])
+    assert made["reject"].address[:16] in lines[""] and rows[0]["prompt_id"] in lines["prompt"]
+    assert lines["written by"].startswith(f"sft {made['sft'].address[:16]}")
+    assert lines["reward by"].startswith(f"reward {made['reward'].address[:16]}")
+    assert lines["sample"].startswith(f"{rows[0]['sample']} of 3, seed 0") and f"{rows[0]['reward']:.4f}" in lines["chosen for"]
+    assert rows[0]["entry_id"] in lines["entry"] and lines["page"]
+    with pytest.raises(SystemExit):
+        main(["lineage", f"{made['reject'].path}#{rows[0]['id']}x"])
+    said = capsys.readouterr().err
+    assert f"none of its {len(rows)} rows has the id" in said and f"Did you mean '{rows[0]['id']}'" in said
+    assert said.count("\n") == 1
+    main(["lineage", f"{made['reject'].path}#{rows[0]['id']}"])
+    assert capsys.readouterr().out.startswith(lines[""])
+
+
+def test_a_preference_is_traced_to_both_models_and_its_grader(made):
+    row = read_preferences(made["second"] / "preferences.jsonl")[0]
+    lines = list(row_lineage(made["second"].path, row.id))
+    by = {f"by dpo {made[f'dpo-{name}'].address[:16]} (dpo-{name})" for name in "ab"}
+    assert by <= {line.strip() for line in lines}
+    assert any(line.startswith("  graded by   the simulated grader") for line in lines)
+    text = (made["second"] / "preferences.jsonl").read_text()
+    try:
+        (made["second"] / "preferences.jsonl").write_text(text + "\n")
+        assert "CHANGED" in list(row_lineage(made["second"].path, row.id))[1]
+    finally:
+        (made["second"] / "preferences.jsonl").write_text(text)
+
+
+def test_a_row_that_a_later_stage_kept_is_followed_to_where_it_was_made(made, tmp_path):
+    row = next(row for _, row in read_jsonl(made["reject"] / "dialogs.jsonl"))
+    write_jsonl(tmp_path / "dialogs.jsonl", [{"id": row["id"], "messages": row["messages"], "quality": 2, "judge": "a model"}])
+    manifest = {"stage": "clean", "address": "0" * 64, "metrics": {}, "outputs": {}, "inputs": {"rows": str(made["reject"].path)}}
+    write_json(tmp_path / "manifest.json", manifest)
+    lines = told(tmp_path, row["id"])
+    assert lines["quality"] == "2" and lines["judge"] == "a model"
+    assert made["reject"].address[:16] in lines["made from"] and made["sft"].address[:16] in lines["written by"]
+    assert "not among the outputs" in next(line for line in row_lineage(tmp_path, row["id"]) if "outputs" in line)

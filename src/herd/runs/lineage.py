@@ -1,6 +1,6 @@
 """What made a file: the stage, its configuration's address, the commit, and the same for each input, down to the source."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,25 @@ def lineage(path: Path) -> Iterator[str]:
     manifest = read_manifest(folder)
     resolved = Path(path).resolve()
     if resolved.is_file() and resolved.name != MANIFEST:
-        name = resolved.relative_to(folder).as_posix()
-        known = manifest["outputs"].get(name)
-        if known is None:
-            yield f"{name}: not among the outputs of this stage"
-        else:
-            same = sha256_file(resolved) == known["sha256"]
-            yield f"{name}: sha256 {known['sha256'][:16]} {'verified' if same else 'CHANGED since it was made'}"
+        yield digest_line(resolved, folder, manifest)
     yield from _tree(folder, manifest, "", "", set())
+
+
+def digest_line(file: Path, folder: Path, manifest: Mapping[str, Any]) -> str:
+    """Whether a file of a stage's folder is still what the stage wrote."""
+    name = file.relative_to(folder).as_posix()
+    known = manifest["outputs"].get(name)
+    if known is None:
+        return f"{name}: not among the outputs of this stage"
+    same = sha256_file(file) == known["sha256"]
+    return f"{name}: sha256 {known['sha256'][:16]} {'verified' if same else 'CHANGED since it was made'}"
+
+
+def inputs_of(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """(input, or group.label; the folder it was in), whether that is still there or not."""
+    for name, value in manifest["inputs"].items():
+        for label, relative in value.items() if isinstance(value, dict) else [("", value)]:
+            yield f"{name}.{label}" if label else name, (folder.parent / relative).resolve()
 
 
 def _tree(folder: Path, manifest: dict[str, Any], label: str, indent: str, seen: set[str]) -> Iterator[str]:
@@ -50,12 +61,8 @@ def _tree(folder: Path, manifest: dict[str, Any], label: str, indent: str, seen:
         f"{indent}{head}  {manifest['finished']}  commit {manifest['commit'] or 'unknown'}  "
         f"seed {manifest['seed']}  {cost['seconds']:.1f} s"
     )
-    for name, value in manifest["inputs"].items():
-        entries = value.items() if isinstance(value, dict) else [("", value)]
-        for entry, relative in entries:
-            source = (folder.parent / relative).resolve()
-            title = f"{name}.{entry}" if entry else name
-            if (source / MANIFEST).exists():
-                yield from _tree(source, read_manifest(source), title, indent + "  ", seen)
-            else:
-                yield f"{indent}  {title}: '{relative}' is gone"
+    for title, source in inputs_of(folder, manifest):
+        if (source / MANIFEST).exists():
+            yield from _tree(source, read_manifest(source), title, indent + "  ", seen)
+        else:
+            yield f"{indent}  {title}: '{source.name}' is gone"
