@@ -194,7 +194,7 @@ def main() -> None:
     dropped, fitted = Counted(), Counted()
     usable = PreferenceFilter(grades=["better", "slightly_better"]).select(preferences(graded), dropped)
     rows, data = [], []
-    for row in usable:
+    for row in usable:  # the same comparisons for every kind of row: those whose whole causal row fits
         made = comparisons([row], tokenizer, WINDOW, fitted, causal=True)
         if made:
             rows.append(row)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.config.errors import UserError
-from herd.dialog.messages import Message, Role
+from herd.dialog.messages import Message, Role, ToolCall
 from herd.dialog.preferences import (
     Grade,
     Preference,
@@ -71,6 +71,8 @@ def test_similarity():
     assert similarity(says("abc"), says("xyz")) == 0.0
     assert similarity(says("abcd"), says("xbydz")) == 2 * 2 / 9
     assert similarity(says(""), says("")) == 1.0
+    calls = [(Message(Role.ASSISTANT, "", tool_calls=(ToolCall("f", {"x": x}),)),) for x in ("a", "something else")]
+    assert similarity(calls[0], calls[0]) == 1.0 > similarity(*calls)
 
 
 @given(st.text("abc", max_size=12), st.text("abc", max_size=12))

@@ -71,7 +71,13 @@ def test_reward_accuracy_counts_strict_wins(preferences: Bench, monkeypatch: pyt
     assert metrics["acc,none"] == 15 / 20  # a tie is no win
     low, high = metrics["acc_interval,none"]
     assert 0.5 < low < 0.75 < high < 0.9
-    assert metrics["n"] == 20
+    assert metrics["n"] == metrics["prompts"] == 20
+    # The judge is length itself, but that length gets half of each of the two ties.
+    assert (metrics["length_acc,none"], metrics["length_prefers"]) == (16 / 20, "longer")
+    assert metrics["over_length,none"] == pytest.approx(-1 / 20)
+    low, high = metrics["over_length_interval,none"]
+    assert low <= -1 / 20 <= high <= 0
+    assert metrics["like_length"]["pairs"] == 2 and metrics["like_length"]["share"] == 0.0
     assert metrics["grades"]["better"]["n"] == 10
     swapped = RewardAccuracy(RewardAccuracyConfig(), preferences)
     monkeypatch.setattr(reward_accuracy, "pair_rewards", lambda m, t, p, a, b: by_length(m, t, p, b, a))

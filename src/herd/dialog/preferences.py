@@ -135,14 +135,14 @@ class PreferenceFilter:
 
 def similarity(a: Sequence[Message], b: Sequence[Message]) -> float:
     """2 x LCS / (characters of both): the share of two responses that is a common subsequence, in [0, 1]."""
-    first, second = _text(a), _text(b)
+    first, second = response_text(a), response_text(b)
     total = len(first) + len(second)
     return 2 * longest_common_subsequence(first, second) / total if total else 1.0
 
 
 def more_alike(a: Sequence[Message], b: Sequence[Message], threshold: float) -> bool:
     """Whether `similarity` exceeds `threshold`; where the lengths alone rule it out, nothing is compared."""
-    lengths = sorted((len(_text(a)), len(_text(b))))
+    lengths = sorted((len(response_text(a)), len(response_text(b))))
     return 2 * lengths[0] >= threshold * sum(lengths) and similarity(a, b) > threshold
 
 
@@ -162,5 +162,6 @@ def longest_common_subsequence(a: str, b: str) -> int:
     return len(b) - row.bit_count()
 
 
-def _text(response: Sequence[Message]) -> str:
-    return "\n".join(m.content + (m.call or "") for m in response)
+def response_text(response: Sequence[Message]) -> str:
+    """All that a response says, tool calls included, to compare it and to count its characters."""
+    return "\n".join(m.content + (m.call or "") + "".join(map(str, m.tool_calls or ())) for m in response)

@@ -166,7 +166,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 STAGE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     config=EvaluateConfig,
     run=run,
     summary="score checkpoints, each with its interval",

@@ -1,16 +1,20 @@
-"""Reward models on held-out preference pairs: how often the chosen answer scores above the rejected one."""
+"""Reward models on held-out preference pairs: how often the chosen answer scores above the rejected one.
 
-from dataclasses import dataclass
+A reward model learns first to prefer what is longer, so the accuracy of length alone stands beside each.
+"""
+
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from herd.config.errors import UserError
-from herd.dialog.preferences import Grade, read_preferences
+from herd.dialog.preferences import Grade, read_preferences, response_text
 from herd.evaluation.bench import TASKS, BaseTask, Bench, score
 from herd.evaluation.rewards import pair_rewards
 from herd.model.heads import RewardModel
-from herd.runs.statistics import mean_stderr, wilson
+from herd.runs.statistics import Interval, clustered_wilson, mean_stderr
+from herd.training.ranking import ranking_accuracy
 
 NAME = "reward_accuracy"
 
@@ -29,7 +33,12 @@ class RewardAccuracyConfig:
 
 @TASKS.register(NAME)
 class RewardAccuracy(BaseTask):
-    """``acc`` of each reward model on each set of held-out pairs, all grades and each; a tie is wrong."""
+    """``acc`` of each reward model on each set of held-out pairs, all grades and each; a tie is wrong.
+
+    Beside it ``length_acc``, what always choosing the longer (or the shorter) answer reaches on the same pairs,
+    ``over_length``, by how much the model is better than that, and ``like_length``, its accuracy where the two answers have
+    about the same length. Intervals are over prompts.
+    """
 
     def __init__(self, config: RewardAccuracyConfig, bench: Bench) -> None:
         super().__init__()
@@ -47,21 +56,31 @@ class RewardAccuracy(BaseTask):
                 continue
             columns = zip(*((pair.prompt, pair.chosen, pair.rejected) for pair in pairs), strict=True)
             kept, scores = pair_rewards(model, self.bench.tokenizer, *columns)
-            right = scores[:, 0] > scores[:, 1]
-            n = len(right)
+            n = len(kept)
             if not n:
                 self.result.notes[f"{label} on {name}"] = "no pair fits the reward model's length"
                 continue
-            metrics: dict[str, Any] = score("acc", right.mean(), wilson(float(right.mean()), n), mean_stderr(right))
+            read = [pairs[i] for i in kept]
+            prompts = [pair.prompt_id or pair.prompt for pair in read]
+            lengths = [[len(response_text(pair.chosen)), len(response_text(pair.rejected))] for pair in read]
+            found = ranking_accuracy(scores, lengths, prompts)
+            right = scores[:, 0] > scores[:, 1]
+            metrics: dict[str, Any] = score("acc", found.accuracy, Interval(*found.accuracy_interval), mean_stderr(right))
+            metrics |= score("over_length", found.over_length, Interval(*found.over_length_interval))
             metrics |= {
-                "margin,none": float((scores[:, 0] - scores[:, 1]).mean()),
+                "margin,none": found.margin,
+                "length_acc,none": found.length_accuracy,
+                "length_prefers": found.length_prefers,
+                "like_length": asdict(found.like_length) if found.like_length else None,
                 "n": n,
+                "prompts": found.prompts,
                 "too_long": len(pairs) - n,
                 "grades": {},
             }
             for grade in Grade:
                 of_grade = np.array([pairs[i].grade == grade for i in kept])
                 if of_grade.any():
-                    share, count = float(right[of_grade].mean()), int(of_grade.sum())
-                    metrics["grades"][grade.value] = score("acc", share, wilson(share, count)) | {"n": count}
+                    of = [prompt for prompt, member in zip(prompts, of_grade, strict=True) if member]
+                    interval = clustered_wilson(right[of_grade], of)
+                    metrics["grades"][grade.value] = score("acc", right[of_grade].mean(), interval) | {"n": len(of)}
             self.result.add(label, f"{NAME}_{name}", metrics)
