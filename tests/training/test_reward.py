@@ -235,6 +235,8 @@ def test_score_responses_keeps_the_order_whatever_the_batch():
     wanted.insert(3, wanted[0])
     for batch_size in (1, 3, 64):
         assert score_responses(reward_model, tokenizer(), dialogs, batch_size) == pytest.approx(wanted, abs=1e-5)
+        found = score_responses(reward_model, tokenizer(), dialogs, batch_size)
+        assert found[3] == found[0]  # equal answers tie to the bit
     assert score_responses(reward_model, tokenizer(), []) == []
     with pytest.raises(UserError, match="dialog 0 does not end with an assistant's message"):
         score_responses(reward_model, tokenizer(), [user("and?")])
@@ -248,6 +250,16 @@ def test_a_response_that_does_not_fit_is_dropped_and_counted():
     kept = comparisons([row, *preferences(2)], tokenizer(), WINDOW, counted)
     assert len(kept) == counted.kept == 2
     assert counted.dropped == {"too_long": 1}
+
+
+def test_a_response_begins_where_its_prompt_ends_in_every_dialect():
+    """torchtune writes a token after the last message, which belongs to neither."""
+    meta, torchtune = (
+        comparisons(preferences(3), tokenizer(), WINDOW, Counted(), dialect=dialect) for dialect in ("meta", "torchtune")
+    )
+    for ours, theirs in zip(meta, torchtune, strict=True):
+        assert ours.prompt_tokens == theirs.prompt_tokens
+        assert ours.response_tokens == theirs.response_tokens
 
 
 def test_training_ranks_unseen_pairs(tmp_path):

@@ -124,7 +124,7 @@ def comparisons(
     kept = []
     for preference, responses in zip(rows, ranked, strict=True):
         dialogs = [next(rendered) for _ in responses]
-        prompt_tokens = int((dialogs[0].messages < len(preference.prompt)).sum())
+        prompt_tokens = _prompt_tokens(dialogs[0], len(preference.prompt))
         comparison = Comparison(tuple(map(_scored, dialogs)), prompt_tokens, preference.grade)
         if max(map(len, dialogs)) > window:
             counted.drop("too_long")
@@ -134,6 +134,11 @@ def comparisons(
             kept.append(comparison)
     counted.kept += len(kept)
     return kept
+
+
+def _prompt_tokens(rendered: Rendered, messages: int) -> int:
+    """Tokens before the message of index `messages`."""
+    return int((rendered.messages >= messages).argmax())
 
 
 def _scored(rendered: Rendered) -> TrainingSequence:
@@ -309,19 +314,21 @@ def score_responses(
     for i, messages in enumerate(rows):
         if not messages or messages[-1].role is not Role.ASSISTANT:
             raise UserError(f"dialog {i} does not end with an assistant's message, which the reward is read after; add one")
-    same_prompt: dict[tuple[Message, ...], list[int]] = {}
+    # Equal answers are scored once: apart, they could differ by rounding and one would seem the better.
+    same_prompt: dict[tuple[Message, ...], dict[Message, list[int]]] = {}
     for i, messages in enumerate(rows):
-        same_prompt.setdefault(tuple(messages[:-1]), []).append(i)
+        same_prompt.setdefault(tuple(messages[:-1]), {}).setdefault(messages[-1], []).append(i)
     dialogs = render_batch(rows, tokenizer, dialect=dialect)
     for i, dialog in enumerate(dialogs):
         if len(dialog) > window:
             raise UserError(f"dialog {i} has {len(dialog)} tokens, the reward model reads at most {window}; shorten it")
-    groups = [
-        Group.of([_scored(dialogs[i]) for i in members], int((dialogs[members[0]].messages < len(prompt)).sum()))
-        for prompt, members in same_prompt.items()
-    ]
+    groups = []
+    for prompt, answers in same_prompt.items():
+        distinct = [dialogs[members[0]] for members in answers.values()]
+        groups.append(Group.of([_scored(dialog) for dialog in distinct], _prompt_tokens(distinct[0], len(prompt))))
     scores = [0.0] * len(rows)
-    for members, found in zip(same_prompt.values(), score_groups(reward_model, groups, batch_size), strict=True):
-        for i, score in zip(members, found, strict=True):
-            scores[i] = score
+    for answers, found in zip(same_prompt.values(), score_groups(reward_model, groups, batch_size), strict=True):
+        for members, score in zip(answers.values(), found, strict=True):
+            for i in members:
+                scores[i] = score
     return scores
