@@ -1,7 +1,7 @@
 """The reward model's rows: separate, `block` (the prompt once, exact) and `causal` (the paper's), forward and backward.
 
 Comparisons of random tokens, prompts of 757 and responses of 284 tokens on average (the paper's table 6), two or three responses
-each. Scoring: K = 16 answers to a prompt that share it, against rows of their own; the scores are compared too.
+each. Scoring: K = 16 answers that share their prompt against rows of their own; the scores are compared too.
 
     python benchmarks/posttraining/reward_rows.py [--processor-time]
 
