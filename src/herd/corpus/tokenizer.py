@@ -17,6 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from herd.config.errors import UserError, nearest
 from herd.corpus import special_tokens as names
+from herd.corpus.words import WordEncoder, cuts_alike, worthwhile
 from herd.runs.atomic import write_json, write_text
 
 # Published with the Llama 3 tokenizer: contractions, words with one leading mark or blank, at most three digits,
@@ -82,13 +83,20 @@ class Tokenizer:
         self.eot_id = self._special[names.END_OF_TURN]
         self.python_tag_id = self._special[names.PYTHON_TAG]
         self.stop_ids = (self.eos_id, self.eom_id, self.eot_id)
+        self._by_words = WordEncoder(self._by_library) if cuts_alike(backend, _pre_tokenizer()) else None
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``; no special ids, none added. UserError when ``text`` holds a lone surrogate."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, on all cores. Same ids as :meth:`encode`."""
+        """Ids of each text. Same ids as :meth:`encode`.
+
+        The library uses all cores; many texts on few cores are encoded by words that are remembered (:mod:`herd.corpus.words`).
+        """
+        return self._by_words(texts) if self._by_words is not None and worthwhile(texts) else self._by_library(texts)
+
+    def _by_library(self, texts: Sequence[str]) -> list[list[int]]:
         pieces = [pieces_of(text) for text in texts]
         flat = [piece for parts in pieces for piece in parts]
         try:
@@ -207,10 +215,14 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
 def byte_level(model: models.BPE) -> tokenizers.Tokenizer:
     """A byte-pair model between the split pattern of Llama 3 and the decoding of bytes."""
     backend = tokenizers.Tokenizer(model)
-    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated", invert=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    backend.pre_tokenizer = _pre_tokenizer()
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _pre_tokenizer() -> pre_tokenizers.Sequence:
+    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated", invert=False)
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def with_special_tokens(backend: tokenizers.Tokenizer, count: int) -> Tokenizer:

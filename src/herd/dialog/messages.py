@@ -25,9 +25,10 @@ class Role(IntEnum):
 
     @property
     def wire(self) -> str:
-        return self.name.lower()
+        return _WIRE[self]
 
 
+_WIRE = tuple(role.name.lower() for role in Role)
 _TOOL = "tool"
 _ROLE_NAMES = {role.wire: role for role in Role} | {_TOOL: Role.IPYTHON}
 _KEYS = ("role", "content", "call", "end_of_message", "tool_calls", "tools")
