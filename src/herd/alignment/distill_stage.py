@@ -34,6 +34,7 @@ from herd.training.encoder import EncoderModule, encoder_logits, encoder_sequenc
 from herd.training.reward import score_responses
 from herd.training.schedule import step_schedule
 from herd.training.sequences import TrainingSequence
+from herd.training.trainer_config import EXECUTION
 
 KINDS = ("model", "reward", "file")
 _CHUNK = 64  # documents labelled between two saves
@@ -305,4 +306,5 @@ STAGE = Stage(
     summary="labels of a model or a file to a small encoder that scores documents",
     inputs=("tokens",),
     optional=("documents", "base", "judge", "reward"),
+    execution=EXECUTION,
 )

@@ -18,6 +18,7 @@ from herd.runs.atomic import sha256_file
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.training.dpo import ROWS, DPOModule, DPOObjective, DPOSteps, dpo_pairs, evaluate_dpo, reference_logprobs
 from herd.training.schedule import step_schedule
+from herd.training.trainer_config import EXECUTION
 
 
 @dataclass(frozen=True)
@@ -110,4 +111,6 @@ STAGE = Stage(
     run=run,
     summary="direct preference optimisation",
     inputs=("tokens", "model", "preferences"),
+    # Not the size of a micro-batch: it draws the groups of pairs, whose order is that of training.
+    execution=tuple(key for key in EXECUTION if key != "trainer.micro_batch_tokens"),
 )

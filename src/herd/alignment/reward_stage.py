@@ -16,6 +16,7 @@ from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.training.reward import ROWS, RewardModule, RewardObjective, RowLayout, comparisons, reward_steps
 from herd.training.schedule import step_schedule
+from herd.training.trainer_config import EXECUTION
 
 
 @dataclass(frozen=True)
@@ -115,4 +116,5 @@ STAGE = Stage(
     summary="train a reward model on preferences",
     inputs=("tokens", "base"),
     groups=("preferences",),
+    execution=EXECUTION,
 )

@@ -11,6 +11,7 @@ from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.training.schedule import step_schedule
 from herd.training.sft import SFTModule, sft_loss, sft_sequences, sft_steps
+from herd.training.trainer_config import EXECUTION
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,5 @@ STAGE = Stage(
     inputs=("tokens", "base"),
     optional=("heldout",),
     groups=("dialogs",),
+    execution=EXECUTION,
 )
