@@ -40,6 +40,11 @@ def win_rates(run: RunData) -> list[dict[str, Any]]:
     return [c for c in run.evaluation.get("comparisons", []) if c["task"] == "win_rate"]
 
 
+def reward_differences(run: RunData) -> list[dict[str, Any]]:
+    """Differences of the mean reward of two models' answers to the same prompts."""
+    return [c for c in run.evaluation.get("comparisons", []) if c["task"] == "reward_of_answers"]
+
+
 def margins_by_domain(run: RunData, label: str, baseline: str = "bigram") -> dict[str, tuple[float, list[float], int | None]]:
     """Domain -> nats per token by which a model beats a baseline, the 95% interval, and the documents behind it."""
     found = {}

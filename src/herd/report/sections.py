@@ -7,7 +7,16 @@ from matplotlib.figure import Figure
 
 from herd.report import figures_evaluation, figures_training
 from herd.report.blocks import Block, Section, above
-from herd.report.claims import base_label, claims, facts, headline, lexical_overlap, margins_by_domain, win_rates
+from herd.report.claims import (
+    base_label,
+    claims,
+    facts,
+    headline,
+    lexical_overlap,
+    margins_by_domain,
+    reward_differences,
+    win_rates,
+)
 from herd.report.formats import duration, interval, number, percent, scientific, share, si, size
 from herd.report.notebook import NotebookFigure
 from herd.report.run_data import Round, RunData
@@ -221,6 +230,13 @@ def evaluation(run: RunData) -> Section:
             f"(ties: {c['grader_ties']}); mean grades {c['grades'][0]:.2f} and {c['grades'][1]:.2f} of 1."
             if c.get("grader_win_rate") is not None else None,
         )  # fmt: skip
+    for c in reward_differences(run):
+        best = f", the best of {len(c['best_of'])} members," if c["best_of"] else ""
+        section.text(
+            f"Mean reward of the greedy answers of {short(c['models'][0])} less that of {short(c['models'][1])}{best} by "
+            f"{short(c['judge'])}: {c['difference']:+.3f} {interval(c['interval'], 3)}, paired over {c['n']} held-out "
+            f"prompts; by the grader's rule {c['grade_difference']:+.3f} {interval(c['grade_interval'], 3)} of 1."
+        )
     if win_rates(run):
         section.text(
             "The judges also shaped the data of the models they judge, so their win rates say how well a model follows its "
