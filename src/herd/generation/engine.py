@@ -269,6 +269,9 @@ class Engine:
 
     def _draw(self, logits: Tensor) -> list[Drawn]:
         device = logits.device
+        total = logits.logsumexp(-1)
+        if not bool(total.isfinite().all()):
+            raise UserError("The model's logits are not numbers: its weights are damaged, or overflow in this precision.")
         numbers = torch.tensor([r.draws[len(r.tokens)] for r in self._rows], dtype=torch.float32, device=device)
         settings: dict[tuple[float, float, int], list[int]] = defaultdict(list)
         for i, row in enumerate(self._rows):
@@ -278,11 +281,9 @@ class Engine:
         for (temperature, top_p, top_k), rows in settings.items():
             alike = torch.tensor(rows, device=device)
             tokens[alike] = choose(logits[alike], numbers[alike], temperature, top_p, top_k)
-        logprobs = logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - total
         drawn, staying = [], []
         for row, token, logprob in zip(self._rows, tokens.tolist(), logprobs.tolist(), strict=True):
-            if logprob != logprob:
-                raise UserError("The model's logits are not numbers: its weights are damaged, or overflow in this precision.")
             row.tokens.append(token)
             request = row.source.request
             stopped = token in request.stops

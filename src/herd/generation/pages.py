@@ -39,8 +39,8 @@ class PagePool:
 
     def promise(self, pages: int) -> None:
         """Keep ``pages`` for later; negative gives them back."""
+        assert -self.promised <= pages <= self.spare, "more pages promised than there are"
         self.promised += pages
-        assert self.promised >= 0 and self.spare >= 0, "more pages promised than there are"
 
     def take_prompt(self, positions: int, page_size: int) -> np.ndarray:
         """Pages for a prompt, in order, held once each: full ones from the low end, a partly filled one from the high end."""
@@ -54,8 +54,8 @@ class PagePool:
     def take_promised(self) -> np.ndarray:
         """One of the promised pages, (1,), from the high end, held once."""
         page = self._free()[-1:]
-        self.holders[page] = 1
         self.promise(-1)
+        self.holders[page] = 1
         return page
 
     def _free(self) -> np.ndarray:
@@ -67,8 +67,8 @@ class PagePool:
 
     def release(self, pages: np.ndarray) -> None:
         """One holder less of each page; without any it is free."""
+        assert (self.holders[pages] > 0).all(), "a page was released more often than held"
         self.holders[pages] -= 1
-        assert (self.holders[pages] >= 0).all(), "a page was released more often than held"
 
 
 @dataclass(frozen=True, eq=False)

@@ -157,6 +157,11 @@ def partial_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) ->
     if q.device.type == "cpu":  # the kernel behind scaled_dot_product_attention, which does not hand out the log-sum-exp
         out, size = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=hidden)
         return out, size
+    return by_scores(q, k, v, hidden)
+
+
+def by_scores(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`partial_attention` written out, for any device."""
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
     if hidden is not None:
         scores = scores + hidden

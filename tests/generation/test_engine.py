@@ -1,0 +1,201 @@
+"""The engine: one prompt's keys stored once, admission that keeps its promises, and samples that no company changes."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from herd.config.errors import UserError
+from herd.generation.choose import SamplingConfig
+from herd.generation.engine import Engine, Request
+from herd.generation.pages import PagePool
+from herd.model.config import ModelConfig
+from herd.model.transformer import Transformer
+
+SHAPE = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, vocab_size=120, max_seq_len=96, tie_embeddings=True)
+SAMPLING = SamplingConfig(max_new_tokens=9, temperature=1.0, seed=3)
+STOPS = frozenset((5, 9, 40, 77))
+PROMPTS = [np.random.default_rng(i).integers(0, 120, n).tolist() for i, n in enumerate((1, 3, 4, 16, 21, 40, 41, 77))]
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = Transformer(SHAPE).requires_grad_(False)
+    for name, weight in model.named_parameters():  # layers and logits that matter, unlike at initialisation
+        weight.mul_(20 if name.endswith(("wo.weight", "w2.weight")) else 2 if "embeddings" in name else 1)
+    return model
+
+
+def request(prompt, samples=1, sampling=SAMPLING, stops=STOPS):
+    return Request(tuple(prompt), samples, sampling, stops)
+
+
+def finish(engine, found=None):
+    """Step until all is drawn: (request, sample) -> tokens and log-probabilities."""
+    found = {} if found is None else found
+    while engine.busy:
+        step(engine, found)
+    return found
+
+
+def step(engine, found):
+    for drawn in engine.step():
+        found.setdefault((drawn.request, drawn.sample), []).append((drawn.token, drawn.logprob))
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """(prompt, page size) -> its five samples, each drawn with nothing beside it."""
+    found = {}
+    for size in (4, 16):
+        for i, prompt in enumerate(PROMPTS):
+            engine = Engine(model, 1, 112, size)
+            engine.submit(request(prompt, 5))
+            found[i, size] = [tokens for _, tokens in sorted(finish(engine).items())]
+    return found
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_company_order_memory_and_number_change_no_bit(model, alone, data):
+    torch.set_num_threads(1)
+    size = data.draw(st.sampled_from([4, 16]))
+    engine = Engine(model, data.draw(st.integers(1, 12)), data.draw(st.sampled_from([112, 160, 480])), size)
+    arrivals = data.draw(st.lists(st.tuples(st.sampled_from(range(len(PROMPTS))), st.integers(1, 5)), min_size=1, max_size=7))
+    found, asked = {}, {}
+    for i, samples in arrivals:
+        asked[engine.submit(request(PROMPTS[i], samples))] = i, samples
+        for _ in range(data.draw(st.integers(0, 4))):
+            step(engine, found)
+            assert len(engine._rows) <= engine.max_rows
+    finish(engine, found)
+    assert {*found} == {(number, k) for number, (_, samples) in asked.items() for k in range(samples)}
+    for (number, k), tokens in found.items():
+        assert tokens == alone[asked[number][0], size][k]  # log-probabilities too, to the bit
+    assert (engine.pool.used, engine.pool.promised) == (0, 0)
+
+
+def test_another_page_size_changes_no_token(alone):
+    for i in range(len(PROMPTS)):
+        small, large = (np.array([t for sample in alone[i, size] for t in sample]) for size in (4, 16))
+        assert (small[:, 0] == large[:, 0]).all()
+        np.testing.assert_allclose(small[:, 1], large[:, 1], atol=1e-5)
+
+
+def test_a_prompt_is_stored_once(model):
+    """Bytes of what the samples hold: the prompt's full pages once, and of its last one a copy each."""
+    samples, size, prompt = 16, 16, PROMPTS[6]  # 41 tokens: two full pages and 9 tokens of a third
+    engine = Engine(model, samples, 1600, size)
+    engine.submit(request(prompt, samples, stops=frozenset()))
+    position = 2 * SHAPE.n_layers * SHAPE.n_kv_heads * SHAPE.head_dim * 4  # keys and values, fp32
+    page = engine.storage.keys[:, 0].nbytes + engine.storage.values[:, 0].nbytes
+    assert page == size * position
+    engine.step()  # the prompt is run and every first token drawn: nothing is copied yet
+    assert engine.pool.used * page == 3 * size * position
+    engine.step()
+    assert engine.pool.used * page == (2 + samples) * size * position
+    for _ in range(6):
+        engine.step()
+    assert len(engine._rows) == samples
+    assert engine.pool.used * page == (2 + samples * 2 - samples) * size * position  # 41 + 7 = 48 positions: still the third page
+    assert engine.pool.holders.max() == samples
+    assert engine.pool.used * page < samples * len(prompt) * position
+    finish(engine)
+    assert engine.pool.used == 0
+
+
+def test_nothing_enters_that_may_not_fit_to_its_end(model):
+    # Pages of 4: 41 tokens take 11; with 9 new ones (8 stored) a sample needs 3 more beside the 10 full ones.
+    engine = Engine(model, 8, 4 * 18, 4)
+    numbers = [engine.submit(request(PROMPTS[6], 4, stops=frozenset())), engine.submit(request(PROMPTS[0], 1, stops=frozenset()))]
+    engine.step()
+    assert [row.source.id for row in engine._rows] == [numbers[0]] * 2  # a third would need 3 pages: 11 + 2 x 3 + 3 > 18
+    assert (engine.pool.used, engine.pool.promised) == (11, 6)
+    while engine.busy:
+        engine.step()
+        assert engine.pool.spare >= 0
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_least_memory_that_is_taken_is_enough(model, samples):
+    engine = Engine(model, 8, 4 * 14, 4)
+    engine.submit(request(PROMPTS[6], samples, stops=frozenset()))
+    assert len(finish(engine)) == samples
+    with pytest.raises(UserError, match=r"one sample needs 56 tokens .* max_kv_tokens holds 52: raise it"):
+        Engine(model, 8, 4 * 13, 4).submit(request(PROMPTS[6]))
+
+
+def test_requests_keep_their_own_settings(model):
+    kinds = [
+        SAMPLING,
+        dataclasses.replace(SAMPLING, temperature=0.0),
+        SamplingConfig(4, 0.5, 0.8, 1),
+        SamplingConfig(6, 2.0, 1.0, 3, 7),
+    ]
+    engine = Engine(model, 16, 960)
+    for kind in kinds:
+        engine.submit(request(PROMPTS[4], 2, kind))
+    together = finish(engine)
+    for number, kind in enumerate(kinds, 1):
+        single = Engine(model, 16, 960)
+        single.submit(request(PROMPTS[4], 2, kind))
+        assert [together[number, k] for k in range(2)] == [*finish(single).values()]
+
+
+def test_cancelled_requests_leave_at_once_and_change_nothing(model, alone):
+    engine = Engine(model, 3, 480, 16)
+    first, second, third = (engine.submit(request(PROMPTS[i], 5)) for i in (5, 6, 7))
+    found = {}
+    step(engine, found)
+    engine.cancel(first)  # three samples run, two wait
+    engine.cancel(third)
+    engine.cancel(second, 4)  # not there yet: no matter
+    finish(engine, found)
+    assert [found[second, k] for k in range(5)] == alone[6, 16]
+    assert not any(number == third for number, _ in found)
+    assert (engine.pool.used, engine.pool.promised) == (0, 0)
+
+
+def test_what_other_requests_left_in_a_page_is_not_seen(model, alone):
+    engine = Engine(model, 4, 96, 16)
+    engine.storage.keys.fill_(torch.nan)
+    engine.storage.values.fill_(torch.nan)
+    engine.submit(request(PROMPTS[5], 3))
+    assert [*finish(engine).values()] == alone[5, 16][:3]
+
+
+def test_weights_that_give_no_numbers_are_named():
+    broken = Transformer(SHAPE).requires_grad_(False)
+    broken.norm.weight.fill_(torch.nan)
+    engine = Engine(broken, 4, 96, 16)
+    engine.submit(request(PROMPTS[3]))
+    with pytest.raises(UserError, match="logits are not numbers"):
+        engine.step()
+
+
+def test_pages_are_counted():
+    pool = PagePool(6)
+    pages = pool.take_prompt(9, 4)
+    assert pages.tolist() == [0, 1, 5]  # full ones at the low end, the partly filled one where samples write
+    pool.promise(2)
+    assert (pool.used, pool.spare) == (3, 1)
+    pool.hold(pages)
+    pool.release(pages)
+    assert pool.used == 3
+    assert pool.take_promised().tolist() == [4]
+    with pytest.raises(AssertionError, match="more pages promised"):
+        pool.promise(2)
+    pool.release(pages)
+    assert (pool.used, pool.promised) == (1, 1)
+    with pytest.raises(AssertionError, match="more often than held"):
+        pool.release(pages)
+
+
+def test_an_engine_without_room_is_refused(model):
+    with pytest.raises(UserError, match="batch_size=0"):
+        Engine(model, 0, 96)
+    with pytest.raises(UserError, match="max_kv_tokens=63"):
+        Engine(model, 1, 63)

@@ -1,0 +1,37 @@
+"""Attention over pages: the two ways of computing a part agree, with each other and with a softmax over all."""
+
+import pytest
+import torch
+
+from herd.model.cache import PagedCache, by_scores, partial_attention
+from herd.model.config import ModelConfig
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_parts_merge_to_the_whole(dtype):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, n, 8, generator=generator, dtype=torch.float64).to(dtype) for n in (4, 48, 48))
+    hidden = torch.zeros(3, 1, 1, 48, dtype=dtype)
+    hidden[1, :, :, 40:] = -torch.inf
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    scores = (q.double() @ k.double().transpose(-1, -2)) / 8**0.5 + hidden.double()
+    for way in (partial_attention, by_scores):
+        parts = [way(q, k[:, :, a:b], v[:, :, a:b], hidden[..., a:b]) for a, b in ((0, 16), (16, 32), (32, 48))]
+        sizes = torch.stack([size for _, size in parts])
+        torch.testing.assert_close(sizes.logsumexp(0).double(), scores.logsumexp(-1), rtol=0, atol=tolerance)
+        merged = (torch.stack([out for out, _ in parts]) * sizes.softmax(0).unsqueeze(-1)).sum(0)
+        torch.testing.assert_close(merged.double(), scores.softmax(-1) @ v.double(), rtol=0, atol=tolerance)
+
+
+def test_what_is_written_is_read_by_slice_and_by_number():
+    shape = ModelConfig(dim=8, n_layers=2, n_heads=2, n_kv_heads=2, ffn_dim=8, vocab_size=10, max_seq_len=32)
+    cache = PagedCache(shape, pages=5, page_size=4)
+    k, v = torch.randn(2, 3, 2, 4)
+    cache.write(1, cache.slots(torch.tensor([3, 3, 1]), torch.tensor([0, 2, 3])), k, v)
+    keys, values = cache.read(1, slice(1, 4))
+    assert torch.equal(keys[2, :, 0], k[0]) and torch.equal(keys[2, :, 2], k[1]) and torch.equal(values[0, :, 3], v[2])
+    assert torch.equal(cache.read(1, torch.tensor([3]))[0][0], keys[2])
+    assert not cache.keys[0].any() and int((cache.keys != 0).sum()) == k.numel()
+    cache.copy(torch.tensor([3]), torch.tensor([4]))
+    cache.clear(torch.tensor([3]))
+    assert torch.equal(cache.keys[1, 4, :, 2], k[1]) and not cache.keys[1, 3].any()
