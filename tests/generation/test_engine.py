@@ -18,7 +18,7 @@ from herd.model.transformer import Transformer
 SHAPE = ModelConfig(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, vocab_size=120, max_seq_len=96, tie_embeddings=True)
 SAMPLING = SamplingConfig(max_new_tokens=9, temperature=1.0, seed=3)
 STOPS = frozenset((5, 9, 40, 77))
-PROMPTS = [np.random.default_rng(i).integers(0, 120, n).tolist() for i, n in enumerate((1, 3, 4, 16, 21, 40, 41, 77))]
+PROMPTS = [np.random.default_rng(i).integers(0, 120, n).tolist() for i, n in enumerate((1, 3, 16, 21, 40, 41, 77))]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def alone(model):
     return found
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_company_order_memory_and_number_change_no_bit(model, alone, data):
     torch.set_num_threads(1)
@@ -87,7 +87,7 @@ def test_another_page_size_changes_no_token(alone):
 
 def test_a_prompt_is_stored_once(model):
     """Bytes of what the samples hold: the prompt's full pages once, and of its last one a copy each."""
-    samples, size, prompt = 16, 16, PROMPTS[6]  # 41 tokens: two full pages and 9 tokens of a third
+    samples, size, prompt = 16, 16, PROMPTS[5]  # 41 tokens: two full pages and 9 tokens of a third
     engine = Engine(model, samples, 1600, size)
     engine.submit(request(prompt, samples, stops=frozenset()))
     position = 2 * SHAPE.n_layers * SHAPE.n_kv_heads * SHAPE.head_dim * 4  # keys and values, fp32
@@ -110,7 +110,7 @@ def test_a_prompt_is_stored_once(model):
 def test_nothing_enters_that_may_not_fit_to_its_end(model):
     # Pages of 4: 41 tokens take 11; with 9 new ones (8 stored) a sample needs 3 more beside the 10 full ones.
     engine = Engine(model, 8, 4 * 18, 4)
-    numbers = [engine.submit(request(PROMPTS[6], 4, stops=frozenset())), engine.submit(request(PROMPTS[0], 1, stops=frozenset()))]
+    numbers = [engine.submit(request(PROMPTS[5], 4, stops=frozenset())), engine.submit(request(PROMPTS[0], 1, stops=frozenset()))]
     engine.step()
     assert [row.source.id for row in engine._rows] == [numbers[0]] * 2  # a third would need 3 pages: 11 + 2 x 3 + 3 > 18
     assert (engine.pool.used, engine.pool.promised) == (11, 6)
@@ -121,11 +121,13 @@ def test_nothing_enters_that_may_not_fit_to_its_end(model):
 
 @pytest.mark.parametrize("samples", [1, 3])
 def test_the_least_memory_that_is_taken_is_enough(model, samples):
-    engine = Engine(model, 8, 4 * 14, 4)
-    engine.submit(request(PROMPTS[6], samples, stops=frozenset()))
+    pages = 13 if samples == 1 else 14  # 41 + 8 positions, and of several samples the first copies the prompt's last page
+    engine = Engine(model, 8, 4 * pages, 4)
+    engine.submit(request(PROMPTS[5], samples, stops=frozenset()))
     assert len(finish(engine)) == samples
-    with pytest.raises(UserError, match=r"one sample needs 56 tokens .* max_kv_tokens holds 52: raise it"):
-        Engine(model, 8, 4 * 13, 4).submit(request(PROMPTS[6]))
+    message = f"one sample needs {4 * pages} tokens .* max_kv_tokens holds {4 * pages - 4}: raise it"
+    with pytest.raises(UserError, match=message):
+        Engine(model, 8, 4 * pages - 4, 4).submit(request(PROMPTS[5], samples))
 
 
 def test_requests_keep_their_own_settings(model):
@@ -137,24 +139,24 @@ def test_requests_keep_their_own_settings(model):
     ]
     engine = Engine(model, 16, 960)
     for kind in kinds:
-        engine.submit(request(PROMPTS[4], 2, kind))
+        engine.submit(request(PROMPTS[3], 2, kind))
     together = finish(engine)
     for number, kind in enumerate(kinds, 1):
         single = Engine(model, 16, 960)
-        single.submit(request(PROMPTS[4], 2, kind))
+        single.submit(request(PROMPTS[3], 2, kind))
         assert [together[number, k] for k in range(2)] == [*finish(single).values()]
 
 
 def test_cancelled_requests_leave_at_once_and_change_nothing(model, alone):
     engine = Engine(model, 3, 480, 16)
-    first, second, third = (engine.submit(request(PROMPTS[i], 5)) for i in (5, 6, 7))
+    first, second, third = (engine.submit(request(PROMPTS[i], 5)) for i in (4, 5, 6))
     found = {}
     step(engine, found)
     engine.cancel(first)  # three samples run, two wait
     engine.cancel(third)
     engine.cancel(second, 4)  # not there yet: no matter
     finish(engine, found)
-    assert [found[second, k] for k in range(5)] == alone[6, 16]
+    assert [found[second, k] for k in range(5)] == alone[5, 16]
     assert not any(number == third for number, _ in found)
     assert (engine.pool.used, engine.pool.promised) == (0, 0)
 
@@ -163,15 +165,15 @@ def test_what_other_requests_left_in_a_page_is_not_seen(model, alone):
     engine = Engine(model, 4, 96, 16)
     engine.storage.keys.fill_(torch.nan)
     engine.storage.values.fill_(torch.nan)
-    engine.submit(request(PROMPTS[5], 3))
-    assert [*finish(engine).values()] == alone[5, 16][:3]
+    engine.submit(request(PROMPTS[4], 3))
+    assert [*finish(engine).values()] == alone[4, 16][:3]
 
 
 def test_weights_that_give_no_numbers_are_named():
     broken = Transformer(SHAPE).requires_grad_(False)
     broken.norm.weight.fill_(torch.nan)
     engine = Engine(broken, 4, 96, 16)
-    engine.submit(request(PROMPTS[3]))
+    engine.submit(request(PROMPTS[2]))
     with pytest.raises(UserError, match="logits are not numbers"):
         engine.step()
 

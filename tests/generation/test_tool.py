@@ -7,30 +7,13 @@ import pytest
 import torch
 
 from herd.cli import main
-from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import render
 from herd.generation.sampler import SamplingConfig, generate
 from herd.generation.tool import GenerateConfig, printable
-from herd.model.config import ModelConfig
 from herd.model.heads import RewardModel
 from herd.model.io import load_model, save_model
-from herd.model.transformer import Transformer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with its tokenizer beside it."""
-    folder = tmp_path_factory.mktemp("generate")
-    config = TokenizerConfig(vocab_size=320, special_tokens=16, training_characters=1000, fill_with_reserved=True)
-    tokenizer = train_tokenizer(["assistant user \n\n what colour is it " * 4], config)
-    tokenizer.save(folder / "tokenizer")
-    shape = ModelConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, vocab_size=320, max_seq_len=96)
-    model = Transformer(shape).requires_grad_(False)
-    for weight in (model.tok_embeddings.weight, model.output.weight):
-        weight.mul_(3)
-    save_model(model, folder / "model")
-    return folder
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -103,6 +86,7 @@ def test_more_stop_tokens(folder, tmp_path, capsys):
         (["prompt=a", "top_k=-1"], "top_k is -1"),
         (["prompt=a", "top_p=0"], "top_p is 0.0"),
         (["prompt=a", "samples=0"], "samples and batch_size must be 1 or more"),
+        (["prompt=a", "max_new_tokens=80", "max_kv_tokens=64"], "one sample needs 128 tokens of keys and values"),
         (["prompt=a", "max_new_tokens=96"], "leaves room for 0: lower max_new_tokens"),
         (["prompt=a", "device=cuda:99"], "device='cuda:99' is not available here"),
         (["prompt=a", "stop=colour is it what"], "tokens: give the name of a special token"),
@@ -156,9 +140,17 @@ def test_the_configuration_lists_every_field():
     from omegaconf import OmegaConf
 
     from herd.config.loader import compose, to_plain
+    from herd.generation.serve import ServeConfig
+    from herd.generation.terminal import ChatConfig
     from herd.interchange.export import ExportConfig
 
-    for command, config in (("generate", GenerateConfig("m", ["p"])), ("export", ExportConfig("m", "o"))):
+    configs = {
+        "generate": GenerateConfig("m", ["p"]),
+        "chat": ChatConfig("m"),
+        "serve": ServeConfig("m"),
+        "export": ExportConfig("m", "o"),
+    }
+    for command, config in configs.items():
         listed = OmegaConf.to_container(compose(command))
         assert {*listed} - {"hydra"} == {*to_plain(config)}
 

@@ -127,7 +127,7 @@ class Engine:
             )
         if request.samples < 1:
             raise UserError(f"the number of samples is {request.samples}: must be at least 1.")
-        needed = self._pages(len(request.prompt)) + self._tail(request)
+        needed = self._pages(len(request.prompt)) + self._tail(request, 0)
         if needed > len(self.pool.holders):
             raise UserError(
                 f"the prompt has {len(request.prompt)} tokens; with max_new_tokens={longest} one sample needs "
@@ -165,10 +165,15 @@ class Engine:
     def _pages(self, positions: int) -> int:
         return -(-positions // self.page_size)
 
-    def _tail(self, request: Request) -> int:
-        """Pages of its own that a sample needs at most; the last token drawn is never run, so never stored."""
-        length = len(request.prompt)
-        return self._pages(length + request.sampling.max_new_tokens - 1) - length // self.page_size
+    def _tail(self, request: Request, sample: int) -> int:
+        """Pages that a sample takes beside those of the prompt, at most; the last token drawn is never run, so never stored.
+
+        One of them is for its copy of the prompt's last page, unless that is full. The last sample to start is also the last to
+        write there: it finds the page its own.
+        """
+        full, rest = divmod(len(request.prompt), self.page_size)
+        pages = self._pages(len(request.prompt) + request.sampling.max_new_tokens - 1) - full
+        return pages - (rest > 0 and sample == request.samples - 1)
 
     def _admit(self) -> list[_Row]:
         """New rows for the samples at the head of the queue, as far as rows and pages go."""
@@ -179,7 +184,7 @@ class Engine:
         prompts: list[_Waiting] = []
         while self._waiting and len(self._rows) + len(entered) < self.max_rows:
             head = self._waiting[0]
-            tail, prompt = self._tail(head.request), self._pages(len(head.request.prompt))
+            tail, prompt = self._tail(head.request, head.started), self._pages(len(head.request.prompt))
             if tail + (prompt if head.pages is None else 0) > self.pool.spare:
                 break
             if head.pages is None:

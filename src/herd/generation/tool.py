@@ -7,17 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role, parse_messages
 from herd.dialog.render import DIALECTS, render_batch
 from herd.dialog.rows import read_jsonl, write_jsonl
+from herd.generation.opening import open_generator
 from herd.generation.sampler import Sample, SamplingConfig, generate
-from herd.model.device import find_device
-from herd.model.io import REWARD, load_model, open_model
-from herd.runs.locate import find_model, find_tokenizer
 from herd.runs.tool import Tool
 
 
@@ -44,7 +40,8 @@ class GenerateConfig:
     out: str | None = None  # JSONL file that gets a row a sample
     device: str = "cpu"  # cpu, cuda, cuda:1, mps
     threads: int = 0  # CPU threads of torch; 0 leaves its own choice
-    batch_size: int = 64  # samples decoded together
+    batch_size: int = 64  # samples drawn together
+    max_kv_tokens: int = 0  # positions whose keys and values are held at once; 0 = what batch_size samples may need
     root: str = "runs"  # folder of all runs, where names are looked up
 
     def __post_init__(self) -> None:
@@ -54,8 +51,8 @@ class GenerateConfig:
             raise UserError("There is no prompt: give prompt=TEXT (more than once if you like) or file=PROMPTS.jsonl.")
         if self.system and not self.chat:
             raise UserError("A system message needs the chat format: add chat=true.")
-        if self.samples < 1 or self.batch_size < 1 or self.threads < 0:
-            raise UserError("samples and batch_size must be 1 or more and threads 0 or more.")
+        if min(self.samples, self.batch_size) < 1 or min(self.threads, self.max_kv_tokens) < 0:
+            raise UserError("samples and batch_size must be 1 or more, threads and max_kv_tokens 0 or more.")
 
     def sampling(self) -> SamplingConfig:
         """How tokens are drawn."""
@@ -64,22 +61,12 @@ class GenerateConfig:
 
 def run(config: GenerateConfig) -> None:
     """Draw, then write the rows or print the text."""
-    folder = find_model(config.model, config.root)
-    if open_model(folder).kind == REWARD:
-        raise UserError(f"{folder} is a reward model: it scores text and writes none.")
-    tokenizer = Tokenizer.load(config.tokenizer or find_tokenizer(folder))
+    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads)
+    model, tokenizer = opened.model, opened.tokenizer
     prompts = list(_prompts(config))
     ids = _encode(prompts, tokenizer, config.dialect)
     stops = {*tokenizer.stop_ids, *(_stop_id(text, tokenizer) for text in config.stop)}
-    model = load_model(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"The tokenizer has {tokenizer.vocab_size:,} entries, the model {model.config.vocab_size:,}: give its own."
-        )
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    model = model.to(find_device(config.device)).requires_grad_(False)
-    drawn = generate(model, ids, config.samples, config.sampling(), stops, config.batch_size)
+    drawn = generate(model, ids, config.samples, config.sampling(), stops, config.batch_size, config.max_kv_tokens)
     if config.out is not None:
         rows = [_row(prompt, k, s, tokenizer) for prompt, of in zip(prompts, drawn, strict=True) for k, s in enumerate(of)]
         write_jsonl(Path(config.out), rows)

@@ -115,6 +115,8 @@ COMMANDS: dict[str, Command] = {
 TOOLS: dict[str, tuple[str, str]] = {
     "export": ("herd.interchange.export", "a model as a folder that Hugging Face loads"),
     "generate": ("herd.generation.tool", "continue prompts or answer messages with a model"),
+    "chat": ("herd.generation.terminal", "talk to a model in the terminal"),
+    "serve": ("herd.generation.serve", "a model behind OpenAI's interface, on this machine"),
 }
 
 

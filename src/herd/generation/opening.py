@@ -1,0 +1,51 @@
+"""A model, its tokenizer and what it was made for, from what a person calls it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from herd.config.errors import UserError
+from herd.corpus.tokenizer import Tokenizer
+from herd.model.device import find_device
+from herd.model.io import REWARD, load_model, open_model
+from herd.model.transformer import Transformer
+from herd.runs.locate import find_model, find_tokenizer
+from herd.runs.manifest import MANIFEST, read_manifest
+
+_BASE = ("pretrain", "scaling-sweep")  # stages whose models have seen no dialogs
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that writes."""
+
+    model: Transformer  # on its device, without gradients
+    tokenizer: Tokenizer
+    base: str  # the stage that made it, when that trains on no dialogs; otherwise empty
+
+
+def open_generator(given: str, root: str, tokenizer: str | None, device: str, threads: int) -> Opened:
+    """Load a model by name or folder.
+
+    Raises:
+        UserError: no such model or tokenizer, one that does not belong to the other, a reward model, or no such device.
+    """
+    folder = find_model(given, root)
+    if open_model(folder).kind == REWARD:
+        raise UserError(f"{folder} is a reward model: it scores text and writes none.")
+    loaded = Tokenizer.load(tokenizer or find_tokenizer(folder))
+    target = find_device(device)
+    model = load_model(folder)
+    if loaded.vocab_size > model.config.vocab_size:
+        raise UserError(f"The tokenizer has {loaded.vocab_size:,} entries, the model {model.config.vocab_size:,}: give its own.")
+    if threads:
+        torch.set_num_threads(threads)
+    stage = _stage_of(folder)
+    return Opened(model.to(target).requires_grad_(False), loaded, stage if stage in _BASE else "")
+
+
+def _stage_of(model: Path) -> str:
+    """The stage that made a model, or nothing where that is not known."""
+    folder = model.resolve().parent
+    return str(read_manifest(folder)["stage"]) if (folder / MANIFEST).is_file() else ""

@@ -1,0 +1,87 @@
+"""``herd serve``: a model behind OpenAI's interface, on this machine."""
+
+from dataclasses import dataclass
+
+from herd.config.errors import UserError
+from herd.dialog.render import DIALECTS
+from herd.generation.engine import PAGE_SIZE, Engine
+from herd.generation.opening import open_generator
+from herd.generation.service import Service
+from herd.runs.tool import Tool
+
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What `herd serve` offers, and where."""
+
+    model: str  # a run's NAME/NODE, the folder of a stage, or of a model
+    name: str | None = None  # what clients call it; null = `model` as given
+    tokenizer: str | None = None  # folder with tokenizer.json; null = that of the model's lineage
+    dialect: str = "meta"  # of messages: meta, meta_tag, hf, torchtune; as the model was trained
+    host: str = "127.0.0.1"  # address to listen at; any other than this machine's own lets others in, without a password
+    port: int = 8000  # 0 = any that is free
+    batch_size: int = 16  # answers drawn together
+    max_kv_tokens: int = 0  # positions whose keys and values are held at once; 0 = four times the model's window
+    max_new_tokens: int = 512  # of a chat answer, when the client does not say
+    device: str = "cpu"  # cpu, cuda, cuda:1, mps
+    threads: int = 0  # CPU threads of torch; 0 leaves its own choice
+    root: str = "runs"  # folder of all runs, where names are looked up
+
+    def __post_init__(self) -> None:
+        DIALECTS.get(self.dialect)
+        if not 0 <= self.port < 65536:
+            raise UserError(f"port is {self.port}: must lie between 0 and 65535.")
+        if min(self.batch_size, self.max_new_tokens) < 1 or min(self.threads, self.max_kv_tokens) < 0:
+            raise UserError("batch_size and max_new_tokens must be 1 or more, threads and max_kv_tokens 0 or more.")
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until interrupted."""
+    try:
+        import uvicorn
+
+        from herd.generation.openai_app import Served, make_app
+    except ModuleNotFoundError as error:
+        raise UserError(f"`herd serve` needs the extra `serve` ({error.name} is missing): pip install 'herd[serve]'.") from None
+
+    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads)
+    window = opened.model.config.max_seq_len
+    positions = config.max_kv_tokens or 4 * -(-window // PAGE_SIZE) * PAGE_SIZE
+    engine = Engine(opened.model, config.batch_size, positions)
+    local = config.host in _LOCAL
+    served = Served(
+        name=config.name or config.model,
+        tokenizer=opened.tokenizer,
+        service=Service(engine),
+        window=min(window, positions),
+        longest=config.max_new_tokens,
+        dialect=config.dialect,
+        # A page in a browser must not reach this machine under a name of its own (DNS rebinding).
+        hosts=(*_LOCAL, "testserver") if local else ("*",),
+    )
+    gigabytes = (engine.storage.keys.nbytes + engine.storage.values.nbytes) / 1e9
+    print(f"{served.name}: {config.batch_size} answers at once, {positions:,} tokens of keys and values ({gigabytes:.2f} GB)")
+    if opened.base:
+        print(f"This is a base model (herd {opened.base}), which has seen no dialogs: /v1/completions suits it, chat does not.")
+    if not local:
+        print(f"Listening at {config.host}: others can reach it, and there is no password.")
+    uvicorn.run(make_app(served), host=config.host, port=config.port, log_level="info", access_log=False)
+
+
+TOOL = Tool(
+    name="serve",
+    config=ServeConfig,
+    run=run,
+    summary="a model behind OpenAI's interface, on this machine",
+    verbatim=("model", "name", "tokenizer", "root", "host"),
+    help="""herd serve model=runs/laptop/round-2/dpo
+herd serve model=laptop/pretrain port=8001 max_kv_tokens=65536
+
+  GET /v1/models    POST /v1/chat/completions    POST /v1/completions
+
+With OpenAI's client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none"). Of a body's keys, n, seed, temperature, top_p,
+top_k, max_tokens, stop and stream count; what is not offered is refused. Requests that come at the same time are drawn together,
+and no answer depends on the others: with a seed it is the same each time.""",
+)

@@ -1,0 +1,94 @@
+"""An engine in a thread of its own, which requests join and leave while it runs."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from herd.config.errors import UserError
+from herd.generation.engine import Drawn, Engine, Request
+
+# Gets every token of a request, or the error that ended it; called in the engine's thread, so it must not wait.
+Sink = Callable[[Drawn | Exception], None]
+
+
+class Service:
+    """Runs ``engine`` for as long as there is anything to draw, and waits otherwise."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._changed = threading.Condition()
+        self._wishes: deque[Callable[[], None]] = deque()  # what to do between two steps, in the engine's thread
+        self._sinks: dict[int, tuple[Sink, set[int]]] = {}  # request -> who listens, samples that have not ended
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, sink: Sink) -> "Future[int]":
+        """Queue a request; the future gives its number, or the UserError that refused it."""
+        answer: Future[int] = Future()
+
+        def wish() -> None:
+            try:
+                number = self._engine.submit(request)
+            except UserError as error:
+                answer.set_exception(error)
+            else:
+                self._sinks[number] = sink, set(range(request.samples))
+                answer.set_result(number)
+
+        self._add(wish)
+        return answer
+
+    def cancel(self, number: int, sample: int | None = None) -> None:
+        """Draw no more of a request, or of one of its samples."""
+
+        def wish() -> None:
+            self._engine.cancel(number, sample)
+            if sample is None:
+                self._sinks.pop(number, None)
+            else:
+                self._ended(number, sample)
+
+        self._add(wish)
+
+    def close(self) -> None:
+        """Stop after the current step."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _add(self, wish: Callable[[], None]) -> None:
+        with self._changed:
+            self._wishes.append(wish)
+            self._changed.notify()
+
+    def _ended(self, number: int, sample: int) -> None:
+        if number in self._sinks:
+            self._sinks[number][1].discard(sample)
+            if not self._sinks[number][1]:
+                del self._sinks[number]
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._wishes) or self._engine.busy or self._closed)
+                if self._closed:
+                    return
+                wishes, self._wishes = self._wishes, deque()
+            for wish in wishes:
+                wish()
+            try:
+                drawn = self._engine.step()
+            except Exception as error:  # whatever it is, those who wait must hear of it
+                for number, (sink, _) in list(self._sinks.items()):
+                    self._engine.cancel(number)
+                    sink(error)
+                self._sinks.clear()
+                continue
+            for token in drawn:
+                if token.request in self._sinks:
+                    self._sinks[token.request][0](token)
+                    if token.ended:
+                        self._ended(token.request, token.sample)

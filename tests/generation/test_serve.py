@@ -1,0 +1,214 @@
+"""OpenAI's interface: same answers as the sampler, streams that add up, usage, stops, and refusals in OpenAI's shape."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from herd.cli import main
+from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.messages import Message, Role
+from herd.dialog.render import render
+from herd.generation.choose import SamplingConfig
+from herd.generation.engine import Engine
+from herd.generation.sampler import generate
+from herd.generation.service import Service
+from herd.model.io import load_model
+
+testclient = pytest.importorskip("starlette.testclient", reason="needs the extra `serve`")
+
+CHAT = {"messages": [{"role": "user", "content": "what colour?"}], "max_tokens": 12, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Tokenizer.load(folder / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def client(folder, tokenizer):
+    from herd.generation.openai_app import Served, make_app
+
+    engine = Engine(load_model(folder / "model").requires_grad_(False), 6, 512)
+    served = Served("tiny/dpo", tokenizer, Service(engine), window=96, longest=20, hosts=("testserver",))
+    with testclient.TestClient(make_app(served), raise_server_exceptions=False) as client:
+        client.engine = engine
+        yield client
+
+
+def wanted(folder, tokenizer, body):
+    dialog = [Message(Role[m["role"].upper()], m["content"]) for m in body["messages"]]
+    ids = render(dialog, tokenizer, generation_prompt=True).tokens.tolist()
+    sampling = SamplingConfig(body["max_tokens"], body.get("temperature", 1.0), body.get("top_p", 1.0), body["seed"])
+    (samples,) = generate(load_model(folder / "model"), [ids], body.get("n", 1), sampling, tokenizer.stop_ids)
+    return ids, samples, [tokenizer.decode(s.tokens, skip_special_tokens=True) for s in samples]
+
+
+def events(response):
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_models(client):
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny/dpo"]
+    assert client.get("/v1/models/tiny/dpo").json()["object"] == "model"
+    assert client.get("/v1/models/gpt").status_code == 404
+
+
+def test_a_chat_answer_is_the_samplers(client, folder, tokenizer):
+    body = CHAT | {"model": "tiny/dpo", "n": 3, "temperature": 0.9, "top_p": 0.95}
+    ids, samples, texts = wanted(folder, tokenizer, body)
+    answer = client.post("/v1/chat/completions", json=body).json()
+    assert (answer["object"], answer["model"]) == ("chat.completion", "tiny/dpo")
+    assert [c["message"] for c in answer["choices"]] == [{"role": "assistant", "content": text} for text in texts]
+    assert [c["finish_reason"] for c in answer["choices"]] == ["stop" if s.finished else "length" for s in samples]
+    drawn = sum(len(s.tokens) for s in samples)
+    assert answer["usage"] == {"prompt_tokens": len(ids), "completion_tokens": drawn, "total_tokens": len(ids) + drawn}
+
+
+def test_a_stream_adds_up_to_the_answer(client):
+    whole = client.post("/v1/chat/completions", json=CHAT | {"n": 2}).json()
+    body = CHAT | {"n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    response = client.post("/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *chunks, last = events(response)
+    texts, reasons, begun = ["", ""], [None, None], set()
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        assert (chunk["object"], chunk["usage"]) == ("chat.completion.chunk", None)
+        assert ("role" in choice["delta"]) == (choice["index"] not in begun)
+        begun.add(choice["index"])
+        texts[choice["index"]] += choice["delta"]["content"]
+        reasons[choice["index"]] = choice["finish_reason"]
+    assert texts == [c["message"]["content"] for c in whole["choices"]]
+    assert reasons == [c["finish_reason"] for c in whole["choices"]]
+    assert last["choices"] == [] and last["usage"] == whole["usage"]
+
+
+def test_texts_are_continued_several_at_once(client, folder, tokenizer):
+    body = {"prompt": ["what", "colour is"], "n": 2, "max_tokens": 6, "seed": 1, "temperature": 1.0}
+    answer = client.post("/v1/completions", json=body).json()
+    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in body["prompt"]]
+    drawn = generate(load_model(folder / "model"), ids, 2, SamplingConfig(6, seed=1), tokenizer.stop_ids)
+    texts = [tokenizer.decode(s.tokens, skip_special_tokens=True) for of in drawn for s in of]
+    assert [c["text"] for c in answer["choices"]] == texts
+    assert answer["object"] == "text_completion"
+    streamed = events(client.post("/v1/completions", json=body | {"stream": True}))
+    assert ["".join(e["choices"][0]["text"] for e in streamed if e["choices"][0]["index"] == i) for i in range(4)] == texts
+
+
+def test_stop_texts_end_an_answer_before_them(client, folder, tokenizer):
+    text = next(t for seed in range(99) if len(t := wanted(folder, tokenizer, CHAT | {"seed": seed})[2][0]) > 5)
+    seed = next(s for s in range(99) if wanted(folder, tokenizer, CHAT | {"seed": s})[2][0] == text)
+    stop = text[2:4]
+    body = CHAT | {"seed": seed, "stop": ["never there", stop]}
+    choice = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (text[: text.index(stop)], "stop")
+    chunks = events(client.post("/v1/chat/completions", json=body | {"stream": True}))
+    assert "".join(c["choices"][0]["delta"]["content"] for c in chunks) == text[: text.index(stop)]
+
+
+def test_requests_at_the_same_time_share_the_batch_and_change_nothing(client):
+    bodies = [CHAT | {"seed": seed, "n": 2} for seed in range(8)]
+    alone = [client.post("/v1/chat/completions", json=body).json()["choices"] for body in bodies]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda body: client.post("/v1/chat/completions", json=body).json()["choices"], bodies))
+    assert together == alone
+    assert (client.engine.pool.used, client.engine.pool.promised) == (0, 0)
+
+
+def test_without_a_seed_answers_differ(client):
+    body = {k: v for k, v in CHAT.items() if k != "seed"}
+    texts = {client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"] for _ in range(5)}
+    assert len(texts) > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message", "key"),
+    [
+        ("chat/completions", {"messages": []}, 400, "at least one message", "messages"),
+        ("chat/completions", {}, 400, "`messages` must be a list", "messages"),
+        ("chat/completions", CHAT | {"model": "gpt-4"}, 404, "no model 'gpt-4' here, only 'tiny/dpo'", "model"),
+        ("chat/completions", {"messages": [{"role": "robot", "content": "a"}]}, 400, "unknown role 'robot'", "messages"),
+        ("chat/completions", {"messages": [{"role": "assistant", "content": "a"}]}, 400, "assistant's own", "messages"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            400,
+            "type `text`",
+            "messages",
+        ),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a " * 200}]}, 400, "leaves no room", "messages"),
+        ("chat/completions", CHAT | {"max_tokens": 96}, 400, "`max_tokens` must be a whole number from 1 to", "max_tokens"),
+        ("chat/completions", CHAT | {"temperature": "hot"}, 400, "`temperature` must be a number", "temperature"),
+        ("chat/completions", CHAT | {"top_p": 0}, 400, "`top_p`", "top_p"),
+        ("chat/completions", CHAT | {"n": True}, 400, "`n` must be a whole number", "n"),
+        ("chat/completions", CHAT | {"tools": [{"type": "function"}]}, 400, "`tools` is not offered", "tools"),
+        ("chat/completions", CHAT | {"stop": [""]}, 400, "none of them empty", "stop"),
+        ("chat/completions", CHAT | {"tempreature": 1}, 400, "Did you mean 'temperature'", "tempreature"),
+        ("chat/completions", CHAT | {"stream": "yes"}, 400, "true or false", "stream"),
+        ("chat/completions", [], 400, "must be a JSON object", None),
+        ("completions", {"prompt": [1, 2]}, 400, "`prompt` must be a text", "prompt"),
+        ("completions", {"prompt": "a", "echo": True}, 400, "`echo` is not offered", "echo"),
+        ("completions", {"prompt": "\ud800"}, 400, "surrogate", "prompt"),
+        ("embeddings", {}, 404, "POST /v1/embeddings: Not Found", None),
+    ],
+)
+def test_refusals_have_openais_shape(client, path, body, status, message, key):
+    for stream in (False, True):
+        sent = body | {"stream": True} if stream and isinstance(body, dict) and "stream" not in body else body
+        response = client.post(f"/v1/{path}", content=json.dumps(sent))
+        error = response.json()["error"]
+        assert response.status_code == status
+        assert message in error["message"] and "\n" not in error["message"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", key)
+    assert client.engine.pool.used == 0
+
+
+def test_other_bad_requests(client):
+    assert "no JSON" in client.post("/v1/completions", content="{").json()["error"]["message"]
+    assert client.get("/v1/chat/completions").status_code == 405
+    assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
+    response = client.post("/v1/completions", content=b" " * 8_000_001)
+    assert (response.status_code, response.json()["error"]["type"]) == (413, "invalid_request_error")
+
+
+def test_a_request_that_memory_can_never_hold_is_refused_before_its_stream_begins(folder, tokenizer):
+    from herd.generation.openai_app import Served, make_app
+
+    engine = Engine(load_model(folder / "model").requires_grad_(False), 6, 64)
+    with testclient.TestClient(make_app(Served("tiny", tokenizer, Service(engine), 96, 20))) as client:
+        response = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 60, "stream": True})
+        assert response.status_code == 400
+        assert "max_kv_tokens holds 64" in response.json()["error"]["message"]
+
+
+def test_a_fault_of_the_engine_reaches_who_waits_and_ends_nothing(folder, tokenizer):
+    from herd.generation.openai_app import Served, make_app
+
+    model = load_model(folder / "model").requires_grad_(False)
+    kept = model.norm.weight.clone()
+    engine = Engine(model, 6, 512)
+    with testclient.TestClient(
+        make_app(Served("tiny", tokenizer, Service(engine), 96, 20)), raise_server_exceptions=False
+    ) as client:
+        model.norm.weight.fill_(float("nan"))
+        assert "logits are not numbers" in client.post("/v1/chat/completions", json=CHAT).json()["error"]["message"]
+        model.norm.weight.copy_(kept)
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["port=99999"], "port is 99999"),
+        (["batch_size=0"], "batch_size and max_new_tokens"),
+        (["max_kv_tokens=3"], "max_kv_tokens=3"),
+    ],
+)
+def test_bad_settings_end_in_one_line(folder, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["serve", f"model={folder}", *arguments])
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
