@@ -200,6 +200,19 @@ def test_rejection_keeps_the_best_of_each_prompt(made):
         assert row["messages"][-1]["role"] == "assistant"
 
 
+def test_steering_shapes_answers_and_is_named_in_the_row_alone(made):
+    inputs = {"tokens": made["tokens"].path, "generator": made["sft"].path, "reward": made["reward"].path}
+    inputs["prompts"] = made["dialogs"].path
+    steering = ["Be brief.", "Name the types."]
+    settings = ("prompts=6", "samples=3", "max_new_tokens=24", f"system_prompts={steering}")
+    steered = made["round"].run(reject_stage.STAGE, inputs, *settings, node="steered")
+    rows = [row for _, row in read_jsonl(steered / "dialogs.jsonl")]
+    plain = [row for _, row in read_jsonl(made["reject"] / "dialogs.jsonl")]
+    assert {row["steering"] for row in rows} <= {*steering} and {row["steering"] for row in plain} == {None}
+    assert all(message["role"] != "system" for row in rows for message in row["messages"])
+    assert [row["messages"][-1] for row in rows] != [row["messages"][-1] for row in plain]
+
+
 def test_dpo_moves_the_held_out_margin(made):
     metrics = made["dpo-a"].metrics
     assert metrics["rewards/margins"] > 0

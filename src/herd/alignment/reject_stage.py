@@ -15,6 +15,7 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
+from herd.generation.steering import steer
 from herd.model.io import load_model, load_reward_model
 from herd.runs.seeds import torch_seed
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
@@ -34,6 +35,7 @@ class RejectConfig:
     temperature: float
     top_p: float
     batch_size: int  # sequences generated or scored together
+    system_prompts: list[str]  # steering: one of these precedes a prompt while its answers are drawn, and is not kept
 
     def __post_init__(self) -> None:
         DIALECTS.get(self.dialect)
@@ -55,9 +57,10 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     counted = Counted()
     window = min(model.config.max_seq_len for model in [*models.values(), reward_model.backbone])
     asked = []
+    steered = {p.id: steer(p.messages, config.system_prompts, config.seed, p.id) for p in prompts}
     for prompt in prompts:
         # One token more: the reward model also reads the end of the turn.
-        if fits(prompt.messages, tokenizer, window, config.max_new_tokens + 1, config.dialect):
+        if fits(steered[prompt.id][0], tokenizer, window, config.max_new_tokens + 1, config.dialect):
             asked.append(prompt)
         else:
             counted.drop("prompt_too_long")
@@ -71,7 +74,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     given_to: dict[str, list[Answer]] = {}
     for label, model in models.items():
         own = [p for p in asked if writer_of(p.task) == label]
-        own_prompts = [p.messages for p in own]
+        own_prompts = [steered[p.id][0] for p in own]
         groups = sample_answers(model, tokenizer, own_prompts, sampling, config.samples, config.batch_size, config.dialect)
         given_to |= {p.id: group for p, group in zip(own, groups, strict=True)}
     answers = [given_to[p.id] for p in asked]
@@ -111,6 +114,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
                 "sample": sample,
                 "candidates": len(texts),
                 "seed": config.seed,
+                "steering": steered[prompt.id][1],
                 "model": writers[writer].address[:16],
                 "model_label": writer,
                 "score": grader.score(prompt.task, prompt.reference, text),
