@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 _ASKED = ((0x0000, 0x017F), (0x0180, 0xD800), (0xE000, 0x10000), (0x1F000, 0x1FB00))
 _FEW_CORES = 4  # with more, the library, which uses all, may be as fast
 _WORTHWHILE = 100_000  # characters: fewer are encoded before the characters have been asked about
-_REMEMBERED = 20_000_000  # characters of words; then all are forgotten
+_REMEMBERED = 4_000_000  # characters of words, some 200 MB with their ids; then all are forgotten
 _AT_ONCE = 512  # texts that are cut before they are looked up
 _LONG = 25_000  # a longer text is left to the library, in pieces: see `tokenizer.pieces_of`
 
