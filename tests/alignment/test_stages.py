@@ -302,6 +302,10 @@ def test_a_window_beyond_the_model_is_refused(made):
     inputs = {"tokens": made["tokens"].path, "base": made["base"].path, "dialogs": {"seed": made["dialogs"].path}}
     with pytest.raises(UserError, match="window 999 exceeds the model's 256"):
         made["round"].run(sft_stage.STAGE, inputs, "window=999")
+    with pytest.raises(UserError, match=r"weights.sed: no dialogs of this label, only seed\. Did you mean 'seed'"):
+        made["round"].run(sft_stage.STAGE, inputs, "++weights.sed=2", "window=256")
+    with pytest.raises(UserError, match=r"weights.seed must be 0 or more, not -1"):
+        made["round"].run(sft_stage.STAGE, inputs, "++weights.seed=-1", "window=256")
 
 
 def test_every_model_left_behind_loads(made):

@@ -16,7 +16,7 @@ from herd.runs.stage import StageRun
 from herd.training.fit import fit
 from herd.training.optimizer import OptimizerConfig
 from herd.training.sequences import EpochSteps, fit_window, group_size, pack_sequences
-from herd.training.sft import SFTModule, rows_nll, sft_loss, sft_sequences, sft_steps
+from herd.training.sft import SFTModule, resample, rows_nll, sft_loss, sft_sequences, sft_steps
 from herd.training.steps import StepBatch
 from herd.training.trainer_config import TrainerConfig
 
@@ -115,6 +115,21 @@ def test_g11_truncation_leaves_something_to_train():
     cut, note = fit_window(rendered, sft_mask(rendered), first + 1)
     assert note == "truncated"
     assert sft_mask(cut).sum() == 1
+
+
+@pytest.mark.parametrize(("weight", "total"), [(2.0, 20), (0.5, 5), (1.0, 10), (2.3, 23), (0.0, 0)])
+def test_weights_repeat_and_subsample_a_source(weight, total):
+    data = sequences(10)
+    drawn = resample(data, weight, seed=3, label="seed")
+    times = [sum(d is s for d in drawn) for s in data]
+    assert len(drawn) == sum(times) == total
+    assert set(times) <= {int(weight), int(weight) + 1}
+    again = resample(data, weight, seed=3, label="seed")
+    assert all(a is b for a, b in zip(drawn, again, strict=True))  # a resumed run draws the same
+    if weight == 0.5:
+        picks = {tuple(s.tokens.tolist() for s in resample(data, weight, seed, label)).__repr__()
+                 for seed in (3, 4) for label in ("seed", "round-1")}  # fmt: skip
+        assert len(picks) == 4
 
 
 def test_nothing_left_is_refused():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, read_dialogs, require_rows, train, with_reference
+from herd.config.errors import UserError, nearest
 from herd.dialog.rows import Counted, read_prompts
 from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.training.schedule import step_schedule
-from herd.training.sft import SFTModule, sft_loss, sft_sequences, sft_steps
+from herd.training.sft import SFTModule, resample, sft_loss, sft_sequences, sft_steps
 from herd.training.trainer_config import EXECUTION
 
 
@@ -18,16 +20,31 @@ from herd.training.trainer_config import EXECUTION
 class SFTConfig(FineTuning):
     """Schema of conf/sft.yaml; `batch_size` counts packed rows of `window` tokens."""
 
+    weights: dict[str, float]  # label of `dialogs` -> how often each of its dialogs comes in an epoch; 1 for one not named
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for label, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise UserError(f"weights.{label} must be 0 or more, not {weight}")
+
 
 def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     tokenizer = load_tokenizer(inputs)
     model = load_model(inputs["base"] / "model")
     config.check_window(model.config)
+    sources = inputs.group("dialogs", least=1)
+    for label in config.weights:
+        if label not in sources:
+            labels = sorted(sources)
+            raise UserError(f"weights.{label}: no dialogs of this label, only {', '.join(labels)}.{nearest(label, labels)}")
     sequences, rows = [], {}
-    for label, artifact in inputs.group("dialogs", least=1).items():
+    for label, artifact in sources.items():
         counted = Counted()
-        sequences += sft_sequences(read_dialogs(artifact), tokenizer, config.window, counted, config.dialect)
-        rows[label] = counted.to_dict()
+        kept = sft_sequences(read_dialogs(artifact), tokenizer, config.window, counted, config.dialect)
+        drawn = resample(kept, config.weights.get(label, 1.0), config.seed, label)
+        sequences += drawn
+        rows[label] = counted.to_dict() | {"an_epoch": len(drawn)}
     require_rows("sft", rows)
     micro_batch_rows = max(1, config.trainer.micro_batch_tokens // config.window)
     source = sft_steps(

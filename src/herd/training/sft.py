@@ -16,6 +16,7 @@ from herd.dialog.render import render_batch
 from herd.dialog.rows import Counted
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import linear_cross_entropy, token_logprobs
+from herd.runs.seeds import stream
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, alone, fit_window, lay_out, pack_sequences
@@ -43,6 +44,17 @@ def sft_sequences(
             sequences.append(TrainingSequence(kept.tokens, mask, mask))
     counted.kept += len(sequences)
     return sequences
+
+
+def resample(sequences: Sequence[TrainingSequence], weight: float, seed: int, label: str) -> list[TrainingSequence]:
+    """Each sequence `weight` times an epoch: as often as its whole part, and a drawn share of them once more for the rest.
+
+    Section 4.2.3 of the paper: good sources repeat for several epochs, others are down-sampled. What is drawn is a function of
+    seed and label alone and fixed for the run; round(weight x number) sequences come back, in their order.
+    """
+    whole, extra = int(weight), round(weight * len(sequences)) - int(weight) * len(sequences)
+    drawn = set(stream(seed, "sft weights", label).permutation(len(sequences))[:extra].tolist())
+    return [s for i, s in enumerate(sequences) for _ in range(whole + (i in drawn))]
 
 
 def sft_steps(
