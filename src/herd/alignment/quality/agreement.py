@@ -14,7 +14,7 @@ _Z95 = 1.959963984540054
 class Agreement:
     """Two raters' labels of the same items."""
 
-    status: str  # ok, or undefined: kappa needs both raters to use more than one label between them
+    status: str  # ok, or undefined: a rater who gives all items the same label agrees by chance alone
     reason: str
     items: int
     disagree: float | None  # share of the items that they label differently; None of nothing
@@ -48,8 +48,8 @@ def agreement(first: ArrayLike, second: ArrayLike) -> Agreement:
     share = counts / len(a)
     rows, columns = share.sum(axis=1), share.sum(axis=0)
     observed, expected = float(np.trace(share)), float(rows @ columns)
-    if len(labels) < 2 or expected > 1 - 1e-12:
-        return Agreement("undefined", "both raters give all items the same label", len(a), 1 - observed, None, None, table)
+    if min(np.count_nonzero(rows), np.count_nonzero(columns)) < 2:
+        return Agreement("undefined", "a rater gives all items the same label", len(a), 1 - observed, None, None, table)
     kappa = (observed - expected) / (1 - expected)
     both = columns[:, None] + rows[None, :]  # [i, j] = p_.i + p_j.
     diagonal = (np.diag(share) * ((1 - expected) - np.diag(both) * (1 - observed)) ** 2).sum()

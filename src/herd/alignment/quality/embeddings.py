@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
 
 from herd.alignment.fine_tuning import load_tokenizer
 from herd.alignment.quality.dialogs import Dialog
@@ -27,56 +32,56 @@ class EmbeddingConfig:
     """Who turns dialogs into vectors."""
 
     kind: str  # tfidf (needs no model), model (input embedder: any model or reward model), encoder (herd distill-classifier)
-    dimensions: int = 128  # tfidf: directions kept of the word statistics; 0 = all
+    dimensions: int = 128  # tfidf: directions of the word statistics in which dialogs are clustered
     word_ngrams: int = 2  # tfidf: longest run of words that counts
     batch_tokens: int = 8192  # model, encoder: tokens of a forward pass
 
     def __post_init__(self) -> None:
         EMBEDDERS.get(self.kind)
-        if self.dimensions < 0 or self.word_ngrams < 1 or self.batch_tokens < 1:
-            raise UserError("embedding: dimensions >= 0, word_ngrams >= 1 and batch_tokens >= 1 are needed.")
+        if min(self.dimensions, self.word_ngrams) < 1 or self.batch_tokens < 1:
+            raise UserError("embedding: dimensions, word_ngrams and batch_tokens must be at least 1.")
 
 
-# (dialogs, settings, inputs, seed, dialect) -> (dialogs, dimensions) float64, not yet of unit length.
-Embedder = Callable[[Sequence[Dialog], EmbeddingConfig, Inputs, int, str], np.ndarray]
+@dataclass(frozen=True)
+class Vectors:
+    """Dialogs as unit vectors; one without any words has no length, and is like no other."""
+
+    of_words: csr_matrix | np.ndarray  # (dialogs, features) float64: whose cosines decide
+    reduced: np.ndarray  # (dialogs, dimensions) float64: what is clustered
+
+
+# (dialogs, settings, inputs, seed, dialect) -> vectors of any length.
+Embedder = Callable[[Sequence[Dialog], EmbeddingConfig, Inputs, int, str], Vectors]
 EMBEDDERS: Registry[Embedder] = Registry("embedding")
 
 
-def embed(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str = "meta") -> np.ndarray:
-    """(dialogs, dimensions) float64 unit vectors; one of no length (a dialog without words) becomes a direction of its own."""
-    vectors = np.asarray(EMBEDDERS.get(config.kind)(dialogs, config, inputs, seed, dialect), np.float64)
-    lengths = np.sqrt((vectors**2).sum(axis=1, keepdims=True))
-    empty = lengths[:, 0] < 1e-12
-    unit = vectors / np.where(lengths < 1e-12, 1.0, lengths)
-    return np.concatenate([unit, empty[:, None].astype(np.float64)], axis=1) if empty.any() else unit
+def embed(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str) -> Vectors:
+    """The dialogs' vectors by the embedder that the settings name."""
+    found = EMBEDDERS.get(config.kind)(dialogs, config, inputs, seed, dialect)
+    return Vectors(normalize(found.of_words), normalize(found.reduced))
 
 
 @EMBEDDERS.register("tfidf")
-def tfidf(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str = "meta") -> np.ndarray:
-    """TF-IDF of words and marks, and of runs of them, in its directions of largest variation (latent semantic analysis)."""
-    from scipy.sparse import csr_matrix
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from threadpoolctl import threadpool_limits
+def tfidf(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str) -> Vectors:
+    """TF-IDF of words and marks, and of runs of them, clustered in its directions of largest variation (truncated SVD).
 
-    if not dialogs:
-        return np.zeros((0, 1))
+    These directions forget rare words, by which short dialogs on like subjects differ (`OddHandler`, `EvenHandler`), so the
+    cosines are of all words.
+    """
     ngrams = (1, config.word_ngrams)
     vectorizer = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", ngram_range=ngrams, sublinear_tf=True, dtype=np.float64)
     texts = [dialog.text for dialog in dialogs]
     if not any(text.strip() for text in texts):
-        return np.zeros((len(dialogs), 1))
+        return Vectors(np.zeros((len(texts), 1)), np.zeros((len(texts), 1)))
     counts = csr_matrix(vectorizer.fit_transform(texts))
-    if not 0 < config.dimensions < min(counts.shape):
-        return np.asarray(counts.toarray())
+    if config.dimensions >= min(counts.shape):
+        return Vectors(counts, counts.toarray())
     with threadpool_limits(1):  # as in clustering: the same bits whatever the number of threads
-        return np.asarray(TruncatedSVD(config.dimensions, random_state=seed % 2**32).fit_transform(counts))
+        return Vectors(counts, TruncatedSVD(config.dimensions, random_state=seed % 2**32).fit_transform(counts))
 
 
 @EMBEDDERS.register("model")
-def mean_hidden(
-    dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str = "meta"
-) -> np.ndarray:
+def mean_hidden(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str) -> Vectors:
     """Mean of a language or reward model's last hidden states over the dialog's tokens, each under the causal mask."""
     folder = _given(inputs) / "model"
     backbone = load_reward_model(folder).backbone if open_model(folder).kind == "reward" else load_model(folder)
@@ -84,7 +89,7 @@ def mean_hidden(
 
 
 @EMBEDDERS.register("encoder")
-def encoder(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str = "meta") -> np.ndarray:
+def encoder(dialogs: Sequence[Dialog], config: EmbeddingConfig, inputs: Inputs, seed: int, dialect: str) -> Vectors:
     """Mean of the hidden states of an encoder that `herd distill-classifier` trained, every token seeing the whole dialog."""
     backbone = load_encoder(_given(inputs) / "encoder").backbone
     device = _device(backbone)
@@ -118,8 +123,8 @@ def _pooled(
     config: EmbeddingConfig,
     dialect: str,
     mask: Callable[[tuple[tuple[int, ...], ...]], Any],
-) -> np.ndarray:
-    """(dialogs, dim): dialogs of like length go through the model together; what is beyond its window is not read."""
+) -> Vectors:
+    """Of (dialogs, dim): dialogs of like length go through the model together; what is beyond its window is not read."""
     window = backbone.config.max_seq_len
     rendered = [r.tokens[:window] for r in render_batch([d.messages for d in dialogs], tokenizer, dialect=dialect)]
     order = sorted(range(len(rendered)), key=lambda i: (len(rendered[i]), i))
@@ -141,4 +146,4 @@ def _pooled(
         hidden = backbone(tokens.to(device), positions.to(device), mask(lengths)).double().cpu()
         for row, (i, n) in enumerate(zip(group, sizes, strict=True)):
             vectors[i] = hidden[row, :n].mean(dim=0).numpy()
-    return vectors
+    return Vectors(vectors, vectors)

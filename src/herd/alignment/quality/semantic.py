@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_matrix, issparse
 
 from herd.config.errors import UserError
 
@@ -63,31 +64,33 @@ def clusters(embeddings: np.ndarray, config: DedupConfig, seed: int) -> np.ndarr
         return np.asarray(means.fit_predict(embeddings), np.int64)
 
 
-def keep_greedily(embeddings: np.ndarray, cluster: np.ndarray, order: Sequence[int], threshold: float) -> Kept:
+def keep_greedily(embeddings: csr_matrix | np.ndarray, cluster: np.ndarray, order: Sequence[int], threshold: float) -> Kept:
     """Who is kept.
 
     Args:
-        embeddings: (dialogs, dimensions) float64 unit vectors.
+        embeddings: (dialogs, dimensions) float64 unit vectors, sparse or dense.
         cluster: (dialogs,) int64.
         order: all indices, the best dialog first.
         threshold: see :class:`DedupConfig`.
     """
-    twin, cosine = np.full(len(embeddings), -1, np.int64), np.full(len(embeddings), -1.0)
+    twin, cosine = np.full(len(cluster), -1, np.int64), np.full(len(cluster), -1.0)
     by_cluster = np.asarray(order, np.int64)[np.argsort(cluster[np.asarray(order, np.int64)], kind="stable")]
     for members in np.split(by_cluster, np.flatnonzero(np.diff(cluster[by_cluster])) + 1) if len(by_cluster) else ():
         _keep_in_cluster(embeddings, members, threshold, twin, cosine)
     return Kept(cluster, twin, cosine)
 
 
-def _keep_in_cluster(embeddings: np.ndarray, members: np.ndarray, threshold: float, twin: np.ndarray, cosine: np.ndarray) -> None:
+def _keep_in_cluster(
+    embeddings: csr_matrix | np.ndarray, members: np.ndarray, threshold: float, twin: np.ndarray, cosine: np.ndarray
+) -> None:
     """Fills `twin` and `cosine` of the members, given best first: a block at a time, within a block one after the other."""
     kept: list[int] = []
     for first in range(0, len(members), _BLOCK):
         block = members[first : first + _BLOCK]
-        vectors = embeddings[block]
         before = len(kept)
         # Columns: those kept before the block, then the block itself.
-        like = vectors @ np.concatenate([embeddings[kept], vectors]).T
+        like = embeddings[block] @ embeddings[[*kept, *block.tolist()]].T
+        like = like.toarray() if issparse(like) else like
         columns = list(range(before))
         for i, index in enumerate(block.tolist()):
             if columns:

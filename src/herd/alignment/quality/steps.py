@@ -116,11 +116,11 @@ def dedup(dialogs: list[Dialog], context: Context) -> list[Dialog]:
     vectors = embed(
         dialogs, context.config.embedding, context.inputs, torch_seed(seed, "prune", "embedding"), context.config.dialect
     )
-    cluster = clusters(vectors, config, torch_seed(seed, "prune", "clusters"))
+    cluster = clusters(vectors.reduced, config, torch_seed(seed, "prune", "clusters"))
     worth = [d.notes.get("rating", 1.0) * d.notes.get("difficulty", 1.0) for d in dialogs]
     chance = [d.place(seed, "dedup") for d in dialogs]  # who comes first of dialogs that are worth the same
     order = sorted(range(len(dialogs)), key=lambda i: (-worth[i], chance[i], dialogs[i].name))
-    found = keep_greedily(vectors, cluster, order, config.threshold)
+    found = keep_greedily(vectors.of_words, cluster, order, config.threshold)
     kept = []
     for i, dialog in enumerate(dialogs):
         if found.twin[i] < 0:
@@ -132,7 +132,7 @@ def dedup(dialogs: list[Dialog], context: Context) -> list[Dialog]:
     cosines = found.cosine[found.cosine > -1]
     context.report["dedup"] = {
         "clusters": int(cluster.max()) + 1,
-        "dimensions": vectors.shape[1],
+        "dimensions": vectors.reduced.shape[1],
         "cosine_quantiles": _quantiles(cosines),
     }
     return kept
