@@ -62,6 +62,12 @@ def test_either_of_reward_and_judge_suffices_and_both_scores_stay(dialog) -> Non
     assert len(everything) == 8
 
 
+def test_all_that_equal_the_limit_are_good(dialog) -> None:
+    dialogs = [dialog(str(i), "x") for i in range(8)]
+    kept, report = rate(dialogs, [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0], None, config(), Ledger())
+    assert [d.id for d in kept] == ["1", "2", "3", "4", "5"] and report["good_by_reward"] == 5
+
+
 def test_quartiles_within_sources_differ_from_one_of_all(dialog) -> None:
     dialogs = [dialog(f"{s}{i}", "x", source=s) for s in "ab" for i in range(4)]
     rewards = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]

@@ -60,6 +60,9 @@ def test_the_better_of_two_copies_is_kept_even_at_threshold_one() -> None:
     vectors = unit(np.array([[0.1, 0.2, 0.7], [0.1, 0.2, 0.7], [0.7, 0.1, 0.0]]))
     found = keep_greedily(vectors, np.zeros(3, np.int64), [1, 2, 0], 1.0)
     assert found.kept.tolist() == [False, True, True] and found.twin[0] == 1
+    rng = np.random.default_rng(0)
+    rounded = next(v for v in (unit(rng.normal(size=(1, 5))) for _ in range(99)) if (v @ v.T).item() < 1)
+    assert keep_greedily(np.repeat(rounded, 2, axis=0), np.zeros(2, np.int64), [0, 1], 1.0).kept.tolist() == [True, False]
 
 
 def test_clusters_are_the_same_again_and_never_more_than_there_are_different_vectors() -> None:
