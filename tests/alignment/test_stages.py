@@ -186,7 +186,7 @@ def test_reward_accuracy_is_of_the_newest_round_and_never_pooled(made, monkeypat
 def test_sft_starts_from_the_base_and_lowers_the_loss_of_references(made):
     metrics = made["sft"].metrics
     assert metrics["loss"] < metrics["base_loss"]
-    assert metrics["rows"]["seed"] == {"kept": 20, "dropped": {}}
+    assert metrics["rows"]["seed"] == {"kept": 20, "dropped": {}, "an_epoch": 20}
 
 
 def test_rejection_keeps_the_best_of_each_prompt(made):

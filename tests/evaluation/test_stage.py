@@ -78,7 +78,7 @@ def test_results_follow_lm_evals_form(evaluated: tuple[Artifact, dict]) -> None:
         assert {c["length"] for c in by_task["needle"]["grid"]} == {96, 192}  # 512 is beyond the models
     assert {"unigram", "bigram", "tokenizer", "round-1/reward"} <= report["results"].keys()
     assert "win_rate_over_base" in report["results"]["round-1/dpo"]
-    assert {c["task"] for c in report["comparisons"]} == {"documentation_choice", "win_rate"}
+    assert {c["task"] for c in report["comparisons"]} == {"documentation_choice", "win_rate", "reward_of_answers"}
 
 
 def test_every_score_stands_within_its_interval(evaluated: tuple[Artifact, dict]) -> None:

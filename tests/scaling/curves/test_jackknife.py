@@ -28,6 +28,7 @@ def test_each_budget_left_out_is_a_refit_without_it() -> None:
     assert found.most_influential == largest.budget
 
 
+@pytest.mark.slow
 def test_the_jackknifes_standard_error_is_that_of_many_sweeps() -> None:
     found = [jackknife_budgets(fit_laws(make_sweep(0.01, seed, BUDGETS), LawsConfig(replicates=100)), 1e14) for seed in range(60)]
     exponents = [np.mean([row.exponent for row in f.left_out]) for f in found]

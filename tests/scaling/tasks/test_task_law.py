@@ -47,6 +47,7 @@ def test_a_noise_free_ladder_gives_the_target_exactly() -> None:
     assert forecast.extrapolation_ratio == pytest.approx(forecast.flops / (6 * 1.3e9 * 2.6e11))
 
 
+@pytest.mark.slow
 def test_the_interval_covers_a_larger_run() -> None:
     covered, widths = 0, []
     for seed in range(12):
