@@ -131,7 +131,7 @@ def held(model: Transformer, prompt: Tensor) -> dict[str, int]:
     position = 2 * c.n_layers * c.n_kv_heads * c.head_dim * engine.storage.keys.element_size()
     return {
         "pages": engine.pool.used * PAGE_SIZE * position,
-        "of_them_the_prompt": len(prompt) // PAGE_SIZE * PAGE_SIZE * position,
+        "of_them_the_prompt": -(-len(prompt) // PAGE_SIZE) * PAGE_SIZE * position,
         "copies_would_be": K * (len(prompt) + NEW - 1) * position,
     }
 

@@ -86,7 +86,7 @@ def test_more_stop_tokens(folder, tmp_path, capsys):
         (["prompt=a", "top_k=-1"], "top_k is -1"),
         (["prompt=a", "top_p=0"], "top_p is 0.0"),
         (["prompt=a", "samples=0"], "samples and batch_size must be 1 or more"),
-        (["prompt=a", "max_new_tokens=80", "max_kv_tokens=64"], "one sample needs 128 tokens of keys and values"),
+        (["prompt=a", "max_new_tokens=80", "max_kv_tokens=64"], "one sample needs 192 tokens of keys and values"),
         (["prompt=a", "max_new_tokens=96"], "leaves room for 0: lower max_new_tokens"),
         (["prompt=a", "device=cuda:99"], "device='cuda:99' is not available here"),
         (["prompt=a", "stop=colour is it what"], "tokens: give the name of a special token"),

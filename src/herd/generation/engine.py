@@ -1,7 +1,7 @@
 """Continuous batching over shared pages: prompts wait, are run once, and their samples enter, draw and leave one by one.
 
 - A prompt is run through the model once, packed with others that enter at the same time. Its pages are held by all of its
-  samples; a sample that writes to a page that others hold gets a copy first.
+  samples, each of which goes on in pages of its own.
 - A sample enters when a row is free and its longest answer fits beside all that was promised before: nothing is ever swapped
   out or run again (the Llama 3 paper, section 4.2.2).
 - A sample is a function of the model, its prompt, its settings and its index. Its random numbers come from a stream of its
@@ -59,7 +59,7 @@ class _Waiting:
     request: Request
     digest: str
     started: int = 0
-    pages: np.ndarray | None = None  # of the prompt, once it has a place
+    pages: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # of the prompt, once it has a place
     logits: Tensor | None = None  # (vocab_size,) after its last token
 
 
@@ -69,9 +69,9 @@ class _Row:
 
     source: _Waiting
     sample: int
-    pages: np.ndarray
     owed: int  # pages that are promised to it
     draws: np.ndarray
+    pages: list[int] = field(default_factory=list)  # of its own
     tokens: list[int] = field(default_factory=list)
 
     @property
@@ -127,7 +127,7 @@ class Engine:
             )
         if request.samples < 1:
             raise UserError(f"the number of samples is {request.samples}: must be at least 1.")
-        needed = self._pages(len(request.prompt)) + self._tail(request, 0)
+        needed = self._pages(len(request.prompt)) + self._tail(request)
         if needed > len(self.pool.holders):
             raise UserError(
                 f"the prompt has {len(request.prompt)} tokens; with max_new_tokens={longest} one sample needs "
@@ -147,8 +147,7 @@ class Engine:
         if sample is None:
             for waiting in [w for w in self._waiting if w.id == request]:
                 self._waiting.remove(waiting)
-                if waiting.pages is not None:
-                    self.pool.release(waiting.pages)
+                self.pool.release(waiting.pages)
 
     @torch.inference_mode()
     def step(self) -> list[Drawn]:
@@ -165,15 +164,9 @@ class Engine:
     def _pages(self, positions: int) -> int:
         return -(-positions // self.page_size)
 
-    def _tail(self, request: Request, sample: int) -> int:
-        """Pages that a sample takes beside those of the prompt, at most; the last token drawn is never run, so never stored.
-
-        One of them is for its copy of the prompt's last page, unless that is full. The last sample to start is also the last to
-        write there: it finds the page its own.
-        """
-        full, rest = divmod(len(request.prompt), self.page_size)
-        pages = self._pages(len(request.prompt) + request.sampling.max_new_tokens - 1) - full
-        return pages - (rest > 0 and sample == request.samples - 1)
+    def _tail(self, request: Request) -> int:
+        """Pages that a sample takes beside those of the prompt, at most; the last token drawn is never run, so never stored."""
+        return self._pages(request.sampling.max_new_tokens - 1)
 
     def _admit(self) -> list[_Row]:
         """New rows for the samples at the head of the queue, as far as rows and pages go."""
@@ -184,16 +177,16 @@ class Engine:
         prompts: list[_Waiting] = []
         while self._waiting and len(self._rows) + len(entered) < self.max_rows:
             head = self._waiting[0]
-            tail, prompt = self._tail(head.request, head.started), self._pages(len(head.request.prompt))
-            if tail + (prompt if head.pages is None else 0) > self.pool.spare:
+            tail, prompt = self._tail(head.request), self._pages(len(head.request.prompt))
+            if tail + (0 if len(head.pages) else prompt) > self.pool.spare:
                 break
-            if head.pages is None:
-                head.pages = self.pool.take_prompt(len(head.request.prompt), self.page_size)
+            if not len(head.pages):
+                head.pages = self.pool.take(prompt)
                 prompts.append(head)
             self.pool.promise(tail)
             self.pool.hold(head.pages)
             draws = draws_of(head.request.sampling, head.digest, head.started)
-            entered.append(_Row(head, head.started, head.pages, tail, draws))
+            entered.append(_Row(head, head.started, tail, draws))
             head.started += 1
             if head.started == head.request.samples:
                 self.pool.release(head.pages)  # of the queue's own hold; its samples have theirs
@@ -222,8 +215,7 @@ class Engine:
         documents = batch if sum(len(w.request.prompt) for w in batch) >= _FEWEST_ROWS else repeated
         lengths = np.array([len(w.request.prompt) for w in documents])
         position = np.concatenate([np.arange(n) for n in lengths])
-        held = [w.pages for w in documents if w.pages is not None]
-        page = np.concatenate([pages.repeat(self.page_size)[:n] for pages, n in zip(held, lengths, strict=True)])
+        page = np.concatenate([w.pages.repeat(self.page_size)[:n] for w, n in zip(documents, lengths, strict=True)])
         equal = np.split(lengths, np.flatnonzero(np.diff(lengths)) + 1)
         last = np.resize((np.cumsum(lengths) - 1)[: len(batch)], len(repeated))
         tokens = np.concatenate([w.request.prompt for w in documents])
@@ -246,29 +238,19 @@ class Engine:
         """Run the tokens that were drawn last: logits of every row, (R, vocab_size)."""
         self._make_room()
         rows = [*self._rows, *[self._rows[-1]] * (_FEWEST_ROWS - len(self._rows))]
-        places = [Place(r.pages, len(r.source.request.prompt) // self.page_size, r.position, r.source.id) for r in rows]
+        places = [Place(r.source.pages, len(r.source.request.prompt), r.pages, r.position, r.source.id) for r in rows]
         tokens, positions = self._tensor([r.tokens[-1] for r in rows]), self._tensor([p.position for p in places])
         hidden = self.model(tokens[:, None], positions[:, None], cache=decode_plan(self.storage, places))
         return self.model.logits(hidden[:, 0])[: len(self._rows)]
 
     def _make_room(self) -> None:
-        """Give every row a page of its own to write to: a new one where it has none, a copy where others hold it too."""
-        sources, targets, fresh = [], [], []
+        """Give every row whose own pages are full another one."""
+        fresh = []
         for row in self._rows:
-            at = row.position // self.page_size
-            if at < len(row.pages) and self.pool.holders[row.pages[at]] == 1:
-                continue
-            page = self.pool.take_promised()
-            row.owed -= 1
-            if at < len(row.pages):
-                sources.append(row.pages[at])
-                targets.append(page[0])
-                self.pool.release(row.pages[at : at + 1])
-            else:
-                fresh.append(page[0])
-            row.pages = np.concatenate([row.pages[:at], page])
-        if sources:
-            self.storage.copy(self._tensor(sources), self._tensor(targets))
+            if (len(row.tokens) - 1) // self.page_size == len(row.pages):
+                row.pages.append(self.pool.take_promised())
+                row.owed -= 1
+                fresh.append(row.pages[-1])
         if fresh:
             self.storage.clear(self._tensor(fresh))
 
@@ -302,5 +284,6 @@ class Engine:
         return drawn
 
     def _leave(self, row: _Row) -> None:
-        self.pool.release(row.pages)
+        self.pool.release(row.source.pages)
+        self.pool.release(np.array(row.pages, dtype=np.int64))
         self.pool.promise(-row.owed)

@@ -1,7 +1,8 @@
 """Who holds which page of the key-value store: reference counts, promises, and the plan of a decoding step.
 
-Full pages of a prompt are held by all of its samples; every other page has one writer. Prompts take pages from the low end,
-samples from the high end, so that each kind lies together and is mostly read in place.
+The pages of a prompt are held by all of its samples, the last, partly filled one too: a sample's own tokens begin on a page of
+its own, so that nothing shared is ever written to and nothing is ever copied. Prompts take pages from the low end, samples from
+the high end, so that each kind lies together and is mostly read in place.
 """
 
 from collections.abc import Sequence
@@ -42,24 +43,19 @@ class PagePool:
         assert -self.promised <= pages <= self.spare, "more pages promised than there are"
         self.promised += pages
 
-    def take_prompt(self, positions: int, page_size: int) -> np.ndarray:
-        """Pages for a prompt, in order, held once each: full ones from the low end, a partly filled one from the high end."""
-        free = self._free()
-        full, rest = divmod(positions, page_size)
-        pages = np.concatenate([free[:full], free[-1:] if rest else free[:0]])
-        assert len(pages) == full + bool(rest) <= len(free) - self.promised, "no free page"
+    def take(self, count: int) -> np.ndarray:
+        """Pages for a prompt, (count,), from the low end, held once each."""
+        assert count <= self.spare, "fewer pages than asked for"
+        pages = np.flatnonzero(self.holders == 0)[:count]
         self.holders[pages] = 1
         return pages
 
-    def take_promised(self) -> np.ndarray:
-        """One of the promised pages, (1,), from the high end, held once."""
-        page = self._free()[-1:]
+    def take_promised(self) -> int:
+        """One of the promised pages, from the high end, held once."""
+        page = int(np.flatnonzero(self.holders == 0)[-1])
         self.promise(-1)
         self.holders[page] = 1
         return page
-
-    def _free(self) -> np.ndarray:
-        return np.flatnonzero(self.holders == 0)
 
     def hold(self, pages: np.ndarray) -> None:
         """One more holder of each page."""
@@ -76,14 +72,16 @@ class Place:
     """Where a sequence's keys and values are.
 
     Attributes:
-        pages: in order of position; covers ``position``.
-        shared: how many of them are full pages of the prompt.
-        position: of the token that comes next.
-        group: sequences of one prompt, which share those pages, have the same number.
+        prompt: pages of the prompt, in order.
+        length: tokens of the prompt.
+        own: pages of what follows, in order.
+        position: of the token that comes next, in the sequence.
+        group: sequences of one prompt have the same number.
     """
 
-    pages: np.ndarray
-    shared: int
+    prompt: np.ndarray
+    length: int
+    own: Sequence[int]
     position: int
     group: int
 
@@ -96,10 +94,13 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     """
     size, device = storage.page_size, storage.keys.device
     position = np.array([p.position for p in places])
-    shared = np.array([p.shared for p in places])
-    table = np.zeros((len(places), int(position.max()) // size + 1), dtype=np.int64)
+    length = np.array([p.length for p in places])
+    shared = np.array([len(p.prompt) for p in places])
+    held = shared + np.array([len(p.own) for p in places])
+    table = np.zeros((len(places), int(held.max())), dtype=np.int64)
     for row, place in zip(table, places, strict=True):
-        row[: len(place.pages)] = place.pages
+        row[: len(place.prompt)] = place.prompt
+        row[len(place.prompt) : len(place.prompt) + len(place.own)] = place.own
     rows, columns = np.indices(table.shape)
     _, first, group, members = np.unique([p.group for p in places], return_index=True, return_inverse=True, return_counts=True)
     leader, members = first[group], members[group]  # of each row: the first row of its group, and how many they are
@@ -109,8 +110,8 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     parts = []
     results = 0
 
-    def add(taken: np.ndarray, of_each: int, mine: np.ndarray, hidden_from: np.ndarray | None) -> None:
-        """One part: the places ``taken`` in the table; ``mine`` is the number of each row among its pages' users."""
+    def add(taken: np.ndarray, of_each: int, mine: np.ndarray) -> None:
+        """One part: the pages ``taken`` of the table; ``mine`` is the number of each row among its pages' users."""
         nonlocal results
         reads = taken & (mine == 0)[:, None]
         chosen, found, count = _stretch(table[reads], storage.keys.shape[1])
@@ -118,26 +119,28 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
         readers = np.zeros((count, of_each), dtype=np.int64)
         readers[found[table[reads]]] = reader[:, None] + np.minimum(np.arange(of_each), members[reader][:, None] - 1)
         merge[taken] = (results + found[table] * of_each + mine[:, None])[taken]
-        hidden = None
-        if hidden_from is not None:
-            ends = np.full(count, size)
-            ends[found[table[reads]]] = hidden_from[reads]
-            hidden = torch.zeros(count, 1, 1, size, dtype=storage.keys.dtype)
-            hidden.masked_fill_(torch.from_numpy(np.arange(size) >= ends[:, None])[:, None, None], -torch.inf)
-            hidden = hidden.to(device)
-        parts.append(Part(chosen if isinstance(chosen, slice) else to_device(chosen), to_device(readers.ravel()), hidden))
+        ends = np.full(count, size)
+        ends[found[table[reads]]] = written[reads]
+        hidden = torch.zeros(count, 1, 1, size, dtype=storage.keys.dtype)
+        hidden.masked_fill_(torch.from_numpy(np.arange(size) >= ends[:, None])[:, None, None], -torch.inf)
+        parts.append(
+            Part(chosen if isinstance(chosen, slice) else to_device(chosen), to_device(readers.ravel()), hidden.to(device))
+        )
         results += count * of_each
 
     def to_device(x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(x).to(device)
 
     of_prompt = columns < shared[:, None]
-    for of_each in np.unique(users[shared > 0]):
-        add(of_prompt & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader, None)
-    written = position[:, None] + 1 - columns * size  # positions of a page that are filled once this step has written
-    add(~of_prompt & (written > 0), 1, np.zeros(len(places), dtype=np.int64), written)
-    pages = table[rows[:, 0], position // size]
-    slots = storage.slots(to_device(pages), to_device(position % size))
+    # Positions of a page that are filled once this step has written.
+    written = np.where(
+        of_prompt, length[:, None] - columns * size, (position - length + 1 + shared * size)[:, None] - columns * size
+    )
+    for of_each in np.unique(users):
+        add(of_prompt & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader)
+    add(~of_prompt & (columns < held[:, None]), 1, np.zeros(len(places), dtype=np.int64))
+    offset = position - length
+    slots = storage.slots(to_device(table[rows[:, 0], shared + offset // size]), to_device(offset % size))
     absent = None
     if (merge < 0).any():
         absent = torch.zeros(*merge.shape, 1, device=device).masked_fill_(to_device(merge < 0).unsqueeze(2), -torch.inf)

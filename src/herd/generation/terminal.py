@@ -59,7 +59,7 @@ class Conversation:
     def __init__(self, opened: Opened, sampling: SamplingConfig, system: str = "", dialect: str = "meta") -> None:
         window = opened.model.config.max_seq_len
         self._tokenizer, self._sampling, self._dialect, self._window = opened.tokenizer, sampling, dialect, window
-        self._engine = Engine(opened.model, 1, -(-window // PAGE_SIZE) * PAGE_SIZE)
+        self._engine = Engine(opened.model, 1, (-(-window // PAGE_SIZE) + 1) * PAGE_SIZE)  # prompt and answer each end on a page
         self.begin(system)
 
     def begin(self, system: str) -> None:

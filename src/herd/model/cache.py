@@ -47,11 +47,6 @@ class PagedCache:
         self.keys.index_fill_(1, pages, 0)
         self.values.index_fill_(1, pages, 0)
 
-    def copy(self, sources: Tensor, targets: Tensor) -> None:
-        """Copy whole pages, in all layers."""
-        for stored in (self.keys, self.values):
-            stored.index_copy_(1, targets, stored.index_select(1, sources))
-
     def slots(self, pages: Tensor, offsets: Tensor) -> Tensor:
         """Where :meth:`write` puts positions, (n * n_kv_heads,) int64, from the page and the place within it of each, (n,)."""
         heads = torch.arange(self.keys.shape[2], device=pages.device)
@@ -95,12 +90,12 @@ class Part:
     Attributes:
         pages: which, as a slice (read in place) or (n,) int64 (copied first).
         users: (n * u,) int64, rows of the batch that read each page; a row may stand in for users that are not there.
-        hidden: (n, 1, 1, page_size) float, -inf at positions that are not written yet; None when all pages are full.
+        hidden: (n, 1, 1, page_size) float, -inf at positions that hold nothing.
     """
 
     pages: slice | Tensor
     users: Tensor
-    hidden: Tensor | None
+    hidden: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +138,7 @@ class Decode:
         return attended.to(q.dtype).view(rows, -1, kv_heads, width).transpose(1, 2).reshape(q.shape)
 
 
-def partial_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+def partial_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over some of the keys, with what is needed to merge it with that over the others.
 
     Args:
@@ -160,10 +155,8 @@ def partial_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) ->
     return by_scores(q, k, v, hidden)
 
 
-def by_scores(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+def by_scores(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`partial_attention` written out, for any device."""
-    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
-    if hidden is not None:
-        scores = scores + hidden
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5 + hidden
     size = scores.logsumexp(-1)
     return (scores - size.unsqueeze(-1)).exp().to(v.dtype) @ v, size
