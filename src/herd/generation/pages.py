@@ -107,7 +107,7 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     users = np.maximum(_FEWEST_USERS, 2 ** np.ceil(np.log2(members)).astype(np.int64))
 
     merge = np.full(table.shape, -1)
-    parts = []
+    parts: list[Part] = []
     results = 0
 
     def add(taken: np.ndarray, of_each: int, mine: np.ndarray) -> None:
