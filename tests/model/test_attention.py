@@ -179,12 +179,11 @@ def test_a_response_moves_no_other_ones_outputs_or_gradients(name):
         assert prompt == (i < 2)  # the prompt's outputs stay; its keys and values hear of the response in the gradient
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(5, 5), (1, 9), (4, 9)])
-def test_causal_aligns_queries_with_the_last_keys(queries, keys):
+def test_causal_is_the_lower_triangle():
     torch.manual_seed(1)
-    q = torch.randn(2, queries, 4, 8, dtype=torch.float64)
-    k, v = (torch.randn(2, keys, 2, 8, dtype=torch.float64) for _ in range(2))
-    allowed = by_hand(((keys,),))[:, keys - queries :].expand(2, -1, -1)
+    q = torch.randn(2, 5, 4, 8, dtype=torch.float64)
+    k, v = (torch.randn(2, 5, 2, 8, dtype=torch.float64) for _ in range(2))
+    allowed = by_hand(((5,),)).expand(2, -1, -1)
     torch.testing.assert_close(attend(q, k, v, CAUSAL), plain(q, k, v, allowed), rtol=0, atol=1e-12)
 
 

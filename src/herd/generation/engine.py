@@ -24,7 +24,7 @@ from herd.model.cache import PagedCache, Prefill
 from herd.model.masks import Grouped
 from herd.model.transformer import Transformer
 
-PAGE_SIZE = 64  # positions; on a CPU 32 and 128 gave 2-9% fewer tokens a second at 6M parameters, 16 samples of 757 tokens
+PAGE_SIZE = 64  # positions; 32 and 128 were 3-11% and 6-9% slower on a CPU (6M parameters, 16 samples of 757 tokens)
 _FEWEST_ROWS = 4  # a product of fewer takes another kernel, which rounds otherwise
 _TOGETHER = 2048  # tokens of prompts that are run at once; a longer prompt is run alone
 

@@ -99,20 +99,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
 
     Args:
         q: (B, T, heads, head_dim).
-        k, v: (B, S, kv_heads, head_dim), S >= T; query i is position S - T + i. Only Causal and Dense allow S > T.
+        k, v: (B, S, kv_heads, head_dim), S >= T; only Dense allows S > T.
 
     Returns:
         (B, T, heads, head_dim).
     """
     match way:
         case Causal():
-            length, total = q.shape[1], k.shape[1]
-            if length == total:
-                return _sdpa(q, k, v, causal=True)
-            if length == 1:
-                return _sdpa(q, k, v)
-            seen = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)
-            return _sdpa(q, k, v, allowed=seen)
+            return _sdpa(q, k, v, causal=True)
         case Dense():
             return _sdpa(q, k, v, allowed=way.allowed.unsqueeze(1))
         case Grouped():

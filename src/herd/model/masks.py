@@ -17,7 +17,7 @@ _CALL_COST = 10_000
 
 @dataclass(frozen=True)
 class Causal:
-    """Each position attends to itself and to all before it; with a KV cache, queries are the last positions."""
+    """Each position attends to itself and to all before it."""
 
 
 @dataclass(frozen=True)
