@@ -44,6 +44,7 @@ def test_dialogs_are_what_sft_reads_and_know_their_line(tmp_path, imported):
     dialogs = read_dialogs(artifact)
     prompts = read_prompts(artifact / "heldout_prompts.jsonl")
     assert len(dialogs) == artifact.metrics["rows"] and len(prompts) == artifact.metrics["heldout_rows"]
+    assert artifact.metrics["dropped_rows"] == sum(artifact.metrics["read"]["dropped"].values())
     assert len(dialogs) + len(prompts) == 60 and 0 < len(prompts) < 40
     assert not {d[0].content for d in dialogs} & {p.messages[0].content for p in prompts}  # a prompt has one side
     for _, row in read_jsonl(artifact / "dialogs.jsonl"):

@@ -106,6 +106,7 @@ def run(config: ImportRowsConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
         "kind": kind,
         "rows": counted.kept - heldout,
         "heldout_rows": heldout,
+        "dropped_rows": sum(counted.dropped.values()),  # by reason: in `read`
         "read": counted.to_dict(),
         "malformed": malformed,
         "source": content(config)["source"],
