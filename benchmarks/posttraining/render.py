@@ -149,6 +149,7 @@ def measured(tokenizer: Tokenizer, clock: Callable[[], float]) -> dict[str, Any]
     first = [seconds(encoded(words.WordEncoder(by_library)), clock) for _ in range(3)]
     tokenizer._by_words = by_words
     rate = {side: round(len(dialogs) / of["median"]) for side, of in turns.items()}
+    rate |= {"herd, first pass": round(len(dialogs) / sorted(first)[1]), "herd, new dialogs": round(len(dialogs) / new)}
     return {
         "dialogs": len(dialogs),
         "mean_tokens": round(tokens / len(dialogs), 1),
@@ -156,12 +157,11 @@ def measured(tokenizer: Tokenizer, clock: Callable[[], float]) -> dict[str, Any]
         "characters_per_token": round(sum(map(len, texts)) / sum(map(len, by_words(texts))), 2),
         "distinct_texts": len(texts),
         "seconds": turns,
-        "dialogs_per_second": rate
-        | {"herd, first pass": round(len(dialogs) / sorted(first)[1]), "herd, new dialogs": round(len(dialogs) / new)},
+        "dialogs_per_second": rate,
         "share_of_encoding": round(turns["encoding alone"]["median"] / turns["herd"]["median"], 3),
         "times_as_fast_as_by_the_library": round(rate["herd"] / rate["herd, encoding by the library"], 2),
         "times_as_fast_as_transformers": round(rate["herd"] / rate["transformers, ids without masks"], 2),
-        "enough": rate["herd"] >= WANTED,
+        "enough": rate["herd, new dialogs"] >= WANTED,
     }
 
 
