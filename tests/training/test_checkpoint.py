@@ -5,8 +5,9 @@ import time
 
 import pytest
 import torch
-from training_standin import Killed, assert_same, kill_at, timeless, train, weights
+from training_standin import Killed, Regression, assert_same, kill_at, timeless, train, weights
 
+from herd.config.errors import UserError
 from herd.training import checkpoint as checkpoint_module
 from herd.training.checkpoint import CheckpointStore, score_of, step_of
 from herd.training.checkpoint_io import Snapshot, StoreIO
@@ -30,6 +31,21 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path, ca
     assert newest.name in capsys.readouterr().err
     assert result.resumed_at == step_of(before) == 6
     assert_same(weights(straight), weights(resumed))
+
+
+@pytest.mark.parametrize("shape", [(1,), (8, 5)])
+def test_moments_of_another_shape_are_refused_before_the_first_step(tmp_path, shape):
+    """The fused kernel would read past their end. Such a file is whole: its name carries its hash."""
+    with pytest.raises(Killed):
+        train(tmp_path, callbacks=[kill_at(7)])
+    store = checkpoints(tmp_path)
+    state = torch.load(store.files()[0], weights_only=True)
+    state["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(shape)
+    store.save(state, 6)
+    module = Regression()
+    with pytest.raises(UserError, match=r"step-00000006.* model\.0\.weight has exp_avg of shape .* where \(8, 4\)") as caught:
+        train(tmp_path, module=module)
+    assert not module.steps_seen and "\n" not in str(caught.value)
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path):

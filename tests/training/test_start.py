@@ -1,12 +1,14 @@
 """Going on from a checkpoint: to the bit what an uninterrupted run does, what is carried over, what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from pretrain_standin import config, write_corpus
+from safetensors.torch import load_file, save_file
 
 from herd.config.errors import UserError
 from herd.model.io import load_model
@@ -148,6 +150,30 @@ def test_other_inputs_are_refused(inputs, half, tmp_path):
     old.unlink()
     with pytest.raises(UserError, match="an older version made it"):
         prepare(settings, with_start(inputs, done))
+
+
+NORM = "norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({f"{NORM}/exp_avg": torch.zeros(15)}, r"norm.weight has exp_avg of shape \(15,\) where \(16,\) is needed"),
+        ({f"{NORM}/exp_avg_sq": torch.zeros(1)}, r"norm.weight has exp_avg_sq of shape \(1,\) where"),
+        ({f"{NORM}/step": torch.zeros(2)}, r"norm.weight has step of shape \(2,\) where \(\) is needed"),
+        ({f"{NORM}/exp_avg": None}, "norm.weight has no exp_avg"),
+        ({f"{NORM}/{entry}": None for entry in ("step", "exp_avg", "exp_avg_sq")}, "norm.weight has no step"),
+        ({"nrom.weight/step": torch.zeros(())}, "nrom.weight is not in the model"),
+    ],
+)
+def test_moments_that_are_not_of_the_weights_are_refused(inputs, half, tmp_path, change, says):
+    shutil.copytree(half.path, tmp_path / "start")
+    file = tmp_path / "start" / "stages" / "initial" / MOMENTS
+    save_file({name: value for name, value in (load_file(file) | change).items() if value is not None}, file)
+    start = Artifact(tmp_path / "start", half.manifest)
+    with pytest.raises(UserError, match=says) as caught:
+        train(tmp_path / "x", of_stages({"anneal": ANNEAL}), with_start(inputs, start))
+    assert MOMENTS in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_losses_of_documents_add_up(inputs, half, tmp_path):

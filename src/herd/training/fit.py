@@ -30,7 +30,7 @@ from herd.training.garbage import CollectGarbage, collected_on_demand
 from herd.training.logger import WandbConfig, open_sink
 from herd.training.module import HerdModule
 from herd.training.rewind import LeftOut, Span, WithoutSpans
-from herd.training.saving import SaveCheckpoints
+from herd.training.saving import SaveCheckpoints, check_checkpoint
 from herd.training.signals import EXIT_CODES, Stopped, StopSignals, without_lightnings_own
 from herd.training.spikes import Diverged, Rewind, StepGuard
 from herd.training.steps import StepBatch, StepSource, step_loader
@@ -94,7 +94,8 @@ def fit(
         compared.
 
     Raises:
-        UserError: no step to train on, a checkpoint of another run, several devices without processes to use them.
+        UserError: no step to train on, a checkpoint of another run or one that does not fit the model, several devices
+            without processes to use them.
         Diverged: several steps in a row could not be used, or more spikes than rewinds allowed.
         SystemExit: 143 after SIGTERM, 75 after SIGUSR1, 130 after Ctrl-C, when a checkpoint has been written.
         KeyboardInterrupt: Ctrl-C twice.
@@ -135,6 +136,8 @@ def fit(
         stack.callback(io.finish)
         peak = config.peak_tflops * 1e12 or peak_here(config.accelerator, config.precision, config.engine.fp8 != "none")
         while True:
+            if start is not None:
+                check_checkpoint(start, identity, module)
             if first:
                 run.metrics.truncate_after("step", step_of(start) if start else 0)
             module.guard = StepGuard(config.spikes)

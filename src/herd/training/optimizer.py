@@ -1,10 +1,11 @@
 """AdamW as the paper trains with it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from herd.config.errors import UserError
 from herd.config.registry import Registry
@@ -82,3 +83,18 @@ def make_state(optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = rate
     for state in optimizer.state.values():
         state["step"].zero_()
+
+
+def misfit(moments: Mapping[str, Any], parameter: Tensor) -> str | None:
+    """What is wrong with AdamW's state of a parameter: an entry that is missing, or of another shape; None where it fits.
+
+    PyTorch loads any shape, and its fused kernel then reads past the end of what is too small.
+    """
+    for entry in ("step", "exp_avg", "exp_avg_sq"):
+        if entry not in moments:
+            return f"has no {entry}"
+    for entry, value in moments.items():
+        wanted = () if entry == "step" else tuple(parameter.shape)
+        if isinstance(value, Tensor) and tuple(value.shape) != wanted:
+            return f"has {entry} of shape {tuple(value.shape)} where {wanted} is needed"
+    return None

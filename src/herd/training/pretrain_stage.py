@@ -149,7 +149,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         at_ends = AtStageEnds(curriculum, stage_run.folder, evaluate, judge_stage, training, config.save_optimizer)
         try:
             result = fit(
-                PretrainModule(model, config.optimizer, curriculum, start.moments() if start else None, config.z_loss),
+                PretrainModule(model, config.optimizer, curriculum, start.moments(model) if start else None, config.z_loss),
                 PretrainSource(prepared.mixture, curriculum, config.trainer.micro_batch_tokens, prepared.behind),
                 config.trainer,
                 stage_run,

@@ -1,15 +1,17 @@
 """When the training state is saved, and whether a saved one is of this run."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from herd.config.errors import UserError
 from herd.training.checkpoint import CheckpointStore
 from herd.training.module import HerdModule
-from herd.training.optimizer import make_state
+from herd.training.optimizer import build_optimizer, make_state, misfit
 from herd.training.signals import Stopped, StopSignals
 
 
@@ -20,7 +22,7 @@ class SaveCheckpoints(Checkpoint):
 
     Args:
         due: is a checkpoint due after so many finished steps? Asked about 0 too, before the first step.
-        fingerprint: what the run is; a checkpoint with another one is refused.
+        fingerprint: what the run is, see :func:`check_checkpoint`.
     """
 
     def __init__(
@@ -55,11 +57,31 @@ class SaveCheckpoints(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        theirs = state_dict["fingerprint"]
-        changed = sorted(k for k in self.fingerprint.keys() | theirs.keys() if self.fingerprint.get(k) != theirs.get(k))
-        if changed:
+
+def check_checkpoint(path: Path, fingerprint: dict[str, Any], module: HerdModule) -> None:
+    """Refuse a checkpoint that ``module`` cannot go on from, before anything of it is loaded: its tensors are mapped, not read.
+
+    Raises:
+        UserError: another run's, or the optimizer's moments are not of the shapes of the model's parameters.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    theirs = state["callbacks"][SaveCheckpoints.__name__]["fingerprint"]
+    changed = sorted(k for k in fingerprint.keys() | theirs.keys() if fingerprint.get(k) != theirs.get(k))
+    if changed:
+        raise UserError(
+            f"The checkpoints in '{path.parent}' are of another run (different: {', '.join(changed)}): "
+            "remove that folder to start anew, or restore the configuration."
+        )
+    saved = state["optimizer_states"][0]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]  # FSDP counts in another order
+    parameters = [
+        p for group in build_optimizer(module.parameters(), module.optimizer_config).param_groups for p in group["params"]
+    ]
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for number, parameter in zip(numbers, parameters, strict=True):
+        moments = saved["state"].get(number)  # none before the first step
+        if moments is not None and (problem := misfit(moments, parameter)):
             raise UserError(
-                f"The checkpoints in '{self.store.folder}' are of another run (different: {', '.join(changed)}): "
-                "remove that folder to start anew, or restore the configuration."
+                f"The checkpoint '{path}' does not fit the model: the optimizer's state of {names[id(parameter)]} {problem}. "
+                "Remove that file to go on from the one before it, or its folder to start anew."
             )

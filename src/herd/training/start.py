@@ -24,6 +24,7 @@ from herd.model.io import REWARD, load_model, open_model
 from herd.model.transformer import Transformer
 from herd.runs.atomic import sha256_file, write_bytes, write_json
 from herd.runs.stage import Artifact
+from herd.training.optimizer import misfit
 
 TRAINING, MOMENTS = "training.json", "optimizer.safetensors"
 _MOVED = ("max_seq_len", "rope_theta", "rope_scaling")  # by the curriculum: what a checkpoint has of them is taken over
@@ -58,14 +59,27 @@ class Start:
         """The weights."""
         return load_model(self.folder).float()
 
-    def moments(self) -> dict[str, Tensor] | None:
-        """The optimizer's state, as :func:`set_moments` takes it."""
+    def moments(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """The optimizer's state, as :func:`set_moments` takes it; None where it was not kept.
+
+        Raises:
+            UserError: the file is damaged, or its state is not that of ``model``'s parameters.
+        """
         if not self.has_moments:
             return None
         try:
-            return load((self.folder / MOMENTS).read_bytes())
+            moments = load((self.folder / MOMENTS).read_bytes())
         except SafetensorError as error:
             raise UserError(f"'{self.folder / MOMENTS}' is damaged ({error}): run that pretrain again.") from None
+        states, parameters = by_parameter(moments), dict(model.named_parameters())
+        for name in sorted(states.keys() | parameters.keys()):
+            problem = misfit(states.get(name, {}), parameters[name]) if name in parameters else "is not in the model"
+            if problem:
+                raise UserError(
+                    f"inputs.start: in '{self.folder / MOMENTS}' {name} {problem}, so it is not of the weights beside it: run "
+                    "that pretrain again, or remove the file to begin with moments of zero."
+                )
+        return moments
 
     def check(self, model: ModelConfig, tokenizer: str) -> None:
         """Refuse a configuration that asks for another shape, or tokens of another tokenizer (UserError)."""
@@ -151,13 +165,22 @@ def whole_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     }
 
 
+def by_parameter(moments: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Parameter -> entry -> tensor, of what :func:`whole_moments` took."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        name, _, entry = key.rpartition("/")
+        states.setdefault(name, {})[entry] = value
+    return states
+
+
 def set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
     """Give a fresh optimizer the state that :func:`whole_moments` took, to each rank its shard; its own rates stay."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state = optimizer.state_dict()
+    state, states = optimizer.state_dict(), by_parameter(moments)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
-        own = {key.rsplit("/", 1)[1]: value for key, value in moments.items() if key.rsplit("/", 1)[0] == names[id(parameter)]}
+        own = states[names[id(parameter)]]
         if isinstance(parameter, DTensor):
             own = {
                 entry: distribute_tensor(value, parameter.device_mesh, parameter.placements)
