@@ -1,14 +1,20 @@
-"""Rendering, masking and tokenising dialogs of 300 tokens on one core: dialogs a second, and where the time goes.
+"""Rendering, masking and tokenising dialogs of 300 tokens on one core: new dialogs a second, and where the time goes.
 
 Dialogs are turns of real prompts and answers of the open-instruct human evaluation (HERD_REFERENCE_DATA), joined until a
-tokenizer makes 300 tokens of them; each has other text than the others as far as the text reaches. The tokenizer has 8,192
-entries, trained on those texts and on sources of installed packages (4 million characters). `--large` adds one of 128,256
-entries from sources alone (minutes of training), with dialogs joined anew until it makes 300 tokens of them.
+tokenizer makes 300 tokens of them; no text is used twice but that the answers of several models to one prompt are there. The
+tokenizer has 8,192 entries, trained on those texts and on sources of installed packages (4 million characters). `--large` adds
+one of 128,256 entries from sources alone (minutes of training), with dialogs joined anew until it makes 300 tokens of them.
 
-Sides, all threads of the tokenizers library switched off: herd; herd with the library's own encoding in the place of the
-remembered words; and, for orientation, transformers' `apply_chat_template` with the same tokenizer and the template that `herd
-export` writes, which gives ids without any mask. The turns render the same dialogs again, so each of their words is known; `new
-dialogs` are a fifth that has not been seen, after the other four fifths; `first pass` starts with no word remembered.
+Every turn of a side is a process of its own that renders each dialog ONCE, a hundred at a time: one half of the dialogs from a
+cold start (no word met before), then the other half (`steady`: the process has met other dialogs, none of these; the libraries
+remember words themselves). Halves change places from turn to turn, sides take turns. Nothing is warmed by the dialogs that are
+timed. `making` is the one-time making of the encoder out of a loaded tokenizer, not part of either rate; `cold with making`
+counts it.
+
+Sides, all pinned to one core: herd; herd with the encoding of the tokenizers library in place of fastokens'; encoding of the same
+texts alone; and, for orientation, transformers' `apply_chat_template` with the same tokenizer and the template that `herd export`
+writes, which gives ids without any mask. `corpus` is the encoding of documents (sources of packages, whole files), as `herd
+tokenize` does it.
 
     python benchmarks/posttraining/render.py [--large] [--wall]
 
@@ -17,6 +23,8 @@ Times are processor time of the process, which other work on the machine moves l
 
 import json
 import os
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,19 +37,22 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy
-import transformers
-from measure import save, side_by_side
+from measure import save
 
-from herd.corpus import words
+from herd.corpus.fast_encoder import FastEncoder
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from herd.dialog.hf_template import chat_template
 from herd.dialog.masks import sft_mask
-from herd.dialog.messages import Message, Role
-from herd.dialog.render import Rendered, render_batch
+from herd.dialog.messages import Message, Role, parse_messages
+from herd.dialog.render import render_batch
 
-DIALOGS, TOKENS, TURNS = 1000, 300, 7
+DIALOGS, TOKENS, TURNS, AT_ONCE = 1000, 300, 6, 100
+CORPUS = 2_000_000  # characters
 DATA = Path(os.environ.get("HERD_REFERENCE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 WANTED = 4000  # dialogs a second
+HERD, LIBRARY, ALONE, THEIRS = "herd", "herd, encoding by tokenizers", "encoding alone", "transformers, ids without masks"
+DOCUMENTS, DOCUMENTS_LIBRARY = "corpus", "corpus, encoding by tokenizers"
+SIDES = (HERD, LIBRARY, ALONE, THEIRS, DOCUMENTS, DOCUMENTS_LIBRARY)
 
 
 def spoken() -> list[tuple[str, str]]:
@@ -72,109 +83,124 @@ def tokenizers_trained() -> Iterator[tuple[str, Tokenizer]]:
 
 
 def dialogs_of(tokenizer: Tokenizer) -> list[list[Message]]:
-    """Turns joined until a dialog has about 300 tokens; what goes beyond is cut from its last answer."""
+    """Turns joined until a dialog has about 300 tokens; what goes beyond is cut from its last answer. Each pair is used once."""
     pairs = spoken()
     ids = tokenizer.encode_batch([text for pair in pairs for text in pair])
     dialogs: list[list[Message]] = []
-    at = 0
-    while len(dialogs) < DIALOGS:
-        messages: list[Message] = []
-        room = TOKENS - 1
-        while room > 30:
-            (question, answer), (asked, answered) = pairs[at % len(pairs)], ids[2 * (at % len(pairs)) : 2 * (at % len(pairs)) + 2]
-            at += 1
-            room -= min(len(asked), room // 2) + 10  # headers and ends
-            if len(asked) > room:
-                question = tokenizer.decode(asked[: max(room // 2, 1)])
-            if len(answered) > room:
-                answer = tokenizer.decode(answered[: max(room, 1)])
-            messages += [Message(Role.USER, question), Message(Role.ASSISTANT, answer)]
-            room -= len(answered)
-        dialogs.append(messages)
-    return dialogs
+    messages: list[Message] = []
+    room = TOKENS - 1
+    for at, (question, answer) in enumerate(pairs):
+        asked, answered = ids[2 * at], ids[2 * at + 1]
+        room -= min(len(asked), room // 2) + 10  # headers and ends
+        if len(asked) > room:
+            question = tokenizer.decode(asked[: max(room // 2, 1)])
+        if len(answered) > room:
+            answer = tokenizer.decode(answered[: max(room, 1)])
+        messages += [Message(Role.USER, question), Message(Role.ASSISTANT, answer)]
+        room -= len(answered)
+        if room <= 30:
+            dialogs.append(messages)
+            messages, room = [], TOKENS - 1
+    return dialogs[:DIALOGS]
 
 
-def ours(dialogs: list[list[Message]], tokenizer: Tokenizer) -> list[tuple[Rendered, numpy.ndarray]]:
-    return [(r, sft_mask(r)) for r in render_batch(dialogs, tokenizer)]
+def once(side: str, folder: Path, turn: int, wall: bool) -> dict[str, float]:
+    """One side, in a process of its own: seconds of making the encoder, of the first half from a cold start, of the other."""
+    clock = time.perf_counter if wall else time.process_time
+    tokenizer = Tokenizer.load(folder)
+    rows = json.loads((folder / "dialogs.json").read_text())
+    if side in (LIBRARY, DOCUMENTS_LIBRARY):
+        tokenizer.__dict__["_encode"] = tokenizer._by_library
+    if side in (DOCUMENTS, DOCUMENTS_LIBRARY):
+        items: list[Any] = list(sources(CORPUS))
+        work: Callable[[Any], Any] = tokenizer.encode_batch
+    elif side == THEIRS:
+        import transformers
 
-
-def theirs(tokenizer: Tokenizer) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder, {"chat_template": chat_template(tokenizer.special_tokens)})
-        return transformers.AutoTokenizer.from_pretrained(folder)
-
-
-def seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+        theirs = transformers.AutoTokenizer.from_pretrained(folder)
+        theirs.apply_chat_template([{"role": "user", "content": ""}])  # the template is compiled
+        items = rows
+        work = lambda some: [theirs.apply_chat_template(row) for row in some]  # noqa: E731
+    elif side == ALONE:
+        items = [[message["content"] for message in row] for row in rows]
+        work = lambda some: tokenizer.encode_flat([text for row in some for text in row])  # noqa: E731
+    else:
+        items = [list(parse_messages(row, "dialogs.json")) for row in rows]
+        work = lambda some: [(r, sft_mask(r)) for r in render_batch(some, tokenizer)]  # noqa: E731
     start = clock()
-    call()
-    return clock() - start
+    tokenizer.encode("")  # makes the encoder
+    making = clock() - start
+    halves = [items[0::2], items[1::2]]
+    took = []
+    for half in halves if turn % 2 else halves[::-1]:
+        start = clock()
+        for at in range(0, len(half), AT_ONCE):
+            work(half[at : at + AT_ONCE])
+        took.append((clock() - start) / len(half))
+    return {"making": making, "cold": took[0], "steady": took[1]}
 
 
-def measured(tokenizer: Tokenizer, clock: Callable[[], float]) -> dict[str, Any]:
+def measured(tokenizer: Tokenizer, wall: bool) -> dict[str, Any]:
     dialogs = dialogs_of(tokenizer)
     rendered = render_batch(dialogs, tokenizer)
-    tokens = sum(map(len, rendered))
-    rows = [[m.to_dict() for m in messages] for messages in dialogs]
-    texts = list({m.content for messages in dialogs for m in messages})
-    template = theirs(tokenizer)
-    by_library, by_words = tokenizer._by_library, tokenizer._by_words
-    assert by_words is not None and by_library(texts) == by_words(texts)
-
-    def encoded(encode: Any) -> Callable[[], Any]:
-        def call() -> Any:
-            tokenizer._by_words = encode
-            return ours(dialogs, tokenizer)
-
-        return call
-
-    turns = side_by_side(
-        {
-            "herd": encoded(by_words),
-            "herd, encoding by the library": encoded(by_library),
-            "transformers, ids without masks": lambda: [template.apply_chat_template(row) for row in rows],
-            "encoding alone": lambda: by_words(texts),
-            "encoding alone, by the library": lambda: by_library(texts),
-            "masks alone": lambda: [sft_mask(r) for r in rendered],
-        },
-        repeats=TURNS,
-        warmup=1,
-        clock=clock,
-    )
-    fifth = len(dialogs) // 5
-    new = 0.0  # seconds for all dialogs, a fifth at a time, once the other four have been rendered
-    for at in range(0, len(dialogs), fifth):
-        tokenizer._by_words = words.WordEncoder(by_library)
-        ours([*dialogs[:at], *dialogs[at + fifth :]], tokenizer)
-        new += seconds(lambda part=dialogs[at : at + fifth]: ours(part, tokenizer), clock)  # type: ignore[misc]
-    first = [seconds(encoded(words.WordEncoder(by_library)), clock) for _ in range(3)]
-    tokenizer._by_words = by_words
-    rate = {side: round(len(dialogs) / of["median"]) for side, of in turns.items()}
-    rate |= {"herd, first pass": round(len(dialogs) / sorted(first)[1]), "herd, new dialogs": round(len(dialogs) / new)}
+    texts = [m.content for messages in dialogs for m in messages]
+    assert isinstance(tokenizer._encode, FastEncoder)
+    both = tokenizer._encode(texts), tokenizer._by_library(texts)
+    assert all(numpy.array_equal(ours, theirs) for ours, theirs in zip(*both, strict=True)), "ids differ from the library's"
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder, {"chat_template": chat_template(tokenizer.special_tokens)})
+        rows = [[m.to_dict() for m in messages] for messages in dialogs]
+        (Path(folder) / "dialogs.json").write_text(json.dumps(rows))
+        took: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        for turn in range(TURNS):
+            for side in SIDES:
+                command = [sys.executable, __file__, "--once", side, folder, str(turn), *(["--wall"] if wall else [])]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                took[side].append(json.loads(done.stdout.splitlines()[-1]))
+    characters = sum(map(len, sources(CORPUS)))
+    documents = sum(1 for _ in sources(CORPUS))
+    rates = {}
+    for side, turns in took.items():
+        of = {part: statistics.median(turn[part] for turn in turns) for part in ("making", "cold", "steady")}
+        if side in (DOCUMENTS, DOCUMENTS_LIBRARY):
+            millions = characters / documents / 1e6
+            rates[side] = {f"{part}, million characters a second": round(millions / of[part], 2) for part in ("cold", "steady")}
+            continue
+        with_making = statistics.median(turn["cold"] + turn["making"] / (len(dialogs) / 2) for turn in turns)
+        rates[side] = {
+            "cold": round(1 / of["cold"]),
+            "steady": round(1 / of["steady"]),
+            "slowest turn": round(1 / max(max(turn["cold"], turn["steady"]) for turn in turns)),
+            "making, seconds": round(of["making"], 3),
+            "cold with making": round(1 / with_making),
+        }
     return {
         "dialogs": len(dialogs),
-        "mean_tokens": round(tokens / len(dialogs), 1),
+        "mean_tokens": round(sum(map(len, rendered)) / len(dialogs), 1),
         "mean_messages": round(sum(map(len, dialogs)) / len(dialogs), 1),
-        "characters_per_token": round(sum(map(len, texts)) / sum(map(len, by_words(texts))), 2),
-        "distinct_texts": len(texts),
-        "seconds": turns,
-        "dialogs_per_second": rate,
-        "share_of_encoding": round(turns["encoding alone"]["median"] / turns["herd"]["median"], 3),
-        "times_as_fast_as_by_the_library": round(rate["herd"] / rate["herd, encoding by the library"], 2),
-        "times_as_fast_as_transformers": round(rate["herd"] / rate["transformers, ids without masks"], 2),
-        "enough": rate["herd, new dialogs"] >= WANTED,
+        "distinct_texts": len(set(texts)),
+        "texts": len(texts),
+        "characters_per_token": round(sum(map(len, texts)) / len(both[0][0]), 2),
+        "new_dialogs_per_second": rates,
+        "times_as_fast_as_by_tokenizers": round(rates[HERD]["steady"] / rates[LIBRARY]["steady"], 2),
+        "times_as_fast_as_transformers": round(rates[HERD]["steady"] / rates[THEIRS]["steady"], 2),
+        "wanted": WANTED,
+        "enough": min(rates[HERD][part] for part in ("cold", "steady")) >= WANTED,
     }
 
 
 def main() -> None:
-    clock = time.perf_counter if "--wall" in sys.argv else time.process_time
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core means one core
-    words._patterns()  # once a process; some 0.2 s
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core means one core, of the processes started here too
+    if "--once" in sys.argv:
+        _, _, side, folder, turn, *more = sys.argv
+        print(json.dumps(once(side, Path(folder), int(turn), "--wall" in more)))
+        return
     results = {}
     for name, tokenizer in tokenizers_trained():
-        results[f"{name} entries"] = measured(tokenizer, clock)
-        print(name, json.dumps(results[f"{name} entries"]["dialogs_per_second"], indent=2))
-    print(save(__file__, "python benchmarks/posttraining/render.py " + " ".join(sys.argv[1:]), {"wanted": WANTED, **results}))
+        results[f"{name} entries"] = measured(tokenizer, "--wall" in sys.argv)
+        print(name, json.dumps(results[f"{name} entries"], indent=2))
+    print(save(__file__, " ".join(["python benchmarks/posttraining/render.py", *sys.argv[1:]]), results))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 SPECIAL = {
@@ -22,8 +23,9 @@ class CharTokenizer:
 
     bos_id, eos_id, pad_id, start_header_id, end_header_id, eom_id, eot_id, python_tag_id = range(256, 264)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+    def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [text.encode() for text in texts]
+        return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)])
 
     def decode(self, ids) -> str:
         """Text with short names of special tokens."""

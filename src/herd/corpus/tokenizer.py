@@ -1,14 +1,17 @@
 """Byte-level BPE with the split pattern and special tokens of Llama 3 (section 3.2), on Hugging Face ``tokenizers``.
 
+What encodes is ``fastokens`` (:mod:`herd.corpus.fast_encoder`), with the same ids.
+
 Two rules hold for all text that passes through here: it comes back unchanged from ``decode(encode(text))``, and it can
 never become a special token, whatever it spells. Special ids are placed by the caller, by name.
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from herd.config.errors import UserError, nearest
 from herd.corpus import special_tokens as names
-from herd.corpus.words import WordEncoder, cuts_alike, worthwhile
+from herd.corpus.fast_encoder import fast_encoder
 from herd.runs.atomic import write_json, write_text
 
 # Published with the Llama 3 tokenizer: contractions, words with one leading mark or blank, at most three digits,
@@ -83,28 +86,38 @@ class Tokenizer:
         self.eot_id = self._special[names.END_OF_TURN]
         self.python_tag_id = self._special[names.PYTHON_TAG]
         self.stop_ids = (self.eos_id, self.eom_id, self.eot_id)
-        self._by_words = WordEncoder(self._by_library) if cuts_alike(backend, _pre_tokenizer()) else None
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[tokenizers.Tokenizer]]:
+        return Tokenizer, (self._backend,)  # the encoder is made anew where it is unpickled
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``; no special ids, none added. UserError when ``text`` holds a lone surrogate."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text. Same ids as :meth:`encode`.
+        """Ids of each text, the same as :meth:`encode`'s. All cores are used."""
+        ids, offsets = self.encode_flat(texts)
+        flat = ids.tolist()
+        return [flat[a:b] for a, b in pairwise(offsets.tolist())]
 
-        The library uses all cores; many texts on few cores are encoded by words that are remembered (:mod:`herd.corpus.words`).
-        """
-        return self._by_words(texts) if self._by_words is not None and worthwhile(texts) else self._by_library(texts)
-
-    def _by_library(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_flat(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts in a row, (T,) uint32; those of text i are ``ids[offsets[i]:offsets[i + 1]]``, offsets int64."""
         pieces = [pieces_of(text) for text in texts]
-        flat = [piece for parts in pieces for piece in parts]
         try:
-            encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
-        except TypeError:
+            ids, offsets = self._encode([piece for parts in pieces for piece in parts])
+        except (TypeError, UnicodeEncodeError):
             _refuse_surrogates(texts)
             raise
-        return [[i for _ in parts for i in next(encoded).ids] for parts in pieces]
+        return ids, offsets[np.cumsum([0, *map(len, pieces)])]
+
+    @cached_property
+    def _encode(self) -> Callable[[list[str]], tuple[np.ndarray, np.ndarray]]:
+        return fast_encoder(self._backend, _pre_tokenizer()) or self._by_library
+
+    def _by_library(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        offsets = np.cumsum([0, *map(len, encoded)])
+        return np.fromiter(chain.from_iterable(encoded), np.uint32, int(offsets[-1])), offsets
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of ``ids``; bytes that are no valid UTF-8 (a cut character) become U+FFFD."""

@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from herd.config.errors import UserError
 from herd.config.registry import Registry
 from herd.dialog import tool_text
@@ -52,7 +54,9 @@ class ChatTokenizer(Protocol):
     def end_header_id(self) -> int: ...
     @property
     def python_tag_id(self) -> int: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts in a row; those of text i are ``ids[offsets[i]:offsets[i + 1]]``."""
+        ...
 
 
 class Segment(IntEnum):
@@ -70,10 +74,13 @@ class Segment(IntEnum):
 NO_MESSAGE, NO_ROLE = -1, -1  # of tokens that belong to no message of the dialog
 
 
-class Piece(NamedTuple):
-    """A special token (its id), plain text, or several of both in a row; and what it is."""
+Content = int | str | tuple[int | str, ...]  # a special token (its id), plain text, or several of both in a row
 
-    content: int | str | tuple[int | str, ...]
+
+class Piece(NamedTuple):
+    """A content and what it is."""
+
+    content: Content
     segment: Segment
     message: int  # index in the dialog
     role: int

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 
-from herd.dialog.dialects import DIALECTS, NO_MESSAGE, NO_ROLE, ChatTokenizer, Piece, Segment, header
+from herd.dialog.dialects import DIALECTS, NO_MESSAGE, NO_ROLE, ChatTokenizer, Content, Piece, Segment, header
 from herd.dialog.messages import Message, Role
 
 __all__ = ["DIALECTS", "NO_MESSAGE", "NO_ROLE", "ChatTokenizer", "Rendered", "Segment", "render", "render_batch"]
@@ -65,27 +65,33 @@ def _assemble(pieces: Sequence[Piece], ends: Sequence[int], tokenizer: ChatToken
     """One set of arrays for the whole batch, of which each dialog is a view."""
     if not pieces:
         return []
-    ids = _ids_of({piece.content for piece in pieces}, tokenizer)
     contents, segments, messages, roles = zip(*pieces, strict=True)
-    parts = [ids[content] for content in contents]
-    counts = np.fromiter(map(len, parts), np.int64, len(parts))
-    tokens = np.fromiter(chain.from_iterable(parts), np.int64, int(counts.sum()))
+    # Headers repeat in every message, so what is encoded is little more than the bodies.
+    numbers = {content: number for number, content in enumerate(dict.fromkeys(contents))}
+    pool, offsets = _ids_of(list(numbers), tokenizer)
+    of = np.fromiter(map(numbers.__getitem__, contents), np.int64, len(contents))
+    counts = np.diff(offsets)[of]
+    after = np.cumsum(counts)
     arrays = (
-        tokens,
+        pool[np.repeat(offsets[of] + counts - after, counts) + np.arange(after[-1])],
         np.array(segments, np.int8).repeat(counts),
         np.array(messages, np.int32).repeat(counts),
         np.array(roles, np.int8).repeat(counts),
     )
-    cuts = np.concatenate([[0], np.cumsum(counts)[np.array(ends) - 1]]).tolist()
+    cuts = [0, *after[np.array(ends) - 1].tolist()]
     return [Rendered(*(array[a:b] for array in arrays)) for a, b in pairwise(cuts)]
 
 
-def _ids_of(contents: set[int | str | tuple[int | str, ...]], tokenizer: ChatTokenizer) -> dict[object, Sequence[int]]:
-    """Ids of each distinct content. Headers repeat in every message, so what is encoded is little more than the bodies."""
-    parts = {content: content if isinstance(content, tuple) else (content,) for content in contents}
-    texts = list({part for of in parts.values() for part in of if isinstance(part, str)})
-    ids: dict[object, Sequence[int]] = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-    for content, of in parts.items():
-        if not isinstance(content, str):
-            ids[content] = [i for part in of for i in ([part] if isinstance(part, int) else ids[part])]
-    return ids
+def _ids_of(contents: Sequence[Content], tokenizer: ChatTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of contents in a row, int64, and where each of them begins and ends."""
+    parts = [part for content in contents for part in (content if isinstance(content, tuple) else (content,))]
+    ids, offsets = tokenizer.encode_flat([part for part in parts if isinstance(part, str)])
+    text = np.fromiter((isinstance(part, str) for part in parts), bool, len(parts))
+    counts = np.ones(len(parts), np.int64)
+    counts[text] = np.diff(offsets)
+    of_text = text.repeat(counts)
+    pool = np.empty(len(of_text), np.int64)
+    pool[of_text] = ids
+    pool[~of_text] = [part for part in parts if isinstance(part, int)]
+    sizes = [len(content) if isinstance(content, tuple) else 1 for content in contents]
+    return pool, np.cumsum([0, *counts])[np.cumsum([0, *sizes])]
