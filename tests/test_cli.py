@@ -82,10 +82,10 @@ def test_typos_end_in_one_line_with_the_nearest_name(
 
 
 def test_multirun_refuses_a_typo_before_it_launches(tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "herd.cli", "pretrain", "-m", "++model.dimm=3,4", f"hydra.sweep.dir={tmp_path}"]
+    program = [sys.executable, "-m", "herd.cli", "scaling-plan", "-m", "++plan.budgetts=3,4", f"hydra.sweep.dir={tmp_path}"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert "Did you mean 'dim'" in done.stderr
+    assert "Did you mean 'budgets'" in done.stderr
 
 
 def test_doctor_tells_of_the_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,5 @@
 """Every configuration file composes, and lists every key of its schema."""
 
-import copy
-from collections.abc import Sequence
 from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,6 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from herd.config import loader
 from herd.config.errors import UserError
 from herd.config.loader import compose, conf_root, data_root, load, to_plain
 from herd.recipe.commands import COMMANDS
@@ -30,22 +27,6 @@ def test_command_composes_and_lists_every_key(command: str) -> None:
     listed = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(listed, dict)
     assert {*to_plain(job.config)} == {*listed} - {"run", "inputs", "hydra", "out"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def composed_once():
-    """The stages of a recipe are composed for its plan and for its jobs; each takes a quarter of a second."""
-    done: dict[tuple[str, ...], Any] = {}
-
-    def remembered(command: str, overrides: Sequence[str] = (), plain: Any = loader._compose) -> Any:
-        key = (command, *overrides)
-        if key not in done:
-            done[key] = plain(command, overrides)
-        return copy.deepcopy(done[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loader, "_compose", remembered)
-        yield
 
 
 def _choices() -> list[tuple[str, tuple[str, ...]]]:
