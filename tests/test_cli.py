@@ -28,6 +28,8 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         "print(json.dumps([m for m in ('torch', 'hydra', 'scipy', 'pytorch_lightning', 'sklearn') if m in sys.modules]))"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    as_module = subprocess.run([sys.executable, "-m", "herd", "--help"], capture_output=True, text=True, check=True).stdout
+    assert out.startswith(as_module)
     assert all(f"  {name} " in out for name in COMMANDS)
     assert json.loads(out.splitlines()[-1]) == []
 
@@ -58,6 +60,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         (["curate", "source=jsonl"], "'source.path' is not set"),
         (["curate", "source=jsonl", "source.pth=x"], "Did you mean 'source.path'"),
         (["recipe", "name=store", "until=curate"], "run.name is 'store'"),
+        (["curriculum", "out=plan.txt"], "'plan.txt' does not end in .png"),
         (["recipe", "stages.curat.extra=[]"], "has no stage 'curat'. Did you mean 'curate'"),
         (["recipe", "stages.round-1/sft.extra=['epoch=3']"], "Stage 'round-1/sft' of recipe 'laptop': Unknown key 'epoch'"),
         (["recipe", 'stages.round-1/sft.extra=["epochs=-3"]'], "Stage 'round-1/sft' of recipe 'laptop': window must"),

@@ -31,8 +31,11 @@ Commands
   doctor             what this machine has, and what is missing
 """
 
-# Faults of disks and permissions: no fault of the program, so no traceback.
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Faults of disks, permissions and paths: no fault of the program, so no traceback.
+_OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -288,6 +291,8 @@ def _curriculum(argv: list[str]) -> None:
     from herd.training.pretrain_stage import plan_lines
 
     out = next((argument.removeprefix("out=") for argument in argv if argument.startswith("out=")), "curriculum.png")
+    if Path(out).suffix != ".png":
+        raise UserError(f"out: the picture is a PNG, and '{out}' does not end in .png: give out=NAME.png.")
     config = make_job("pretrain", compose("pretrain", [a for a in argv if not a.startswith("out=")])).config
     curriculum = Curriculum(config.curriculum, config.mix.weights, config.optimizer.lr)
     for line in plan_lines(config):

@@ -85,8 +85,9 @@ def test_broken_json_at_line_50_000(tmp_path, imported):
     path = tmp_path / "rows.jsonl"
     good = json.dumps(dialog(0)) + "\n"
     path.write_text(good * 999 + "\n" * 49_000 + '{"prompt": "q", \n' + good)
-    with pytest.raises(UserError, match=r"rows\.jsonl, line 50000: not valid JSON .*mend or remove the line"):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 50000: not valid JSON \(.* at column 17\); mend or remove the line"):
         imported(path)
+    assert list((tmp_path / "runs/store").glob(".partial*")) == []  # no half of 50,000 rows stays behind
     metrics = imported(path, "malformed=drop", "heldout_share=0").metrics
     assert metrics["read"] == {"kept": 1000, "dropped": {"malformed": 1}}
     assert "line 50000" in metrics["malformed"][0]
@@ -126,3 +127,16 @@ def test_without_the_extra_the_hub_says_what_to_install(imported, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"herd\[hub\]"):
         imported("a/b", "source.kind=hub", f"source.revision={COMMIT}")
+
+
+def test_a_byte_order_mark_is_no_broken_line(tmp_path, imported):
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(dialog(0)).encode() + b"\r\n")
+    assert imported(tmp_path / "a.jsonl", "heldout_share=0").metrics["rows"] == 1
+
+
+def test_what_was_dropped_is_said_with_its_reasons(tmp_path, imported, capsys):
+    rows = [dialog(0), dialog(1) | {"completion": ""}, dialog(2) | {"completion": 7}]
+    import_rows_stage.show(imported(write(tmp_path / "a.jsonl", rows), "malformed=drop", "heldout_share=0"))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "prompt_completion: 1 rows, 0 held out, 2 dropped (empty_response 1, malformed 1)"
+    assert "line 3, completion: `completion` must be text" in shown[1]

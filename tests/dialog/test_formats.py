@@ -80,14 +80,18 @@ def test_dialogs_of_no_use_have_a_reason(row, reason):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"text": "q"}, "here: columns text are of no known kind"),
+        ({"text": "q"}, "here: columns text are of no known kind .*alpaca: instruction, output"),
+        ({"prompt": "q", "completion": "a", "label": False}, "`label` says whether a completion is good"),
+        ({"messages": [*said(("user", "q")), {"role": "assistant", "content": "a", "weight": 0}]}, "message 1: `weight` is 0"),
+        ({"messages": [*said(("user", "q")), {"role": "assistant", "content": "a", "train": False}]}, "`train` is False"),
         ({"messages": said(("robot", "q"))}, "here, message 0: unknown role 'robot'"),
         ({"messages": []}, "at least one message"),
         ({"messages": ["q"]}, "message 0: must be an object"),
         ({"messages": [{"role": "user"}]}, "message 0: has no `content`"),
         ({"messages": said(("user", 7))}, "`content` and `call` must be text"),
         ({"messages": said(("user", "\ud800"), ("assistant", "a"))}, "message 0: half of a surrogate pair"),
-        ({"prompt": 7, "completion": "a"}, "here, prompt: must be a list"),
+        ({"prompt": 7, "completion": "a"}, "here, prompt: `prompt` must be text or a list with at least one message, not 7"),
+        ({"prompt": "q", "completion": 7}, "`completion` must be text or a list with at least one message, not 7"),
         ({"instruction": "q", "output": 7}, "`output` must be there and be str"),
         ({"conversations": [{"from": "function_call", "value": "f()"}]}, "must be JSON with `name`"),
         ({"prompt": "q", "completion": "a", "tools": "f"}, "`tools` must be a list"),
@@ -124,8 +128,11 @@ def test_strength_edited_and_who_wrote_it():
     assert preference(row | {"strength": "slightly_better"}).grade is Grade.SLIGHTLY_BETTER
     with pytest.raises(Unusable, match="tie"):
         preference(row, grades={"2": "tie"})
-    with pytest.raises(UserError, match=r"here: no grade for strength 2; name one with format.grades=\{'2': better\}"):
+    assert preference(row, grades={2: "better"}).grade is Grade.BETTER  # as Hydra reads a number in a mapping
+    with pytest.raises(UserError, match=r"here: no grade for strength 2; name one .*: '\+\+format\.grades=\{2: better\}'"):
         preference(row)
+    with pytest.raises(UserError, match=r"scores\.chosen is nan"):
+        preference(row | {"strength": "better", "scores": {"chosen": float("nan")}})
     with pytest.raises(UserError, match="no grade `bettr`"):
         RowFormat(grades={"2": "bettr"})
 
@@ -154,3 +161,13 @@ def test_preferences_of_no_use_have_a_reason(row, reason):
 def test_columns_of_other_names():
     row = RowFormat(columns={"prompt": "question", "completion": "answer"}).rename({"question": "q", "answer": "a"})
     assert dialog(row) == QA
+    with pytest.raises(UserError, match=r"format\.columns\.mesages: no column of ours.*Did you mean 'messages'"):
+        RowFormat(columns={"mesages": "conversation"})
+
+
+@pytest.mark.parametrize("completion", [{}, {"completion": None}])
+def test_a_row_of_another_kind_than_the_first_is_refused_by_the_column_it_lacks(completion):
+    with pytest.raises(UserError, match="here: no `completion`, which rows of kind prompt_completion have"):
+        read_dialog("prompt_completion", {"prompt": "q", **completion}, "here")
+    with pytest.raises(UserError, match="here: no `rejected`, which rows of kind preference have"):
+        preference({"prompt": "q", "chosen": "a", **completion})

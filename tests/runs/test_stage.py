@@ -118,6 +118,21 @@ def test_failure_leaves_the_earlier_output_and_no_finished_folder(tmp_path: Path
     assert stored(broken, Config("bad"), {}, tmp_path) is None
 
 
+def test_a_refusal_before_anything_was_made_leaves_no_folder(tmp_path: Path) -> None:
+    def fail(config: Config, inputs: Inputs, run: StageRun) -> dict:
+        if config.text == "late":
+            (run.scratch / "checkpoint").write_text("x")
+        raise UserError("waiting")
+
+    def left() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "store").glob(".partial*"))
+
+    for text, count in (("early", 0), ("late", 1)):
+        with pytest.raises(UserError, match="waiting"):
+            execute(Stage("write", 2, Config, fail, ""), Config(text), {}, tmp_path, "run")
+        assert len(left()) == count
+
+
 def _slow(config: Config, inputs: Inputs, run: StageRun) -> dict:
     seen = run.scratch / "starts"
     starts = int(seen.read_text()) + 1 if seen.exists() else 1

@@ -24,7 +24,7 @@ from herd.dialog.rows import Counted, Prompt
 from herd.dialog.tables import Row, read_table, table_files, without_nulls
 from herd.runs.atomic import sha256_file
 from herd.runs.progress import progress
-from herd.runs.stage import Inputs, Stage, StageRun
+from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 
 AUTO, REFUSE, DROP = "auto", "refuse", "drop"
 _SHOWN = 5  # malformed rows named in the manifest
@@ -96,12 +96,12 @@ def run(config: ImportRowsConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
             else:
                 heldout += apart
                 counted.kept += 1
+        if not counted.kept:
+            why = ", ".join(f"{reason} {count}" for reason, count in sorted(counted.dropped.items())) or "there is none"
+            raise UserError(
+                f"import-rows: no row of {config.source.path} is of use ({why}).{' ' + malformed[0] if malformed else ''}"
+            )
         output.complete(kind)
-    if not counted.kept:
-        why = ", ".join(f"{reason} {count}" for reason, count in sorted(counted.dropped.items())) or "there is none"
-        raise UserError(
-            f"import-rows: no row of {config.source.path} is of use ({why}).{' ' + malformed[0] if malformed else ''}"
-        )
     return {
         "kind": kind,
         "rows": counted.kept - heldout,
@@ -123,8 +123,11 @@ class Output:
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.open.close()
+        if error is not None:  # the next attempt begins anew
+            for name in self.files:
+                (self.folder / name).unlink()
 
     def write(self, name: str, row: dict[str, Any]) -> None:
         """Append one row."""
@@ -217,11 +220,24 @@ def content(config: ImportRowsConfig) -> dict[str, Any]:
     return {"source": {"dataset": source.path, "commit": content_commit(source)}}
 
 
+def show(artifact: Artifact) -> None:
+    """What was kept, and what was dropped for which reason."""
+    found = artifact.metrics
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in found["read"]["dropped"].items())
+    print(
+        f"{found['kind']}: {found['rows']:,} rows, {found['heldout_rows']:,} held out, {found['dropped_rows']:,} dropped", end=""
+    )
+    print(f" ({dropped})" if dropped else "")
+    for line in found["malformed"]:
+        print(f"  {line}")
+
+
 STAGE = Stage(
     name="import-rows",
-    version=1,
+    version=2,
     config=ImportRowsConfig,
     run=run,
     summary="your own dialogs or preferences, from JSONL, Parquet or the hub",
     fingerprint=content,
+    show=show,
 )

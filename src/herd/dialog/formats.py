@@ -9,7 +9,8 @@
 | preference        | `chosen`, `rejected`: text or lists of messages; `prompt`, or the lists begin with it |
 
 All may have `system` (text) and `tools` (definitions, or JSON text of them); a preference also `grade` or `strength`, `edited`,
-`models` and `scores`. Other columns, and other keys of messages, are passed over.
+`models` and `scores`. Other columns, and other keys of messages, are passed over, but for what says that an answer is not to
+be learnt: a `label` beside a completion, a `weight` or `train` of a message other than 1.
 
 A row that cannot be read is refused by its place (UserError); one that is understood but of no use is dropped with a reason.
 """
@@ -17,6 +18,7 @@ A row that cannot be read is refused by its place (UserError); one that is under
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +35,14 @@ PREFERENCE = "preference"
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool", "function": "tool"}
 _CALL_ROLE = "function_call"  # ShareGPT with tools: the value is JSON with name and arguments
 _KEYS = ("role", "content", "call", "end_of_message", "tool_calls", "tools")
+_COLUMNS = {  # kind -> columns that it must have, in the order in which kinds are looked for
+    PREFERENCE: ("chosen", "rejected"),
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+}
+_FURTHER = ("id", "input", "system", "tools", "grade", "strength", "edited", "models", "scores", "prompt_id", "label")
 
 
 class Unusable(Exception):
@@ -44,13 +54,17 @@ class RowFormat:
     """How columns are read."""
 
     columns: dict[str, str] = field(default_factory=dict)  # our column -> theirs, e.g. messages: conversation
-    grades: dict[str, str] = field(default_factory=dict)  # their strength -> a grade, or tie, which is dropped
+    grades: dict[str | int | float, str] = field(default_factory=dict)  # their strength -> a grade, or tie, which is dropped
     default_grade: str = Grade.SIGNIFICANTLY_BETTER.value  # of a preference without a strength
 
     def __post_init__(self) -> None:
         for grade in (*self.grades.values(), self.default_grade):
             if grade not in (*Grade, TIE):
                 raise UserError(f"no grade `{grade}`; use one of {', '.join(Grade)} or {TIE}.{nearest(grade, list(Grade))}")
+        ours = (*dict.fromkeys(name for needed in _COLUMNS.values() for name in needed), *_FURTHER)
+        for name in self.columns:
+            if name not in ours:
+                raise UserError(f"format.columns.{name}: no column of ours; use one of {', '.join(ours)}.{nearest(name, ours)}")
 
     def rename(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with our names of its columns."""
@@ -60,11 +74,15 @@ class RowFormat:
     def grade(self, row: Mapping[str, Any], where: str) -> Grade:
         """How much better the chosen response is; UserError for a strength that has no grade."""
         value = row.get("grade") if row.get("grade") is not None else row.get("strength")
-        name = self.default_grade if value is None else self.grades.get(str(value), str(value))
+        grades = {str(theirs): grade for theirs, grade in self.grades.items()}
+        name = self.default_grade if value is None else grades.get(str(value), str(value))
         if name == TIE:
             raise Unusable(TIE)
         if name not in list(Grade):
-            raise UserError(f"{where}: no grade for strength {value!r:.60}; name one with format.grades={{'{value}': better}}")
+            raise UserError(
+                f"{where}: no grade for strength {value!r:.60}; name one (of {', '.join(Grade)} or {TIE}): "
+                f"'++format.grades={{{value!s:.60}: better}}'"
+            )
         return Grade(name)
 
 
@@ -73,23 +91,34 @@ DIALOG_KINDS: Registry[Callable[[Mapping[str, Any], str], Messages]] = Registry(
 
 def kind_of(row: Mapping[str, Any], where: str) -> str:
     """The kind of a row by its columns; UserError when they fit none."""
-    for kind, needed in (
-        (PREFERENCE, ("chosen", "rejected")),
-        ("messages", ("messages",)),
-        ("sharegpt", ("conversations",)),
-        ("prompt_completion", ("prompt", "completion")),
-        ("alpaca", ("instruction", "output")),
-    ):
+    for kind, needed in _COLUMNS.items():
         if all(row.get(name) is not None for name in needed):
+            if kind == "prompt_completion" and isinstance(row.get("label"), bool):
+                raise UserError(
+                    f"{where}: `label` says whether a completion is good, which nothing here learns from: keep the good rows "
+                    "alone, or take all with kind=prompt_completion"
+                )
             return kind
+    kinds = "; ".join(f"{kind}: {', '.join(needed)}" for kind, needed in _COLUMNS.items())
     raise UserError(
-        f"{where}: columns {', '.join(sorted(row)) or 'none'} are of no known kind; "
-        "give kind= and format.columns={OURS: THEIRS}"
+        f"{where}: columns {', '.join(sorted(row)) or 'none'} are of no known kind ({kinds}); "
+        "say which they are with ++format.columns.OURS=THEIRS"
     )
+
+
+def require_columns(kind: str, row: Mapping[str, Any], where: str) -> None:
+    """UserError when a row lacks a column of its kind."""
+    for name in _COLUMNS[kind]:
+        if row.get(name) is None:
+            raise UserError(
+                f"{where}: no `{name}`, which rows of kind {kind} have (this one has {', '.join(sorted(row)) or 'nothing'}); "
+                "import each kind apart, or drop such rows with malformed=drop"
+            )
 
 
 def read_dialog(kind: str, row: Mapping[str, Any], where: str) -> Messages:
     """A row as a dialog that can be trained on. Raises UserError for a malformed one, Unusable for one of no use."""
+    require_columns(kind, row, where)
     messages = _with_context(row, DIALOG_KINDS.get(kind)(row, where), where)
     require_unicode(messages, where)
     reason = reject_reason(messages)
@@ -100,12 +129,12 @@ def read_dialog(kind: str, row: Mapping[str, Any], where: str) -> Messages:
 
 @DIALOG_KINDS.register("messages")
 def _messages(row: Mapping[str, Any], where: str) -> Messages:
-    return to_messages(row.get("messages"), where)
+    return to_messages(row.get("messages"), where, "messages")
 
 
 @DIALOG_KINDS.register("sharegpt")
 def _sharegpt(row: Mapping[str, Any], where: str) -> Messages:
-    return to_messages(row.get("conversations"), where)
+    return to_messages(row.get("conversations"), where, "conversations")
 
 
 @DIALOG_KINDS.register("prompt_completion")
@@ -127,6 +156,7 @@ def read_preference(row: Mapping[str, Any], where: str, identity: str, format: R
 
     Without `prompt`, or where the lists repeat it, the prompt is what both lists begin with.
     """
+    require_columns(PREFERENCE, row, where)
     chosen, rejected = (_response(row, name, where) for name in ("chosen", "rejected"))
     edited = None if row.get("edited") in (None, "", []) else _response(row, "edited", where)
     whole = chosen[0].role is not Role.ASSISTANT
@@ -161,14 +191,14 @@ def read_preference(row: Mapping[str, Any], where: str, identity: str, format: R
         grade=grade,
         edited=edited,
         models={name: value for name, value in _items(row, "models") if isinstance(value, str)},
-        scores={name: float(value) for name, value in _items(row, "scores") if isinstance(value, int | float)},
+        scores=_scores(row, where),
     )
 
 
-def to_messages(value: object, where: str) -> Messages:
-    """A list of messages with other libraries' keys and roles; UserError when it is none."""
+def to_messages(value: object, where: str, column: str, instead: str = "") -> Messages:
+    """A list of messages with other libraries' keys and roles; UserError when it is none (`instead`: what else it may be)."""
     if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: must be a list with at least one message, not {value!r:.60}")
+        raise UserError(f"{where}: `{column}` must be {instead}a list with at least one message, not {value!r:.60}")
     rows = [_plain(row, f"{where}, message {number}") for number, row in enumerate(value)]
     return parse_messages(rows, where)
 
@@ -178,6 +208,11 @@ def _plain(row: object, place: str) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise UserError(f"{place}: must be an object with `role` and `content`, not {type(row).__name__}")
     named = {{"from": "role", "value": "content"}.get(key, key): value for key, value in row.items()}
+    for key in ("weight", "train"):
+        if named.get(key, 1) not in (None, 1):
+            raise UserError(
+                f"{place}: `{key}` is {named[key]!r:.60}, but every answer is learnt alike: take `{key}` or the row out"
+            )
     message = {key: named[key] for key in _KEYS if named.get(key) is not None}
     if not message.get("tool_calls", True):
         del message["tool_calls"]  # an empty list: no call
@@ -216,7 +251,7 @@ def _prompt(row: Mapping[str, Any], where: str) -> Messages:
     value = row.get("prompt")
     if isinstance(value, str):
         return (Message(Role.USER, value),)
-    return to_messages(value, f"{where}, prompt")
+    return to_messages(value, f"{where}, prompt", "prompt", "text or ")
 
 
 def _response(row: Mapping[str, Any], name: str, where: str) -> Messages:
@@ -227,7 +262,7 @@ def _response(row: Mapping[str, Any], name: str, where: str) -> Messages:
         value = [value]
     if value == []:
         raise Unusable("empty_response")
-    return to_messages(value, f"{where}, {name}")
+    return to_messages(value, f"{where}, {name}", name, "text or ")
 
 
 def _shared(chosen: Messages, rejected: Messages) -> Messages:
@@ -263,3 +298,12 @@ def _with_context(row: Mapping[str, Any], messages: Messages, where: str) -> Mes
 def _items(row: Mapping[str, Any], name: str) -> Sequence[tuple[str, Any]]:
     value = row.get(name)
     return [(str(key), item) for key, item in value.items()] if isinstance(value, Mapping) else []
+
+
+def _scores(row: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Response -> its score; what is no number at all is passed over, NaN and infinity, which JSON cannot hold, are refused."""
+    scores = {name: float(value) for name, value in _items(row, "scores") if isinstance(value, int | float)}
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise UserError(f"{where}: scores.{name} is {value}, which is no number; leave it out")
+    return scores

@@ -239,8 +239,10 @@ def _make(stage: Stage, config: Any, inputs: Inputs, address: str, folder: Path,
     try:
         with PeakMemory() as memory:
             metrics = stage.run(config, inputs, run)
-    except BaseException:
-        if partial.exists():
+    except BaseException as error:
+        if isinstance(error, UserError) and _is_empty(partial):
+            shutil.rmtree(partial, ignore_errors=True)  # nothing to go on from; mended input has another address
+        elif partial.exists():
             with contextlib.suppress(OSError):
                 write_json(spent_file, before + time.monotonic() - clock)
         raise
@@ -270,6 +272,11 @@ def _make(stage: Stage, config: Any, inputs: Inputs, address: str, folder: Path,
         shutil.rmtree(folder)
     os.replace(partial, folder)
     fsync_folder(folder.parent)
+
+
+def _is_empty(partial: Path) -> bool:
+    """Whether an attempt has left nothing but the note of its time."""
+    return not any(path.is_file() and path.name != "seconds.json" for path in partial.rglob("*"))
 
 
 def _folder(stage: Stage, address: str, root: Path) -> Path:
