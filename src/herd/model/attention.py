@@ -43,6 +43,7 @@ from herd.model.masks import (
     allowed,
     to_device,
 )
+from herd.products import by_float32, operand, product_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +203,10 @@ def _pieces(tensors: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> lis
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None, causal: bool = False) -> Tensor:
+    if by_float32(q.device, dtype := product_dtype(q)):
+        with torch.autocast(q.device.type, enabled=False):
+            q, k, v = (operand(x, dtype) for x in (q, k, v))
+            return _sdpa(q, k, v, allowed, causal).to(dtype)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=causal, enable_gqa=grouped)

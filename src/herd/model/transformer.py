@@ -13,6 +13,7 @@ from herd.model.attention import Way, attend, prepare
 from herd.model.config import ModelConfig, RopeScaling
 from herd.model.masks import CAUSAL, Grouping, Mask
 from herd.model.rope import apply_rope, rope_table
+from herd.products import linear, product_dtype, project
 from herd.runs.seeds import torch_seed
 
 
@@ -32,6 +33,9 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Spare the work of torch's own initialisation, which would be overwritten."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -61,7 +65,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, both rotated, and values of ``x`` (B, T, dim), each (B, T, its heads, head_dim)."""
         # The head counts are inferred, so that a tensor-parallel shard of the projections works unchanged.
-        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in project(x, self.wq, self.wk, self.wv))
         return apply_rope(q, rotation), apply_rope(k, rotation), v
 
 
@@ -75,7 +79,8 @@ class FeedForward(nn.Module):
         self.w2 = Linear(config.ffn_dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, value = project(x, self.w1, self.w3)
+        return self.w2(F.silu(gate) * value)
 
 
 class Block(nn.Module):
@@ -154,7 +159,7 @@ class Transformer(nn.Module):
         Raises:
             UserError: more positions than the RoPE table covers (``max_seq_len``), when ``positions`` is None.
         """
-        way, grouping = prepare(mask, self.attention, tokens.device, self._product_dtype()), None
+        way, grouping = prepare(mask, self.attention, tokens.device, product_dtype(self.tok_embeddings.weight)), None
         if isinstance(way, Grouping):
             assert cache is None, "a cache knows its positions in the order given: hand over documents sorted, as Grouped"
             # Sort by document length once, instead of once in every layer.
@@ -171,7 +176,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary, (..., vocab_size), float32 (float64 for a float64 model)."""
-        scores = F.linear(hidden, self.output_weight)
+        scores = linear(hidden, self.output_weight)
         return scores if scores.dtype == torch.float64 else scores.float()
 
     def set_rope(self, rope_theta: float, rope_scaling: RopeScaling | None, max_seq_len: int) -> None:
@@ -221,13 +226,6 @@ class Transformer(nn.Module):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         table = rope_table(c.head_dim, c.max_seq_len, c.rope_theta, c.rope_scaling, dtype)
         self.register_buffer("rope", table.to(weight.device), persistent=False)
-
-    def _product_dtype(self) -> torch.dtype:
-        """The type that matrix products come in: autocast's, or the weights'."""
-        weight = self.tok_embeddings.weight
-        if not weight.is_meta and torch.is_autocast_enabled(weight.device.type):
-            return torch.get_autocast_dtype(weight.device.type)
-        return weight.dtype
 
     def _rotation(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
         """Rows of the RoPE table, (B or 1, T, head_dim / 2, 2), looked up once for all layers."""

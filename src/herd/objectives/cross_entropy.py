@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from herd.products import operand, product_dtype
+
 IGNORE_INDEX = -100  # target of a position that does not count
 
 # 2^19 logits a chunk: 2 MB in float32, what one core's cache holds. At least 64 positions, for the matrix products.
@@ -82,14 +84,6 @@ def _default_chunk(weight: Tensor) -> int:
     return max(64, _CHUNK_LOGITS // weight.shape[0])
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """What autocast would compute a matrix product in (custom functions do not see autocast's casts)."""
-    device = hidden.device.type
-    if torch.is_autocast_enabled(device) and hidden.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return hidden.dtype
-
-
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
     scores = hidden @ weight.T
     return scores if scores.dtype == torch.float64 else scores.float()
@@ -100,17 +94,17 @@ class _SummedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int, losses: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        dtype = _product_dtype(hidden)
+        dtype = product_dtype(hidden)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         with torch.autocast(hidden.device.type, enabled=False):
-            w = weight.to(dtype)
+            w = operand(weight, dtype)
             flat, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
             grad_hidden = torch.empty_like(flat) if wants_hidden else None
             grad_weight = torch.zeros_like(weight, dtype=_wide(weight)) if wants_weight else None
             total = torch.zeros((), dtype=_wide(hidden), device=hidden.device)
             added = torch.zeros_like(total)
             for start in range(0, flat.shape[0], chunk):
-                h, t = flat[start : start + chunk].to(dtype), flat_targets[start : start + chunk]
+                h, t = operand(flat[start : start + chunk], dtype), flat_targets[start : start + chunk]
                 valid = t != IGNORE_INDEX
                 index = torch.where(valid, t, 0).unsqueeze(1)
                 logits = _logits(h, w)
@@ -130,7 +124,7 @@ class _SummedLoss(torch.autograd.Function):
                 # d loss / d logits = softmax - one hot, and 0 where nothing is asked; d log_sums / d logits = softmax.
                 count = valid.unsqueeze(1).to(sums.dtype)
                 share = count * (1 + 2 * z_loss * log_sums) if z_loss else count
-                slope = logits.mul_(share / sums).scatter_add_(1, index, -count).to(dtype)
+                slope = operand(logits.mul_(share / sums).scatter_add_(1, index, -count), dtype)
                 if grad_hidden is not None:
                     grad_hidden[start : start + chunk] = slope @ w
                 if grad_weight is not None:
@@ -153,14 +147,14 @@ class _SummedLoss(torch.autograd.Function):
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        dtype = _product_dtype(hidden)
+        dtype = product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            w = weight.to(dtype)
+            w = operand(weight, dtype)
             flat, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
             logprobs, logsumexps = [], []
             for h, t in zip(flat.split(chunk), flat_targets.split(chunk), strict=True):
                 valid = t != IGNORE_INDEX
-                logits = _logits(h.to(dtype), w)
+                logits = _logits(operand(h, dtype), w)
                 logsumexp = logits.logsumexp(1)
                 chosen = logits.gather(1, torch.where(valid, t, 0).unsqueeze(1)).squeeze(1)
                 logprobs.append((chosen - logsumexp) * valid)
@@ -175,19 +169,20 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, targets, logsumexps = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         with torch.autocast(hidden.device.type, enabled=False):
-            w = weight.to(ctx.dtype)
+            w = operand(weight, ctx.dtype)
             flat = hidden.reshape(-1, hidden.shape[-1])
             grad_hidden = torch.empty_like(flat) if wants_hidden else None
             grad_weight = torch.zeros_like(weight, dtype=_wide(weight)) if wants_weight else None
             pieces = (x.reshape(-1).split(ctx.chunk) for x in (targets, logsumexps, grad))
             for i, (t, logsumexp, g) in enumerate(zip(*pieces, strict=True)):
                 place = slice(i * ctx.chunk, (i + 1) * ctx.chunk)
-                h = flat[place].to(ctx.dtype)
+                h = operand(flat[place], ctx.dtype)
                 valid = t != IGNORE_INDEX
                 g = torch.where(valid, g, 0.0).unsqueeze(1)
                 # d logprob / d logits = one hot - softmax
                 slope = _logits(h, w).sub_(logsumexp.unsqueeze(1)).exp_().mul_(-g)
-                slope = slope.scatter_add_(1, torch.where(valid, t, 0).unsqueeze(1), g.to(slope.dtype)).to(ctx.dtype)
+                slope = slope.scatter_add_(1, torch.where(valid, t, 0).unsqueeze(1), g.to(slope.dtype))
+                slope = operand(slope, ctx.dtype)
                 if grad_hidden is not None:
                     grad_hidden[place] = slope @ w
                 if grad_weight is not None:

@@ -11,6 +11,7 @@ from functools import cache
 
 import torch
 
+from herd import products
 from herd.config.errors import UserError
 from herd.training.trainer_config import TrainerConfig
 
@@ -54,8 +55,15 @@ def surroundings(config: TrainerConfig) -> Iterator[None]:
         )
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator = gpu, but torch sees no GPU here: use hardware=cpu.")
-    if config.accelerator == "cpu" and config.precision == "bf16" and (times := bf16_slowdown()) > 2:
-        print(f"bf16 takes {times:.0f} times as long as fp32 on this processor: use precision@trainer=fp32.", file=sys.stderr)
+    if config.accelerator == "cpu" and config.precision == "bf16" and first_process():
+        if not products.CPU_MULTIPLIES_BF16:
+            print(
+                "This processor has no bf16 arithmetic: operands are rounded to bf16 and multiplied in float32 (about as "
+                "fast as precision=fp32, in less memory).",
+                file=sys.stderr,
+            )
+        elif (times := bf16_slowdown()) > 2:
+            print(f"bf16 takes {times:.0f} times as long as fp32 on this processor: use precision@trainer=fp32.", file=sys.stderr)
     threads = torch.get_num_threads()
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]

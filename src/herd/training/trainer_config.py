@@ -48,7 +48,7 @@ class TrainerConfig:
     threads: int = 0  # torch threads a process on the CPU; 0 = leave as it is
     micro_batch_tokens: int = 8192  # input tokens of one forward and backward pass on one device, at most
     num_workers: int = 0  # processes that prepare batches; 0 = the training process itself
-    precision: str = "fp32"  # fp32 | bf16 (autocast; weights stay fp32)
+    precision: str = "fp32"  # fp32 | bf16 (autocast; weights stay fp32; see herd.products)
     strategy: str = "single"  # single | ddp | fsdp
     gradient_clip: float = 1.0  # largest norm of the gradient; 0 = no clipping
     checkpoint_every_steps: int = 100  # optimizer steps between checkpoints; 0 = at the end of curriculum stages only
