@@ -18,8 +18,8 @@ CPU_MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and bool(torch.ops.mk
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """The type that a product with ``x`` comes in: autocast's, or its own."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    device = x.device.type  # autocast does not know the meta device
+    if not x.is_meta and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return x.dtype
 
