@@ -31,7 +31,9 @@ def say(text: str) -> tuple[Message, ...]:
     return (Message(Role.ASSISTANT, text),)
 
 
-def by_length(model: object, tokenizer: Tokenizer, prompts: Sequence, firsts: Sequence, seconds: Sequence) -> tuple:
+def by_length(
+    model: object, tokenizer: Tokenizer, prompts: Sequence, firsts: Sequence, seconds: Sequence, dialect: str = "meta"
+) -> tuple:
     """A judge that likes long answers."""
     scores = [[len(a[-1].content), len(b[-1].content)] for a, b in zip(firsts, seconds, strict=True)]
     return np.arange(len(prompts)), np.array(scores, dtype=float)
@@ -80,7 +82,7 @@ def test_reward_accuracy_counts_strict_wins(preferences: Bench, monkeypatch: pyt
     assert metrics["like_length"]["pairs"] == 2 and metrics["like_length"]["share"] == 0.0
     assert metrics["grades"]["better"]["n"] == 10
     swapped = RewardAccuracy(RewardAccuracyConfig(), preferences)
-    monkeypatch.setattr(reward_accuracy, "pair_rewards", lambda m, t, p, a, b: by_length(m, t, p, b, a))
+    monkeypatch.setattr(reward_accuracy, "pair_rewards", lambda m, t, p, a, b, dialect: by_length(m, t, p, b, a))
     swapped.reward_model("judge", object())  # type: ignore[arg-type]
     assert swapped.finish().results["judge"]["reward_accuracy_round-1"]["acc,none"] == 3 / 20
 
@@ -97,7 +99,7 @@ def test_win_rate_counts_ties_half(
 ) -> None:
     texts = {"dpo": ["longer answer"] * 7 + ["same"] * 3 + [""] * 2, "sft": ["short"] * 7 + ["same"] * 3 + ["more"] * 2}
 
-    def answers(model: object, tokenizer: Tokenizer, asked: Sequence, config: object, samples: int, batch: int) -> list:
+    def answers(model: object, tokenizer: Tokenizer, asked: Sequence, config: object, *rest: object) -> list:
         assert config.temperature == 0.0  # type: ignore[attr-defined]
         return [[Answer(text, (1, 2), True, 0.0)] for text in texts[current]]
 
@@ -191,6 +193,44 @@ def test_a_model_against_itself_ties_everywhere(prompts: Bench, make_lm: Callabl
     metrics = task.finish().results["dpo"]["win_rate_over_sft"]
     assert metrics["ties"] == metrics["n"] == 5
     assert metrics["win_rate,none"] == 0.5
+
+
+def test_each_model_answers_and_judges_in_the_dialect_that_it_was_trained_in(
+    prompts: Bench, preferences: Bench, make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, str] = {}
+
+    def answers(model: object, tokenizer: Tokenizer, given: Sequence, *rest: object) -> list:
+        asked[current] = str(rest[-1])
+        return [[Answer(current, (1, 2), True, 0.0)] for _ in given]
+
+    def judged(*args: object, dialect: str) -> tuple:
+        asked[judge] = dialect
+        return by_length(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(win_rate, "sample_answers", answers)
+    for task in (win_rate, reward_accuracy):
+        monkeypatch.setattr(task, "pair_rewards", judged)
+    bench = replace(prompts, dialects={"dpo": "hf", "sft": "torchtune", "judge": "meta_tag"}, preferences=preferences.preferences)
+    wins, accuracy = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]]), bench), RewardAccuracy(RewardAccuracyConfig(), bench)
+    for current in ("dpo", "sft"):
+        wins.language_model(make_lm(current))
+    judge = "judge"
+    wins.reward_model(judge, object())  # type: ignore[arg-type]
+    assert asked == {"dpo": "hf", "sft": "torchtune", "judge": "meta_tag"}
+    judge = "unknown"
+    accuracy.reward_model(judge, object())  # type: ignore[arg-type]
+    assert asked["unknown"] == "meta"
+
+
+def test_rewards_are_of_the_dialect_asked_for(make_lm: Callable[..., LanguageModel], tokenizer: Tokenizer) -> None:
+    model = RewardModel(make_lm().model).eval()
+    asked = ([ask("what does norm do?")], [say(" it measures ")], [say("no")])
+    for dialect in ("meta", "hf"):
+        _, scores = pair_rewards(model, tokenizer, *asked, dialect=dialect)
+        tokens = torch.from_numpy(render([*asked[0][0], *asked[1][0]], tokenizer, dialect=dialect).tokens)[None]
+        with torch.no_grad():
+            assert scores[0, 0] == pytest.approx(float(model(tokens)[0, -1]), abs=1e-5)
 
 
 def test_missing_inputs_are_said(bench: Bench) -> None:

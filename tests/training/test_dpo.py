@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from posttraining import WINDOW, preferences, same_weights, says, tiny_model, to
 
 from herd.config.errors import UserError
 from herd.dialog.masks import dpo_mask, nll_mask
+from herd.dialog.messages import Message, Role
 from herd.dialog.preferences import Grade, Preference
 from herd.dialog.render import DIALECTS, render
 from herd.dialog.rows import Counted
+from herd.model.masks import Documents
 from herd.runs.stage import StageRun
 from herd.training.dpo import (
     DPOBatch,
@@ -194,6 +197,37 @@ def test_groups_hold_every_pair_once_and_a_step_is_whole():
     assert source.tokens_at(len(source)) == sum(len(pair) for pair in pairs(24))
 
 
+def test_a_step_takes_its_pairs_and_counts_their_tokens():
+    """Two groups of four to a step of eight; the rows of a step hold as many tokens as it says."""
+    source = steps(24, epochs=1.0)
+    assert len(source) == 3 and all(source[s].normalizer == 8 for s in range(3))
+    for s in range(3):
+        assert source[s].tokens == sum(batch.pairs.rows.tokens.numel() for batch in source[s].micro_batches)
+
+
+def test_metrics_are_counted_by_pair():
+    batch = steps(24)[0].micro_batches[0]
+    _, metrics = DPOModule(tiny_model(), OptimizerConfig(), lambda s: 0.0).micro_batch_loss(batch)
+    assert {count for _, count in metrics.values()} == {len(batch.reference)} and len(batch.reference) > 1
+
+
+def test_a_pair_as_long_as_the_window_is_kept():
+    longest = max(len(sequence) for sequence in pairs(1)[0].separate())
+    counted = Counted()
+    assert len(dpo_pairs(preferences(1), tokenizer(), longest, OBJECTIVE, counted)) == 1
+    assert dpo_pairs(preferences(1), tokenizer(), longest - 1, OBJECTIVE, counted) == []
+
+
+def test_the_tag_of_a_tool_call_counts_where_asked():
+    calls = [(Message(Role.ASSISTANT, call=f"search({text})"),) for text in ("red", "blue")]
+    row = Preference("x", "y", user("a"), *calls, Grade.BETTER)
+    counts = [
+        dpo_rows(dpo_pairs([row], tokenizer(), WINDOW, objective, Counted()), objective).counts
+        for objective in (OBJECTIVE, DPOObjective(train_python_tag=True))
+    ]
+    assert (counts[1] - counts[0]).tolist() == [[1, 1]]
+
+
 def test_settings_are_checked():
     for bad, message in (
         ({"beta": 0.0}, "objective: beta 0.0 must be > 0"),
@@ -222,6 +256,11 @@ def test_the_fingerprint_tells_data_masks_and_rows_apart():
     assert len(set(prints)) == len(prints)
     assert made() == prints[0]
     assert made(objective=DPOObjective(beta=0.5)) == prints[0]  # the reference does not depend on the loss
+    source = steps(8)
+    rows = source.groups[0].rows
+    other = Documents(tuple((sum(row),) for row in rows.lengths))  # the same tokens, seen otherwise
+    before, source.groups[0] = source.fingerprint(), replace(source.groups[0], rows=replace(rows, mask=other))
+    assert source.fingerprint() != before
 
 
 def trained(folder: Path, stop_after: int | None = None):

@@ -15,6 +15,7 @@ from herd.dialog.rows import Counted
 from herd.model.heads import RewardModel
 from herd.runs.seeds import stream
 from herd.runs.stage import StageRun
+from herd.training import reward
 from herd.training.fit import fit
 from herd.training.optimizer import OptimizerConfig
 from herd.training.reward import (
@@ -25,6 +26,7 @@ from herd.training.reward import (
     comparisons,
     reward_batch,
     reward_steps,
+    score_if_read,
     score_responses,
     scores_of,
 )
@@ -112,6 +114,78 @@ def test_the_order_of_responses_is_a_function_of_seed_and_step():
         return batch.rows.tokens.tolist(), batch.better.tolist()
 
     assert first_step(0) == first_step(0) != first_step(1)
+
+
+def test_training_shuffles_the_responses_anew_in_every_step():
+    """One comparison, a step an epoch: without shuffling a causal row would always score the rejected one last."""
+    source = reward_steps(ranked(1), layout("causal", 128), 1, 2048, epochs=24, seed=0)
+    orders = {tuple(source[step].micro_batches[0].better.tolist()) for step in range(24)}
+    assert len(orders) == 6  # all orders of three: `better` names places of (edited, edited, chosen)
+
+
+def test_the_objective_reaches_the_steps():
+    source = reward_steps(ranked(4), layout(), 4, 2048, epochs=1, seed=0, objective=RewardObjective(margin="large"))
+    plain = reward_steps(ranked(4), layout(), 4, 2048, epochs=1, seed=0)
+    assert source[0].micro_batches[0].margins.max() >= 2 and plain[0].micro_batches[0].margins.max() == 0
+
+
+def test_no_more_responses_than_asked_are_scored_together(monkeypatch):
+    together = []
+    real = reward.one_row
+    monkeypatch.setattr(reward, "one_row", lambda groups: together.append(sum(len(g.responses) for g in groups)) or real(groups))
+    rows = [row.prompt + r for row in preferences(6) for r in (row.chosen, row.rejected)]
+    score_responses(model(), tokenizer(), rows, batch_size=4)
+    assert max(together) == 4 and sum(together) == 12
+
+
+def test_what_fits_to_the_token_is_kept_and_shared():
+    [comparison] = ranked(1)
+    whole = comparison.prompt_tokens + sum(comparison.response_tokens)
+    counted = Counted()
+    assert len(comparisons(preferences(1), tokenizer(), whole, counted, causal=True)) == 1
+    assert comparisons(preferences(1), tokenizer(), whole - 1, counted, causal=True) == []
+    assert (counted.kept, counted.dropped) == (1, {"row_too_long": 1})
+    assert [len(layout("block", window).groups(comparison, range(3))) for window in (whole, whole - 1)] == [1, 3]
+
+
+def test_a_step_counts_its_own_tokens():
+    source = reward_steps(ranked(7), layout("separate"), 4, 2048, epochs=1, seed=0)
+    sizes = [sum(map(len, comparison.responses)) for comparison in ranked(7)]
+    for step in range(2):
+        batch = source[step]
+        assert batch.tokens == sum(sizes[i] for i in source.units_of(step))
+        assert batch.tokens == source.tokens_at(step + 1) - source.tokens_at(step)
+
+
+def test_equal_rewards_are_no_hit():
+    reward_model = model()
+    torch.nn.init.zeros_(reward_model.head.weight)
+    _, metrics = RewardModule(reward_model, OptimizerConfig(), lambda s: 0.0).micro_batch_loss(reward_batch(ranked(4), layout()))
+    assert [(float(metrics[name][0]), int(metrics[name][1])) for name in ORDERS] == [(0, 4), (0, 2), (0, 2)]
+
+
+def test_the_head_starts_small_and_from_its_seed():
+    first, again, other = (model(0), model(0), RewardModel(tiny_model(0), 1))
+    assert torch.equal(first.head.weight, again.head.weight) and not torch.equal(first.head.weight, other.head.weight)
+    dim = first.head.weight.shape[1]
+    assert first.head.weight.std().item() == pytest.approx((dim + 1) ** -0.5, rel=0.5)
+
+
+def test_only_what_stands_before_the_last_message_is_shared():
+    """Two questions in one dialog: answers to the second differ in what was said between."""
+    reward_model = model()
+    rows = [user("and?") + says(first) + user("red?") + says(second) for first in ("red", "blue") for second in ("yes", "no")]
+    assert score_responses(reward_model, tokenizer(), rows) == pytest.approx([alone(reward_model, row) for row in rows], abs=1e-5)
+
+
+def test_a_dialog_as_long_as_the_model_reads_is_scored_and_a_longer_one_has_no_score():
+    reward_model = model()
+    window = reward_model.backbone.config.max_seq_len
+    longer = [user("red " * count) + says("x") for count in range(1, window)]
+    whole = next(i for i, row in enumerate(longer) if len(render(row, tokenizer())) == window)
+    rows = longer[whole : whole + 2]
+    read, unread = score_if_read(reward_model, tokenizer(), rows)
+    assert read == pytest.approx(alone(reward_model, rows[0]), abs=1e-5) and unread is None
 
 
 def test_a_block_row_longer_than_the_window_becomes_separate_rows_and_a_causal_one_is_dropped():

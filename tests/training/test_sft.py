@@ -117,6 +117,23 @@ def test_g11_truncation_leaves_something_to_train():
     assert sft_mask(cut).sum() == 1
 
 
+def test_a_dialog_as_long_as_the_window_is_whole_and_its_first_token_is_no_target():
+    rendered = render(user("hello") + says("red."), tokenizer())
+    assert fit_window(rendered, sft_mask(rendered), len(rendered)) == (rendered, None)
+    first_alone = np.arange(len(rendered)) == 0
+    assert fit_window(rendered, first_alone, 100) == (None, "nothing_to_train")
+    first_and_last = first_alone | (np.arange(len(rendered)) == len(rendered) - 1)
+    assert fit_window(rendered, first_and_last, len(rendered) - 1) == (None, "prompt_too_long")
+
+
+def test_the_loss_is_a_mean_over_tokens_whatever_the_batch():
+    model, data = tiny_model(), sequences(5)
+    nlls, counts = zip(*(separate_nll(model, messages) for messages in dialogs(5)), strict=True)
+    for batch_size in (2, 64):
+        found = sft_loss(model, data, WINDOW, tokenizer().pad_id, batch_size)
+        assert found == pytest.approx(sum(nlls) / sum(counts), rel=1e-5)
+
+
 @pytest.mark.parametrize(("weight", "total"), [(2.0, 20), (0.5, 5), (1.0, 10), (2.3, 23), (0.0, 0)])
 def test_weights_repeat_and_subsample_a_source(weight, total):
     data = sequences(10)
@@ -150,7 +167,16 @@ def test_every_epoch_sees_every_row_once_in_another_order():
     assert source[4].micro_batches == source[4].micro_batches
 
 
+def test_the_order_is_that_of_the_seed_and_epochs_are_rounded_to_steps():
+    def source(seed=0, epochs=1.0):
+        return EpochSteps([10] * 7, 3, epochs, seed, build=lambda step, units: StepBatch(step, [units], 1.0, 10 * len(units)))
+
+    assert [source(0).units_of(s) for s in range(3)] != [source(1).units_of(s) for s in range(3)]
+    assert [len(source(epochs=epochs)) for epochs in (0.1, 0.6, 1.6, 2)] == [1, 2, 5, 6]
+
+
 def test_group_size_divides_the_batch_and_fits():
+    assert group_size(12, tokens_each=100, micro_batch_tokens=600) == 6
     assert group_size(12, tokens_each=100, micro_batch_tokens=500) == 4
     assert group_size(12, tokens_each=1000, micro_batch_tokens=500) == 1
     assert group_size(7, tokens_each=1, micro_batch_tokens=500) == 7

@@ -13,19 +13,20 @@ import torch
 
 from herd.alignment.fine_tuning import load_tokenizer, with_reference
 from herd.alignment.heldout_pairs import HeldoutPairs
-from herd.alignment.members import Measure, against_best
+from herd.alignment.members import Measure, against_best, require_different
 from herd.config.errors import UserError, nearest
 from herd.corpus.tokenizer import Tokenizer
-from herd.dialog.preferences import PreferenceFilter, read_preferences
+from herd.dialog.preferences import Preference, PreferenceFilter, read_preferences
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts
+from herd.dialog.trained_in import of_group, require_dialect
 from herd.model.heads import RewardModel
 from herd.model.io import average_models, load_model, load_reward_model, save_model
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import token_logprobs
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
-from herd.training.dpo import DPOObjective, dpo_pairs, heldout_terms
-from herd.training.sequences import TrainingSequence, alone, one_row
+from herd.training.dpo import DPOObjective, fitting_pairs, heldout_terms
+from herd.training.sequences import Group, TrainingSequence, alone, one_row
 from herd.training.sft import sft_sequences
 
 
@@ -65,7 +66,9 @@ Measures = dict[str, Measure]
 
 def run(config: AverageConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     models = inputs.group("models", least=2)
+    require_different("average", models)
     check_tokenizers(models, inputs.get("tokens"))
+    require_dialect("average", config.dialect, {"reference": inputs.get("reference"), **of_group("models", models)})
     folders = {label: artifact / "model" for label, artifact in models.items()}
     weights = config.weights_of(list(folders))
     state = average_models(list(folders.values()), weights)
@@ -126,7 +129,7 @@ def evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[Transformer],
             measures.append(lambda model: {"loss": _reference_loss(model, scored)})
     if preferences is not None and reference is not None:
         kept = config.filter.select(read_preferences(preferences / "heldout.jsonl"), Counted())
-        pairs = dpo_pairs(kept, tokenizer, config.window, config.objective, Counted(), config.dialect)
+        pairs = fitting_pairs(kept, tokenizer, config.window, config.objective, Counted(), config.dialect)
         start = load_model(reference / "model")
         if pairs:
             measures.append(lambda model: _implicit_rewards(model, start, pairs, config))
@@ -142,7 +145,7 @@ def reward_evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[Reward
     heldout = HeldoutPairs.read(rows, config.filter, _tokenizer(inputs), config.window, config.dialect)
     if not heldout.rows:
         return None
-    prompts = [heldout.prompt(i) for i in range(len(heldout.rows))]
+    prompts = [row.prompt_key for row in heldout.rows]
 
     def measure(model: RewardModel) -> Measures:
         scores = heldout.scores(model)
@@ -171,13 +174,13 @@ def _reference_loss(model: Transformer, sequences: Sequence[TrainingSequence]) -
     return Measure(values, np.concatenate(targets), range(len(values)), higher_is_better=False)
 
 
-def _implicit_rewards(model: Transformer, start: Transformer, pairs: list, config: AverageConfig) -> Measures:
-    terms = heldout_terms(model, start, pairs, config.objective)
+def _implicit_rewards(
+    model: Transformer, start: Transformer, pairs: Sequence[tuple[Preference, Group]], config: AverageConfig
+) -> Measures:
+    terms = heldout_terms(model, start, [pair for _, pair in pairs], config.objective)
+    prompts = [row.prompt_key for row, _ in pairs]
     better = {"rewards/accuracies": True, "rewards/margins": True, "nll_loss": False}
-    return {
-        name: Measure(terms[name].double().numpy(), np.ones(len(pairs)), range(len(pairs)), higher)
-        for name, higher in better.items()
-    }
+    return {name: Measure(terms[name].double().numpy(), np.ones(len(pairs)), prompts, higher) for name, higher in better.items()}
 
 
 STAGE = Stage(

@@ -16,13 +16,15 @@ from herd.alignment.fine_tuning import load_tokenizer, mean_interval
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
+from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
+from herd.dialog.trained_in import of_group, require_dialect
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.model.io import load_model, load_reward_model
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
-from herd.training.reward import score_responses
+from herd.training.reward import score_if_read
 
 BEST = "best.json"
 
@@ -32,19 +34,23 @@ class BestConfig:
     """Schema of conf/best.yaml."""
 
     seed: int  # nothing here is random; every stage has one
+    dialect: str  # how messages become tokens: meta, meta_tag, hf, torchtune
     first_prompt: int  # index of the first held-out prompt used; an evaluation of the result should use others
     prompts: int  # held-out prompts at most
     max_new_tokens: int  # longest answer, tokens
     batch_size: int  # sequences generated or scored together
 
     def __post_init__(self) -> None:
+        DIALECTS.get(self.dialect)
         if self.first_prompt < 0 or min(self.prompts, self.max_new_tokens, self.batch_size) < 1:
             raise UserError("first_prompt must be >= 0; prompts, max_new_tokens and batch_size >= 1")
 
 
 def run(config: BestConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    candidates = inputs.group("models", least=2)
+    require_dialect("best", config.dialect, {"reward": inputs["reward"], **of_group("models", candidates)})
     tokenizer = load_tokenizer(inputs)
-    models = {label: load_model(artifact / "model") for label, artifact in inputs.group("models", least=2).items()}
+    models = {label: load_model(artifact / "model") for label, artifact in candidates.items()}
     judge = load_reward_model(inputs["reward"] / "model")
     path = inputs["prompts"] / "heldout_prompts.jsonl"
     counted = Counted()
@@ -52,25 +58,37 @@ def run(config: BestConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, An
     asked = []
     for prompt in read_prompts(path)[config.first_prompt : config.first_prompt + config.prompts]:
         # One token more: the reward model also reads the end of the turn.
-        if fits(prompt.messages, tokenizer, window, config.max_new_tokens + 1):
+        if fits(prompt.messages, tokenizer, window, config.max_new_tokens + 1, config.dialect):
             asked.append(prompt)
-            counted.kept += 1
         else:
             counted.drop("prompt_too_long")
     if not asked:
         raise UserError(f"{path}: no prompt from index {config.first_prompt} on fits {window} positions; lower first_prompt")
     sampling = SamplingConfig(max_new_tokens=config.max_new_tokens, temperature=0.0, top_p=1.0, seed=config.seed)
-    rewards, grades, rows = {}, {}, []
+    answers: dict[str, list[Answer]] = {}
+    scores: dict[str, list[float | None]] = {}
     for label, model in models.items():
-        given = sample_answers(model, tokenizer, [p.messages for p in asked], sampling, 1, config.batch_size)
-        answers = [group[0] for group in given]
-        stage_run.cost(tokens=sum(len(answer.tokens) for answer in answers))
-        dialogs = [(*p.messages, Message(Role.ASSISTANT, a.text)) for p, a in zip(asked, answers, strict=True)]
-        rewards[label] = np.array(score_responses(judge, tokenizer, dialogs, config.batch_size))
-        grades[label] = _grades(asked, answers)
-        for i, (prompt, answer) in enumerate(zip(asked, answers, strict=True)):
-            scores = {"reward": float(rewards[label][i]), "grade": float(grades[label][i])}
-            rows.append({"id": prompt.id, "task": prompt.task, "model": label, "answer": answer.text} | scores)
+        given = sample_answers(model, tokenizer, [p.messages for p in asked], sampling, 1, config.batch_size, config.dialect)
+        answers[label] = [group[0] for group in given]
+        stage_run.cost(tokens=sum(len(answer.tokens) for answer in answers[label]))
+        dialogs = [(*p.messages, Message(Role.ASSISTANT, a.text)) for p, a in zip(asked, answers[label], strict=True)]
+        scores[label] = score_if_read(judge, tokenizer, dialogs, config.batch_size, config.dialect)
+    # All models are compared on the same prompts: those to which every answer could be read.
+    read = [i for i in range(len(asked)) if all(found[i] is not None for found in scores.values())]
+    counted.kept = len(read)
+    for _ in range(len(asked) - len(read)):
+        counted.drop("answer_too_long")
+    if not read:
+        raise UserError("best: no prompt has answers by all models that the reward model can read whole; lower max_new_tokens")
+    asked = [asked[i] for i in read]
+    rewards, grades, rows = {}, {}, []
+    for label in models:
+        own_answers = [answers[label][i] for i in read]
+        rewards[label] = np.array([scores[label][i] for i in read], np.float64)
+        grades[label] = _grades(asked, own_answers)
+        for i, (prompt, answer) in enumerate(zip(asked, own_answers, strict=True)):
+            earned = {"reward": float(rewards[label][i]), "grade": float(grades[label][i])}
+            rows.append({"id": prompt.id, "task": prompt.task, "model": label, "answer": answer.text} | earned)
     write_jsonl(stage_run.folder / "answers.jsonl", rows)
     by_task = {
         task: [i for i, prompt in enumerate(asked) if prompt.task == task] for task in dict.fromkeys(p.task for p in asked)

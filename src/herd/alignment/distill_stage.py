@@ -22,6 +22,7 @@ from herd.curation.classifiers.calibration import class_report, fit_calibration,
 from herd.curation.distill import Labelled, by_rank, choose_documents, divide, document_files, read_documents, read_labels
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import render_batch
+from herd.dialog.trained_in import require_dialect
 from herd.model.config import ModelConfig
 from herd.model.encoder import DocumentEncoder, save_encoder
 from herd.model.io import load_model, load_reward_model
@@ -83,6 +84,7 @@ class DistillConfig(FineTuning):
 
 
 def run(config: DistillConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    require_dialect("distill-classifier", config.dialect, {name: inputs.get(name) for name in ("reward", "judge")})
     tokenizer = load_tokenizer(inputs)
     documents = inputs.get("documents")
     folder = None if documents is None else documents / "documents"

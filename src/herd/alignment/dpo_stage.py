@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train, wilson_interval
+from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
-from herd.model.io import load_model, save_model
+from herd.dialog.trained_in import require_dialect
+from herd.model.io import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
 from herd.model.transformer import Transformer
 from herd.runs.atomic import sha256_file
 from herd.runs.stage import Inputs, Stage, StageRun
-from herd.training.dpo import ROWS, DPOModule, DPOObjective, DPOSteps, dpo_pairs, evaluate_dpo, reference_logprobs
+from herd.runs.statistics import clustered_wilson
+from herd.training.dpo import ROWS, DPOModule, DPOObjective, DPOSteps, fitting_pairs, heldout_terms, reference_logprobs
 from herd.training.schedule import step_schedule
 from herd.training.trainer_config import EXECUTION
 
@@ -36,15 +40,18 @@ class DPOConfig(FineTuning):
 
 
 def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    require_dialect("dpo", config.dialect, {"model": inputs["model"]})
     tokenizer = load_tokenizer(inputs)
     folder = inputs["model"] / "model"
     model = load_model(folder)
     config.check_window(model.config)
     pairs, rows = {}, {}
+    prompts: list[object] = []  # of the held-out pairs
     for split, file in (("train", "preferences.jsonl"), ("heldout", "heldout.jsonl")):
         counted, fitted = Counted(), Counted()
         kept = config.filter.select(read_preferences(inputs["preferences"] / file), counted)
-        pairs[split] = dpo_pairs(kept, tokenizer, config.window, config.objective, fitted, config.dialect)
+        found = fitting_pairs(kept, tokenizer, config.window, config.objective, fitted, config.dialect)
+        pairs[split], prompts = [pair for _, pair in found], [row.prompt_key for row, _ in found]
         rows[split] = {"kept": fitted.kept, "dropped": counted.dropped | fitted.dropped}
     require_rows("dpo", {"train": rows["train"]})
     if not pairs["heldout"]:
@@ -58,19 +65,19 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         config.seed,
         config.row,
     )
-    source.reference = cached_reference(model, source, config, stage_run, sha256_file(folder / "model.safetensors"))
+    source.reference = cached_reference(model, source, config, stage_run, folder)
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
     module = DPOModule(model, config.optimizer, schedule)
     module.objective = config.objective
     result = train(module, source, config, model.config, stage_run)
     save_model(model, stage_run.folder / "model")
-    scores = evaluate_dpo(model, load_model(folder), pairs["heldout"], config.objective)
-    count = len(pairs["heldout"])
+    terms = heldout_terms(model, load_model(folder), pairs["heldout"], config.objective)
+    scores = {name: float(values.double().mean()) for name, values in terms.items()}
     return {
         "rewards/accuracies": scores["rewards/accuracies"],
-        "rewards/accuracies_interval": wilson_interval(round(scores["rewards/accuracies"] * count), count),
+        "rewards/accuracies_interval": clustered_wilson(terms["rewards/accuracies"], prompts).to_list(),
         "rewards/margins": scores["rewards/margins"],
-        "heldout_pairs": count,
+        "heldout_pairs": len(prompts),
         **{f"eval_{name}": value for name, value in scores.items()},
         **{f"train_{name}": result.last[name] for name in ("loss", "rewards/accuracies", "rewards/margins")},
         "steps": result.steps,
@@ -81,15 +88,16 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
 
 
 def cached_reference(
-    model: Transformer, source: DPOSteps, config: DPOConfig, stage_run: StageRun, weights: str
+    model: Transformer, source: DPOSteps, config: DPOConfig, stage_run: StageRun, folder: Path
 ) -> list[torch.Tensor]:
     """The reference's log-probabilities, kept in the scratch folder for a run that resumes.
 
-    Their name holds the hash of all that they depend on: the reference's weights, the rows as they are laid out (tokens,
-    masks, grouping), the arithmetic.
+    Their name holds the hash of all that they depend on: the reference in ``folder``, its weights and its configuration (the same
+    weights at another RoPE base give other numbers); the rows as they are laid out (tokens, masks, grouping); the arithmetic.
     """
     bf16, accelerator = config.trainer.precision == "bf16", config.trainer.accelerator
-    made_from = (weights, source.fingerprint(), accelerator, bf16, torch.__version__)
+    reference_files = tuple(sha256_file(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE))
+    made_from = (reference_files, source.fingerprint(), accelerator, bf16, torch.__version__)
     path = stage_run.scratch / f"reference-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}.pt"
     if path.exists():
         cached: list[torch.Tensor] = torch.load(path, weights_only=True)
@@ -98,7 +106,7 @@ def cached_reference(
         reference = reference_logprobs(model.cuda(), source.groups, "cuda", bf16)
     else:
         reference = reference_logprobs(model, source.groups, "cpu", bf16)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # every rank of a run computes them
     torch.save(reference, temporary)
     temporary.replace(path)
     return reference

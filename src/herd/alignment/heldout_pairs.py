@@ -49,9 +49,4 @@ class HeldoutPairs:
         if not chosen:
             return None
         lengths = np.array([self.pairs[i].response_tokens for i in chosen])
-        return ranking_accuracy(scores[list(chosen)], lengths, [self.prompt(i) for i in chosen])
-
-    def prompt(self, index: int) -> object:
-        """What tells the prompt of a pair from others: its id where it has one."""
-        row = self.rows[index]
-        return row.prompt_id or row.prompt
+        return ranking_accuracy(scores[list(chosen)], lengths, [self.rows[i].prompt_key for i in chosen])

@@ -51,7 +51,7 @@ class ImportRowsConfig:
 
     seed: int  # of the held-out split
     kind: str  # auto (by the first row's columns), messages, prompt_completion, alpaca, sharegpt, preference
-    heldout_share: float  # of the prompts, by a hash: rows of one prompt stay together
+    heldout_share: float  # of the prompts, by a hash: rows that begin with one question stay together
     malformed: str  # a row that cannot be read: refuse, or drop (counted)
     source: RowSource = field(default_factory=RowSource)
     format: RowFormat = field(default_factory=RowFormat)
@@ -80,7 +80,7 @@ def run(config: ImportRowsConfig, inputs: Inputs, stage_run: StageRun) -> dict[s
                 identity = f"{file}:{number}"
                 if kind == PREFERENCE:
                     preference = read_preference(row, where, identity, config.format)
-                    apart = is_heldout(preference.prompt, config.heldout_share, config.seed)
+                    apart = is_heldout(question(preference.prompt), config.heldout_share, config.seed)
                     output.preference(preference.to_dict() | {"source": source}, apart)
                 else:
                     messages = read_dialog(kind, row, where)
@@ -159,8 +159,8 @@ class Output:
 
 
 def question(messages: Sequence[Message]) -> Sequence[Message]:
-    """A dialog up to its first answer: dialogs that begin alike belong to one side of the split."""
-    first = next(i for i, m in enumerate(messages) if m.role is Role.ASSISTANT)
+    """A dialog or prompt up to its first answer: those that begin alike belong to one side of the split, whatever their kind."""
+    first = next((i for i, m in enumerate(messages) if m.role is Role.ASSISTANT), len(messages))
     return messages[:first] or messages[:1]
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from herd.alignment.quality.dialogs import NOTES
 from herd.config.errors import UserError, nearest
 from herd.curation.why import explain
 from herd.dialog.rows import read_jsonl
@@ -58,7 +59,7 @@ def row_lineage(path: Path, row_id: str) -> Iterator[str]:
     """
     made = Made.open(stage_folder_of(path))
     files = [path.resolve()] if path.is_file() else sorted(made.folder.glob("*.jsonl"))
-    found = _find(files, row_id)
+    found = _named(path, files, row_id)
     if found is None:
         ids = [str(row.get("id")) for file in files for _, row in read_jsonl(file) if "id" in row]
         what = "no rows with an id" if not ids else f"none of its {len(ids):,} rows has the id '{row_id}'"
@@ -76,7 +77,7 @@ def _row(row: Mapping[str, Any], made: Made) -> Iterator[str]:
     sources = made.sources()
     if "chosen" in row:
         yield from _preference(row, made, sources)
-    elif "reward" in row and "sample" in row:
+    elif made.manifest["stage"] == "reject":
         yield from _sampled(row, made, sources)
     else:
         yield from _line("answer", _last_text(row.get("messages")))
@@ -87,7 +88,9 @@ def _row(row: Mapping[str, Any], made: Made) -> Iterator[str]:
     for name, value in row.items():
         if name not in told and isinstance(value, str | int | float | list) and value != []:
             yield from _line(name, value)
-    earlier = _earlier(str(row["id"]), sources)
+    if isinstance(row.get("source"), Mapping):
+        yield from _line("read from", ", ".join(f"{name} {value}" for name, value in row["source"].items()))
+    earlier = _earlier(row, sources)
     if earlier is not None:
         where, file, before = earlier
         yield f"  {'made from':<12}{before['id']}  in {file.name} of {where}"
@@ -128,6 +131,8 @@ def _preference(row: Mapping[str, Any], made: Made, sources: Mapping[str, Made])
     if people:
         said = [f"{who}: {verdict['grade'] or 'tie'}" for who, verdict in people.items()]
         yield from _line("graded by", "people: " + ", ".join(said))
+    elif made.manifest["stage"] != "preferences":
+        yield from _line("graded by", f"whoever made the rows that {made} took over")
     else:
         scores = ", ".join(f"{name} {score:.4f}" for name, score in row.get("scores", {}).items())
         yield from _line("graded by", f"the simulated grader of {made}: {scores}")
@@ -177,13 +182,37 @@ def _entry_row(path: Path, name: str) -> dict[str, Any] | None:
     return None
 
 
-def _earlier(row_id: str, sources: Mapping[str, Made]) -> tuple[Made, Path, dict[str, Any]] | None:
-    """The row of the same id among the inputs, prompts left out."""
-    for made in sources.values():
-        found = _find((file for file in sorted(made.folder.glob("*.jsonl")) if file.name not in _PROMPTS), row_id)
+def _earlier(row: Mapping[str, Any], sources: Mapping[str, Made]) -> tuple[Made, Path, dict[str, Any]] | None:
+    """The row of the same id among the inputs, prompts left out; first of all in the one that the row says it came from."""
+    label = _qualifier(row)
+    for made in sorted(sources.values(), key=lambda made: made is not sources.get(f"dialogs.{label}")):
+        found = _find((file for file in sorted(made.folder.glob("*.jsonl")) if file.name not in _PROMPTS), str(row["id"]))
         if found is not None:
             return made, *found
     return None
+
+
+def _qualifier(row: Mapping[str, Any]) -> str | None:
+    """What tells a row from others of its id: the source that `herd prune` noted, or the model that `herd best` asked."""
+    notes = row.get(NOTES)
+    found = notes.get("source") if isinstance(notes, Mapping) else row.get("model")
+    return found if isinstance(found, str) else None
+
+
+def _named(path: Path, files: Iterable[Path], name: str) -> tuple[Path, dict[str, Any]] | None:
+    """The row whose id, or qualifier/id, is ``name``; UserError when rows of several qualifiers have the id."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for file in files:
+        for _, row in read_jsonl(file):
+            qualified = f"{_qualifier(row)}/{row.get('id')}"
+            if qualified == name:
+                return file, row
+            if row.get("id") == name and (_qualifier(row) is not None or not found):
+                found.setdefault(qualified, (file, row))
+    told = [qualified for qualified, (_, row) in found.items() if _qualifier(row) is not None]
+    if len(told) > 1:
+        raise UserError(f"'{path}': {len(told)} rows have the id '{name}': give one of {', '.join(told[:5])}.")
+    return next(iter(found.values()), None)
 
 
 def _find(files: Iterable[Path], row_id: str) -> tuple[Path, dict[str, Any]] | None:

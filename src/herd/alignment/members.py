@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from herd.config.errors import UserError
 from herd.runs.seeds import stream
+from herd.runs.stage import Artifact
 from herd.runs.statistics import bootstrap_ratios, cluster_sums, percentile_interval
 
 
@@ -34,6 +36,15 @@ class AgainstBest:
     interval: list[float]  # 95%, paired bootstrap over prompts
     status: str  # better | no_difference_seen | worse: whether the interval lies above 0, around it or below
     reason: str
+
+
+def require_different(command: str, models: Mapping[str, Artifact]) -> None:
+    """UserError when two labels name the same model: a comparison or a mean of the two would say nothing."""
+    labels: dict[str, str] = {}
+    for label, artifact in models.items():
+        first = labels.setdefault(artifact.address, label)
+        if first != label:
+            raise UserError(f"{command}: inputs.models.{first} and inputs.models.{label} are the same model: give different ones")
 
 
 def against_best(name: str, mean: Measure, members: Mapping[str, Measure], resamples: int = 2000) -> AgainstBest:

@@ -14,6 +14,7 @@ from typing import Any
 
 from herd.alignment.annotation import AnnotationConfig, Exchange, Pairs, fingerprint, pair_id
 from herd.alignment.best_stage import BestModels
+from herd.alignment.members import require_different
 from herd.alignment.pairs import Candidate, flawed_candidates, make_preference, not_comparable, preference_of_people
 from herd.alignment.verdicts import Verdict, agreement
 from herd.config.errors import UserError
@@ -23,6 +24,7 @@ from herd.dialog.grader import GraderConfig
 from herd.dialog.preferences import Grade, Preference
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
+from herd.dialog.trained_in import of_group, require_dialect
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.model.io import load_model
@@ -68,6 +70,8 @@ class PreferencesConfig:
 
 def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     models = inputs.group("models")
+    require_dialect("preferences", config.dialect, of_group("models", models))
+    require_different("preferences", models)
     if len(models) == 1:
         raise UserError("preferences: give two or more `models`, each prompt is answered by two different ones (or give none)")
     prompts = {

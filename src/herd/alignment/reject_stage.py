@@ -13,13 +13,14 @@ from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
+from herd.dialog.trained_in import of_group, require_dialect
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.generation.steering import steer
 from herd.model.io import load_model, load_reward_model
 from herd.runs.seeds import torch_seed
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
-from herd.training.reward import score_responses
+from herd.training.reward import score_if_read
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     tokenizer = load_tokenizer(inputs)
     reward_model = load_reward_model(inputs["reward"] / "model")
     writers, writer_of = generators(inputs)
+    read = {"reward": inputs["reward"], "generator": inputs.get("generator")}
+    require_dialect("reject", config.dialect, read | of_group("models", inputs.group("models")))
     models = {label: load_model(artifact / "model") for label, artifact in writers.items()}
     path = inputs["prompts"] / "train_prompts.jsonl"
     prompts = read_prompts(path)[config.first_prompt : config.first_prompt + config.prompts]
@@ -86,21 +89,24 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         for prompt, texts in zip(asked, candidates, strict=True)
         for _, text in texts
     ]
-    scores = iter(score_responses(reward_model, tokenizer, dialogs, config.batch_size, config.dialect))
+    scores = iter(score_if_read(reward_model, tokenizer, dialogs, config.batch_size, config.dialect))
     rows: list[dict[str, Any]] = []
     rewards: list[float] = []
     grades: list[float] = []
+    unread = 0  # finished answers whose text is longer than the reward model reads
     for prompt, texts in zip(asked, candidates, strict=True):
-        if not texts:
-            counted.drop("no_finished_answer")
+        scored = [(*candidate, reward) for candidate in texts if (reward := next(scores)) is not None]
+        unread += len(texts) - len(scored)
+        if not scored:
+            counted.drop("no_readable_answer" if texts else "no_finished_answer")
             continue
-        given_scores = [next(scores) for _ in texts]
-        best = max(range(len(texts)), key=lambda i: (given_scores[i], -i))
-        sample, text = texts[best]
+        given_scores = [reward for _, _, reward in scored]
+        best = max(range(len(scored)), key=lambda i: (given_scores[i], -i))
+        sample, text, _ = scored[best]
         writer = writer_of(prompt.task)
         counted.kept += 1
         rewards += given_scores
-        grades += [grader.score(prompt.task, prompt.reference, other) for _, other in texts]
+        grades += [grader.score(prompt.task, prompt.reference, other) for _, other, _ in scored]
         messages = (*prompt.messages, Message(Role.ASSISTANT, text))
         rows.append(
             {
@@ -110,9 +116,9 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
                 "task": prompt.task,
                 "messages": [m.to_dict() for m in messages],
                 "reward": given_scores[best],
-                "mean_reward": sum(given_scores) / len(texts),
+                "mean_reward": sum(given_scores) / len(scored),
                 "sample": sample,
-                "candidates": len(texts),
+                "candidates": len(scored),
                 "seed": config.seed,
                 "steering": steered[prompt.id][1],
                 "model": writers[writer].address[:16],
@@ -129,6 +135,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         "dialogs": len(rows),
         "samples": sum(map(len, answers)),
         "finished": mean([float(a.finished) for given in answers for a in given]),
+        "unread": unread,
         "rows": counted.to_dict(),
     }
 

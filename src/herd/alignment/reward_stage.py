@@ -11,6 +11,7 @@ from herd.config.errors import UserError, nearest
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.preferences import Grade, Preference, PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
+from herd.dialog.trained_in import require_dialect
 from herd.model.heads import RewardModel
 from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
@@ -34,6 +35,7 @@ class RewardConfig(FineTuning):
 
 
 def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    require_dialect("reward", config.dialect, {"base": inputs["base"]})
     tokenizer = load_tokenizer(inputs)
     backbone = load_model(inputs["base"] / "model")
     config.check_window(backbone.config)

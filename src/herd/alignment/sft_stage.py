@@ -9,6 +9,7 @@ from typing import Any
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, read_dialogs, require_rows, train, with_reference
 from herd.config.errors import UserError, nearest
 from herd.dialog.rows import Counted, read_prompts
+from herd.dialog.trained_in import require_dialect
 from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.training.schedule import step_schedule
@@ -30,6 +31,7 @@ class SFTConfig(FineTuning):
 
 
 def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    require_dialect("sft", config.dialect, {"base": inputs["base"]})
     tokenizer = load_tokenizer(inputs)
     model = load_model(inputs["base"] / "model")
     config.check_window(model.config)

@@ -184,7 +184,7 @@ def read_preference(row: Mapping[str, Any], where: str, identity: str, format: R
     grade = format.grade(row, where)
     return Preference(
         id=identity,
-        prompt_id=str(row.get("prompt_id") or identity),
+        prompt_id="" if row.get("prompt_id") is None else str(row["prompt_id"]),  # without: pairs of one prompt are one by it
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,

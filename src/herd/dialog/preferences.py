@@ -46,6 +46,11 @@ class Preference:
         """The edited response where there is one, else the chosen."""
         return self.edited if self.edited is not None else self.chosen
 
+    @property
+    def prompt_key(self) -> object:
+        """What tells its prompt from others: the id where there is one, else the prompt itself."""
+        return self.prompt_id or self.prompt
+
     def to_dict(self) -> dict[str, Any]:
         row: dict[str, Any] = {
             "id": self.id,

@@ -41,7 +41,12 @@ class Bench:
     dialogs: Artifact | None
     preferences: Mapping[str, Artifact]
     labels: tuple[str, ...]  # language models under test, in order
+    dialects: Mapping[str, str] = field(default_factory=dict)  # model or reward model -> the dialect in which it reads messages
     _nll: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def dialect(self, label: str) -> str:
+        """How messages become tokens for a model; `meta` where nothing is known of it."""
+        return self.dialects.get(label, "meta")
 
     @cached_property
     def token_bytes(self) -> np.ndarray:

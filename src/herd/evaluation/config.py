@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from herd.config.errors import UserError
 from herd.corpus.mixture import MixConfig
+from herd.dialog.dialects import DIALECTS
 from herd.evaluation.bench import TASKS, HeldoutConfig
 from herd.evaluation.tasks.bits_per_byte import BitsPerByteConfig
 from herd.evaluation.tasks.compression import CompressionConfig
@@ -24,6 +25,7 @@ class EvaluateConfig:
     threads: int  # CPU threads of torch; 0 leaves its own choice
     batch_tokens: int  # tokens of one forward batch, padding included
     resamples: int  # of every bootstrap
+    dialect: str  # of messages to a model that does not say in which it was trained: meta, meta_tag, hf, torchtune
     mix: MixConfig  # weights of the domains in means and in the n-gram counts, as in pre-training
     heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     bits_per_byte: BitsPerByteConfig = field(default_factory=BitsPerByteConfig)
@@ -35,6 +37,7 @@ class EvaluateConfig:
     compression: CompressionConfig = field(default_factory=CompressionConfig)
 
     def __post_init__(self) -> None:
+        DIALECTS.get(self.dialect)
         for task in self.tasks:
             TASKS.get(task)
         if len(set(self.tasks)) < len(self.tasks):

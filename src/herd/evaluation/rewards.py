@@ -19,6 +19,8 @@ def pair_rewards(
     prompts: Sequence[Messages],
     firsts: Sequence[Messages],
     seconds: Sequence[Messages],
+    *,
+    dialect: str = "meta",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards of both answers to each prompt that the reward model can read whole.
 
@@ -26,9 +28,9 @@ def pair_rewards(
         (kept,) indices of the prompts whose two dialogs fit the model, and (kept, 2) float64 rewards.
     """
     dialogs = [(*p, *answer) for p, a, b in zip(prompts, firsts, seconds, strict=True) for answer in (a, b)]
-    lengths = np.array([len(rendered) for rendered in render_batch(dialogs, tokenizer)]).reshape(-1, 2)
+    lengths = np.array([len(rendered) for rendered in render_batch(dialogs, tokenizer, dialect=dialect)]).reshape(-1, 2)
     kept = np.flatnonzero(lengths.max(axis=1) <= model.backbone.config.max_seq_len)
     if not len(kept):
         return kept, np.zeros((0, 2))
-    scores = score_responses(model, tokenizer, [dialogs[i] for k in kept for i in (2 * k, 2 * k + 1)])
+    scores = score_responses(model, tokenizer, [dialogs[i] for k in kept for i in (2 * k, 2 * k + 1)], dialect=dialect)
     return kept, np.array(scores).reshape(-1, 2)

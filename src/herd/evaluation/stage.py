@@ -16,6 +16,7 @@ from herd.config.errors import UserError, nearest
 from herd.config.loader import to_plain
 from herd.corpus.shards import TokenShards
 from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.trained_in import trained_in
 from herd.evaluation.bench import TASKS, Bench, Task, TaskResult
 from herd.evaluation.config import EvaluateConfig
 from herd.evaluation.scoring import LanguageModel
@@ -49,6 +50,8 @@ def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
             dialogs=inputs.get("dialogs"),
             preferences=inputs.group("preferences"),
             labels=tuple(models),
+            # Each model is asked, and each reward model reads, in the dialect that it was trained in.
+            dialects={label: trained_in(artifact) or config.dialect for label, artifact in (models | rewards).items()},
         )
         seconds: dict[str, float] = {}
         tasks: dict[str, Task] = {}
@@ -166,7 +169,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 STAGE = Stage(
     name="evaluate",
-    version=5,
+    version=6,
     config=EvaluateConfig,
     run=run,
     summary="score checkpoints, each with its interval",

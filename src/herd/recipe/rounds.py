@@ -52,6 +52,8 @@ class RoundsConfig:
                 raise UserError(f"rounds.each.{one}: name a round, as round-{self.count}")
             for name in stages:
                 _known(f"rounds.each.{one}.{name}", name, [*COMMANDS, *self.variants])
+        for number in range(1, self.count + 1):
+            self._require_different_variants(number)
 
     @property
     def averaged(self) -> bool:
@@ -87,6 +89,18 @@ class RoundsConfig:
             yield self._stage(r, "average", tokens | measured, {"models": {name: f"{this}/{name}" for name in self.variants}})
         candidates = {name: f"{this}/{name}" for name in self.candidates}
         yield self._stage(r, "best", tokens | {"prompts": "dialogs", "reward": f"{this}/reward"}, {"models": candidates})
+
+    def _require_different_variants(self, r: int) -> None:
+        """UserError for two variants of the same settings, which are one model: their mean would be that model."""
+        seen: dict[tuple[str, ...], str] = {}
+        for name in self.variants:
+            _, node = self._stage(r, "dpo", {}, {}, name)
+            first = seen.setdefault(tuple(node.overrides), name)
+            if first != name:
+                raise UserError(
+                    f"rounds.variants: {first} and {name} have the same overrides in round {r}, so they are one model: "
+                    f"give {name} something of its own, e.g. [seed=1]"
+                )
 
     def _stage(
         self, r: int, command: str, inputs: dict[str, str], groups: dict[str, dict[str, str]], name: str = ""

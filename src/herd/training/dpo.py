@@ -91,7 +91,19 @@ def dpo_pairs(
     counted: Counted,
     dialect: str = "meta",
 ) -> list[Group]:
-    """Preferences -> groups of (chosen, rejected) with their masks. The edited response, where there is one, is the chosen.
+    """Preferences -> groups of (chosen, rejected) with their masks; see :func:`fitting_pairs`."""
+    return [pair for _, pair in fitting_pairs(preferences, tokenizer, window, objective, counted, dialect)]
+
+
+def fitting_pairs(
+    preferences: Iterable[Preference],
+    tokenizer: Tokenizer,
+    window: int,
+    objective: DPOObjective,
+    counted: Counted,
+    dialect: str = "meta",
+) -> list[tuple[Preference, Group]]:
+    """Preferences, each with its group of (chosen, rejected). The edited response, where there is one, is the chosen.
 
     Counted and dropped: a pair with a response that, with its prompt, does not fit the window or has nothing to train.
     """
@@ -111,7 +123,7 @@ def dpo_pairs(
         elif not all(sequence.preferred.any() for sequence in pair):
             counted.drop("nothing_to_train")
         else:
-            pairs.append(Group.of(pair, prompt=int((dialog.messages >= first).argmax())))
+            pairs.append((row, Group.of(pair, prompt=int((dialog.messages >= first).argmax()))))
     counted.kept += len(pairs)
     return pairs
 

@@ -299,6 +299,27 @@ def _batches(parts: Sequence[_Part], batch_size: int) -> Iterator[list[_Part]]:
         yield batch
 
 
+def score_if_read(
+    reward_model: RewardModel,
+    tokenizer: Tokenizer,
+    rows: Sequence[Sequence[Message]],
+    batch_size: int = 64,
+    dialect: str = "meta",
+) -> list[float | None]:
+    """:func:`score_responses`, with None for a dialog that is longer than the model reads.
+
+    A sampled answer may be: its text, encoded again, can be several times the tokens that were sampled (bytes that are no
+    character become three each).
+    """
+    window = reward_model.backbone.config.max_seq_len
+    read = [i for i, r in enumerate(render_batch(rows, tokenizer, dialect=dialect)) if len(r) <= window]
+    scores: list[float | None] = [None] * len(rows)
+    found = score_responses(reward_model, tokenizer, [rows[i] for i in read], batch_size, dialect)
+    for i, score in zip(read, found, strict=True):
+        scores[i] = score
+    return scores
+
+
 def score_responses(
     reward_model: RewardModel,
     tokenizer: Tokenizer,

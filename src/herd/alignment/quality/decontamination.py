@@ -39,11 +39,11 @@ def benchmark_prompts(config: DecontaminationConfig, heldout: Mapping[str, str])
 
 
 def decontaminate(dialogs: Sequence[Dialog], prompts: Mapping[str, str], ledger: Ledger) -> list[Dialog]:
-    """The dialogs of which no user's message, nor all of them together, is one of the prompts."""
+    """The dialogs of which no user's message, nor all of them up to some turn, is one of the prompts."""
     kept = []
     for dialog in dialogs:
         asked = [m.content for m in dialog.messages if m.role is Role.USER]
-        keys = [paragraph_key(text) for text in (*asked, "\n".join(asked))]
+        keys = [paragraph_key(text) for text in (*asked, *("\n".join(asked[:n]) for n in range(2, len(asked) + 1)))]
         match = next((prompts[key] for key in keys if key in prompts), None)
         if match is None:
             kept.append(dialog)

@@ -23,12 +23,11 @@ from herd.alignment.quality.topics import BY_JUDGE, label_topics
 from herd.config.errors import UserError
 from herd.config.registry import Registry
 from herd.dialog.messages import Role
-from herd.dialog.render import render_batch
 from herd.dialog.rows import read_prompts
 from herd.model.io import load_reward_model
 from herd.runs.seeds import torch_seed
 from herd.runs.stage import Inputs, StageRun
-from herd.training.reward import score_responses
+from herd.training.reward import score_if_read
 
 
 @dataclass
@@ -86,13 +85,11 @@ def _rewards(dialogs: list[Dialog], context: Context) -> list[float | None] | No
             "rating.reward=model needs inputs.reward=FOLDER (what `herd reward` made) and inputs.tokens=FOLDER; "
             "rating.reward=row takes the rows' own, none goes without."
         )
-    model, tokenizer = load_reward_model(given / "model"), load_tokenizer(inputs)
-    dialect, window = context.config.dialect, model.backbone.config.max_seq_len
-    lengths = [len(rendered) for rendered in render_batch([d.messages for d in dialogs], tokenizer, dialect=dialect)]
-    read = [i for i, d in enumerate(dialogs) if lengths[i] <= window and d.messages[-1].role is Role.ASSISTANT]
-    scores = score_responses(model, tokenizer, [dialogs[i].messages for i in read], config.batch_size, dialect)
+    model, tokenizer, dialect = load_reward_model(given / "model"), load_tokenizer(inputs), context.config.dialect
+    answered = [i for i, d in enumerate(dialogs) if d.messages[-1].role is Role.ASSISTANT]
+    scores = score_if_read(model, tokenizer, [dialogs[i].messages for i in answered], config.batch_size, dialect)
     rewards: list[float | None] = [None] * len(dialogs)
-    for i, score in zip(read, scores, strict=True):
+    for i, score in zip(answered, scores, strict=True):
         rewards[i] = score
     return rewards
 
@@ -147,7 +144,8 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 def decontamination(dialogs: list[Dialog], context: Context) -> list[Dialog]:
     given = context.inputs.get("prompts")
     heldout = read_prompts(given / "heldout_prompts.jsonl") if given is not None else []
-    texts = {prompt.id: "\n".join(m.content for m in prompt.messages) for prompt in heldout}
+    # What the user says of it: a dialog is told by that, whatever system message or answers stand between.
+    texts = {prompt.id: "\n".join(m.content for m in prompt.messages if m.role is Role.USER) for prompt in heldout}
     prompts = benchmark_prompts(context.config.decontamination, texts)
     context.report["decontamination"] = {"prompts": len(prompts)}
     return decontaminate(dialogs, prompts, context.ledger)

@@ -55,13 +55,13 @@ class RewardAccuracy(BaseTask):
             if not pairs:
                 continue
             columns = zip(*((pair.prompt, pair.chosen, pair.rejected) for pair in pairs), strict=True)
-            kept, scores = pair_rewards(model, self.bench.tokenizer, *columns)
+            kept, scores = pair_rewards(model, self.bench.tokenizer, *columns, dialect=self.bench.dialect(label))
             n = len(kept)
             if not n:
                 self.result.notes[f"{label} on {name}"] = "no pair fits the reward model's length"
                 continue
             read = [pairs[i] for i in kept]
-            prompts = [pair.prompt_id or pair.prompt for pair in read]
+            prompts = [pair.prompt_key for pair in read]
             lengths = [[len(response_text(pair.chosen)), len(response_text(pair.rejected))] for pair in read]
             found = ranking_accuracy(scores, lengths, prompts)
             right = scores[:, 0] > scores[:, 1]

@@ -109,13 +109,14 @@ class WinRate(BaseTask):
     def language_model(self, lm: LanguageModel) -> None:
         if not self.prompts or lm.label not in self.asked:
             return
-        most = self.config.max_new_tokens
-        asked = [p for p in self.prompts if fits(p.messages, self.bench.tokenizer, lm.max_seq_len, most)]
+        most, dialect = self.config.max_new_tokens, self.bench.dialect(lm.label)
+        asked = [p for p in self.prompts if fits(p.messages, self.bench.tokenizer, lm.max_seq_len, most, dialect)]
         if not asked:
             self.result.notes[lm.label] = f"no prompt leaves room for an answer in {lm.max_seq_len} positions"
             return
         sampling = SamplingConfig(max_new_tokens=most, temperature=0.0, top_p=1.0, seed=self.bench.seed)
-        given = sample_answers(lm.model, self.bench.tokenizer, [p.messages for p in asked], sampling, 1, self.config.batch_size)
+        messages, together = [p.messages for p in asked], self.config.batch_size
+        given = sample_answers(lm.model, self.bench.tokenizer, messages, sampling, 1, together, dialect)
         self.answers[lm.label] = {p.id: group[0] for p, group in zip(asked, given, strict=True)}
         lm.tokens_read += sum(len(group[0].tokens) for group in given)
 
@@ -139,7 +140,8 @@ class WinRate(BaseTask):
             return None
         both = [p for p in self.prompts if p.id in self.answers[first] and p.id in self.answers[second]]
         answers = [[(Message(Role.ASSISTANT, self.answers[side][p.id].text),) for p in both] for side in (first, second)]
-        kept, rewards = pair_rewards(model, self.bench.tokenizer, [p.messages for p in both], *answers)
+        prompts, dialect = [p.messages for p in both], self.bench.dialect(judge)
+        kept, rewards = pair_rewards(model, self.bench.tokenizer, prompts, *answers, dialect=dialect)
         both = [both[i] for i in kept]
         if not both:
             self.result.notes[f"{first} over {second}"] = "no prompt and answer fit the models' lengths"

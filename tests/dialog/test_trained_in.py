@@ -1,0 +1,31 @@
+"""A model says in which dialect it was trained, and rows of another are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from herd.config.errors import UserError
+from herd.dialog.trained_in import of_group, require_dialect, trained_in
+from herd.runs.stage import Artifact
+
+
+def made_by(stage: str, dialect: str | None) -> Artifact:
+    return Artifact(Path(stage), {"stage": stage, "config": {} if dialect is None else {"dialect": dialect}})
+
+
+def test_models_of_dialogs_know_their_dialect_and_others_have_none():
+    assert [trained_in(made_by(stage, "hf")) for stage in ("sft", "dpo", "reward", "average")] == ["hf"] * 4
+    assert trained_in(made_by("pretrain", None)) is None
+    assert trained_in(Artifact(Path("x"), {"stage": "sft"})) is None  # a manifest without its configuration
+    assert trained_in(made_by("prune", "hf")) is None  # rows are text: they are of no dialect
+
+
+def test_another_dialect_is_refused_with_the_remedy():
+    models = {"base": made_by("pretrain", None), "reward": None, **of_group("models", {"a": made_by("dpo", "hf")})}
+    require_dialect("reject", "hf", models)
+    with pytest.raises(UserError) as error:
+        require_dialect("reject", "meta", models)
+    assert str(error.value) == (
+        "reject: inputs.models.a was trained in dialect hf (herd dpo), and rows are rendered in meta here: "
+        "set dialect=hf, or give a model trained in meta."
+    )
