@@ -66,6 +66,31 @@ def test_preferences_are_what_reward_and_dpo_read(tmp_path, imported):
         assert row.prompt == (Message(Role.USER, f"q{int(row.id.removeprefix('p.jsonl:')) - 1}"),)
 
 
+def test_what_begins_with_one_question_has_one_side_whatever_its_kind(tmp_path, imported):
+    """Preferences on the first answer and on a later one, and dialogs: no question is in training here and held out there."""
+    first, later = ([{"role": "user", "content": f"q{i}"}] for i in range(30)), range(30)
+    pairs, dialogs = [], []
+    for i, asked in zip(later, first, strict=True):
+        longer = [*asked, {"role": "assistant", "content": "a"}, {"role": "user", "content": f"and {i}?"}]
+        pairs += [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in (asked, longer)]
+        dialogs.append({"messages": [*longer, {"role": "assistant", "content": "b"}]})
+    preferences = imported(write(tmp_path / "p.jsonl", pairs), "heldout_share=0.4")
+    rows = imported(write(tmp_path / "d.jsonl", dialogs), "heldout_share=0.4")
+    train, heldout = (
+        {row.prompt[0].content for row in read_preferences(preferences / name)} for name in ("preferences.jsonl", "heldout.jsonl")
+    )
+    assert heldout and not train & heldout
+    assert {d[0].content for d in read_dialogs(rows)} == train
+
+
+def test_pairs_of_one_prompt_are_told_by_it(tmp_path, imported):
+    pairs = [{"prompt": f"q{i // 2}", "chosen": f"a{i}", "rejected": "b"} for i in range(4)]
+    pairs += [{"prompt": "q", "prompt_id": 7, "chosen": "a", "rejected": "b"}]
+    rows = read_preferences(imported(write(tmp_path / "p.jsonl", pairs), "heldout_share=0") / "preferences.jsonl")
+    keys = [row.prompt_key for row in rows]
+    assert keys[0] == keys[1] != keys[2] == keys[3] and keys[4] == "7"
+
+
 def test_formats_of_files_give_the_same_rows(tmp_path, imported):
     rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a{i}"}]} for i in range(3)]
     rows[1]["messages"] = [

@@ -1,6 +1,7 @@
 """One round of post-training through the stages, on a model of a few thousand weights."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from herd.alignment import (
     reward_stage,
     sft_stage,
 )
+from herd.alignment.fine_tuning import train
 from herd.alignment.lineage import row_lineage
 from herd.cli import main
 from herd.config.errors import UserError
@@ -24,13 +26,18 @@ from herd.config.loader import compose
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from herd.dialog.messages import Message, Role
 from herd.dialog.preferences import Grade, Preference, read_preferences
-from herd.dialog.rows import read_jsonl, read_prompts, write_jsonl
+from herd.dialog.rows import Counted, read_jsonl, read_prompts, write_jsonl
+from herd.generation.chat import Answer
 from herd.model.config import ModelConfig
 from herd.model.io import load_model, load_reward_model, read_weights, save_model
 from herd.model.transformer import Transformer
 from herd.recipe.job import make_job
 from herd.runs.atomic import sha256_json, write_json
-from herd.runs.stage import Artifact, execute
+from herd.runs.stage import Artifact, StageRun, execute
+from herd.training.dpo import DPOSteps, dpo_pairs
+from herd.training.sequences import EpochSteps
+from herd.training.sft import SFTModule
+from herd.training.steps import StepBatch
 
 QUICK = ["window=256", "epochs=1", "batch_size=8", "trainer.log_every_steps=1"]
 
@@ -406,3 +413,134 @@ def test_a_row_that_a_later_stage_kept_is_followed_to_where_it_was_made(made, tm
     assert lines["quality"] == "2" and lines["judge"] == "a model"
     assert made["reject"].address[:16] in lines["made from"] and made["sft"].address[:16] in lines["written by"]
     assert "not among the outputs" in next(line for line in row_lineage(tmp_path, row["id"]) if "outputs" in line)
+
+
+def test_lineage_goes_through_pruning_to_the_row_it_was_made_from(made, tmp_path):
+    """Two sources with a row of one id: the one that `herd prune` noted, not the first that has it."""
+    row = next(row for _, row in read_jsonl(made["reject"] / "dialogs.jsonl"))
+    stranger = {"id": row["id"], "messages": [{"role": "user", "content": "else"}, {"role": "assistant", "content": "other"}]}
+    write_jsonl(tmp_path / "rows" / "dialogs.jsonl", [stranger])
+    imported = {"stage": "import-rows", "address": "1" * 64, "metrics": {}, "outputs": {}, "inputs": {}}
+    write_json(tmp_path / "rows" / "manifest.json", imported)
+    rows = [given | {"quality": {"source": label}} for label, given in (("a", stranger), ("b", row))]
+    write_jsonl(tmp_path / "pruned" / "dialogs.jsonl", rows)
+    sources = {"dialogs": {"a": str(tmp_path / "rows"), "b": str(made["reject"].path)}}
+    manifest = {"stage": "prune", "address": "0" * 64, "config": {}, "metrics": {}, "outputs": {}, "inputs": sources}
+    write_json(tmp_path / "pruned" / "manifest.json", manifest)
+    lines = told(tmp_path / "pruned", f"b/{row['id']}")
+    assert made["reject"].address[:16] in lines["made from"] and lines["written by"].startswith("sft")
+    assert "import-rows" in told(tmp_path / "pruned", f"a/{row['id']}")["made from"]
+    with pytest.raises(UserError, match=rf"2 rows have the id '{row['id']}': give one of a/{row['id']}, b/"):
+        list(row_lineage(tmp_path / "pruned", row["id"]))
+    answer = next(row for _, row in read_jsonl(made["best"] / "answers.jsonl"))
+    with pytest.raises(UserError, match=f"give one of sft/{answer['id']}, average/"):
+        list(row_lineage(made["best"].path, answer["id"]))
+
+
+def test_rows_of_others_are_not_said_to_be_graded_by_rule(tmp_path):
+    message = [{"role": "assistant", "content": "a"}]
+    row = {"id": "f:1", "messages": [{"role": "user", "content": "q"}], "chosen": message, "rejected": message, "grade": "better"}
+    write_jsonl(tmp_path / "preferences.jsonl", [row | {"source": {"file": "f", "row": 1}}])
+    manifest = {"stage": "import-rows", "address": "0" * 64, "metrics": {}, "outputs": {}, "inputs": {}}
+    write_json(tmp_path / "manifest.json", manifest)
+    lines = told(tmp_path, "f:1")
+    assert lines["graded by"].startswith("whoever made the rows") and lines["read from"] == "file f, row 1"
+
+
+def test_models_of_another_dialect_are_refused_by_every_stage(made):
+    r, tokens = made["round"], {"tokens": made["tokens"].path}
+    two = {"a": made["dpo-a"].path, "b": made["dpo-b"].path}
+    pairs, dialogs, reward = made["preferences"].path, made["dialogs"].path, made["reward"].path
+    for stage, inputs, name in (
+        (dpo_stage, {"model": made["sft"].path, "preferences": pairs}, "model"),
+        (sft_stage, {"base": made["sft"].path, "dialogs": {"seed": dialogs}}, "base"),
+        (reward_stage, {"base": made["sft"].path, "preferences": {"one": pairs}}, "base"),
+        (average_stage, {"models": two}, "models.a"),
+        (best_stage, {"models": two, "prompts": dialogs, "reward": reward}, "reward"),
+        (preferences_stage, {"models": two, "dialogs": dialogs}, "models.a"),
+        (reject_stage, {"generator": made["sft"].path, "reward": reward, "prompts": dialogs}, "reward"),
+    ):
+        with pytest.raises(UserError, match=rf"{stage.STAGE.name}: inputs.{name} was trained in dialect meta .*set dialect=meta"):
+            r.run(stage.STAGE, tokens | inputs, "dialect=hf", node="x")
+
+
+def test_the_same_model_under_two_names_is_refused(made):
+    inputs = {"tokens": made["tokens"].path, "models": {"a": made["dpo-a"].path, "again": made["dpo-a"].path}}
+    for stage, more in ((preferences_stage, {"dialogs": made["dialogs"].path}), (average_stage, {})):
+        with pytest.raises(UserError, match=r"inputs.models.a and inputs.models.again are the same model"):
+            made["round"].run(stage.STAGE, inputs | more, node="x")
+
+
+def answering(*texts: str):
+    """A sampler whose K-th answer to every prompt is the K-th text."""
+    return lambda model, tokenizer, prompts, *rest: [[Answer(text, (1,), True, 0.0) for text in texts] for _ in prompts]
+
+
+def test_answers_that_the_reward_model_cannot_read_are_left_out(made, monkeypatch):
+    """Bytes that are no character: a few sampled tokens whose text is encoded as hundreds."""
+    inputs = {"tokens": made["tokens"].path, "reward": made["reward"].path, "prompts": made["dialogs"].path}
+    settings = ("prompts=3", "max_new_tokens=24")
+    monkeypatch.setattr(reject_stage, "sample_answers", answering("\ufffd" * 300, "the axis", "the norm"))
+    rejected = made["round"].run(reject_stage.STAGE, inputs | {"generator": made["sft"].path}, *settings, "samples=3", node="u")
+    rows = [row for _, row in read_jsonl(rejected / "dialogs.jsonl")]
+    assert len(rows) == 3 and {row["candidates"] for row in rows} == {2} and {row["sample"] for row in rows} <= {1, 2}
+    assert rejected.metrics["unread"] == 3 and rejected.metrics["rows"]["dropped"] == {}
+    asked = []
+
+    def first_unreadable(model, tokenizer, prompts, *rest):
+        asked.append(rest[-1])
+        return [
+            [Answer("\ufffd" * 300 if i == 0 and len(asked) == 1 else "the axis", (1,), True, 0.0)] for i in range(len(prompts))
+        ]
+
+    monkeypatch.setattr(best_stage, "sample_answers", first_unreadable)
+    models = {"sft": made["sft"].path, "average": made["average"].path}
+    best = made["round"].run(best_stage.STAGE, inputs | {"models": models}, *settings, node="u-best")
+    assert best.metrics["prompts"] == {"kept": 2, "dropped": {"answer_too_long": 1}} and asked == ["meta", "meta"]
+    assert len(list(read_jsonl(best / "answers.jsonl"))) == 4
+
+
+def test_pairs_of_one_prompt_are_one_example_of_an_interval(made, tmp_path):
+    """Every held-out pair said three times over is no more evidence than once."""
+    rows = [row for _, row in read_jsonl(made["preferences"] / "heldout.jsonl")]
+    found = []
+    for times in (1, 3):
+        folder = tmp_path / str(times)
+        write_jsonl(folder / "heldout.jsonl", [row | {"id": f"{row['id']}-{i}"} for row in rows for i in range(times)])
+        write_jsonl(folder / "preferences.jsonl", [row for _, row in read_jsonl(made["preferences"] / "preferences.jsonl")])
+        inputs = {"tokens": made["tokens"].path, "preferences": finished(folder, "preferences").path}
+        dpo = made["round"].run(dpo_stage.STAGE, inputs | {"model": made["sft"].path}, *QUICK, node="x").metrics
+        models = {"models": {"a": made["dpo-a"].path, "b": made["dpo-b"].path}, "reference": made["sft"].path}
+        average = made["round"].run(average_stage.STAGE, inputs | models, "window=256", node="x").metrics
+        found.append((dpo["rewards/accuracies_interval"], average["less_best_member"]["rewards/margins"]["interval"]))
+        assert dpo["heldout_pairs"] == times * made["dpo-a"].metrics["heldout_pairs"]
+    # The share of one prompt is 0 or 1, three times over: as many prompts as before count.
+    assert found[0][0] == pytest.approx(found[1][0], abs=0.02)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-3, abs=1e-6)
+
+
+def test_the_reference_is_found_again_for_the_same_model_alone(made, tmp_path):
+    """Cached by weights and configuration: another RoPE base with the same weights gives other numbers."""
+    config = config_of("dpo", *QUICK)
+    tokenizer = Tokenizer.load(made["tokens"] / "tokenizer")
+    rows = read_preferences(made["preferences"] / "preferences.jsonl")
+    source = DPOSteps(dpo_pairs(rows, tokenizer, 256, config.objective, Counted()), config.objective, 8, 4096, 1.0, 0)
+    folder, run = tmp_path / "model", StageRun(tmp_path / "run", seed=0)
+    found = []
+    for theta in (500_000.0, 500_000.0, 100.0):
+        model = load_model(made["sft"] / "model")
+        shape = replace(model.config, rope_theta=theta)
+        other = Transformer(shape)
+        other.load_state_dict(model.state_dict())
+        save_model(other, folder)
+        found.append(torch.cat(dpo_stage.cached_reference(load_model(folder), source, config, run, folder)))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert len(list(run.scratch.glob("reference-*.pt"))) == 2 and not list(run.scratch.glob("*.tmp"))
+
+
+def test_processes_that_cannot_share_a_step_are_refused_before_the_first(made, tmp_path):
+    config = config_of("sft", "parallel@trainer=ddp", "trainer.devices=2")
+    source = EpochSteps([10] * 5, 4, 1.0, 0, lambda step, units: StepBatch(step, list(units), 1.0, 10))
+    module = SFTModule(load_model(made["sft"] / "model"), config.optimizer, lambda step: 0.0)
+    with pytest.raises(UserError, match="Step 1 has 1 micro-batches, which 2 ranks cannot share"):
+        train(module, source, config, module.model.config, StageRun(tmp_path, seed=0))

@@ -109,6 +109,15 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_variants_of_one_setting_are_one_model_and_refused() -> None:
+    with pytest.raises(UserError, match=r"dpo and dpo-b have the same overrides in round 1, so they are one model"):
+        rounds(variants={"dpo": ["seed=0"], "dpo-b": ["seed=0"]})
+    told_apart = {"round-1": {"dpo-b": ["seed=1"]}}  # in the first round alone
+    with pytest.raises(UserError, match="in round 2"):
+        rounds(variants={"dpo": [], "dpo-b": []}, each=told_apart)
+    assert rounds(1, variants={"dpo": [], "dpo-b": []}, each=told_apart).averaged
+
+
 def test_patterns_stand_for_earlier_stages_in_their_order() -> None:
     earlier = ["curate", "round-1/sft", "round-1/dpo", "round-2/sft"]
     node = Node("x", groups={"m": {"first": "curate", "a-*": "round-*/dpo", "round-*/sft": "round-*/sft"}, "all": {"*": "*"}})
