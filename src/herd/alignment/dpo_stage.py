@@ -114,7 +114,7 @@ def cached_reference(
 
 STAGE = Stage(
     name="dpo",
-    version=1,
+    version=2,
     config=DPOConfig,
     run=run,
     summary="direct preference optimisation",

@@ -234,7 +234,7 @@ def show(artifact: Artifact) -> None:
 
 STAGE = Stage(
     name="import-rows",
-    version=2,
+    version=3,
     config=ImportRowsConfig,
     run=run,
     summary="your own dialogs or preferences, from JSONL, Parquet or the hub",
