@@ -7,13 +7,17 @@ backward pass on a CPU, and FlashAttention needs a GPU. herd is measured as it i
 
 Memory is the peak of a process of its own for each side, less what it held before its first step's data and model.
 
-    python benchmarks/training/step_vs_transformers.py [--compiled] [--processor-time]
+    python benchmarks/training/step_vs_transformers.py [--compiled] [--processor-time] [--bf16]
 
 Two threads and the wall clock say something on a quiet machine only: with other work on the same cores, threads wait for each
 other at every small operation. ``--processor-time`` then compares the processor time of one thread, which other work moves less.
 ``--compiled`` adds the compiled sides at the first shape, where the sides are nearest to each other (minutes of compilation). The
-result is written after each case, so that what was measured is kept. bf16 runs a single short step: where a processor has no such
-arithmetic, torch multiplies bf16 matrices some hundred times slower than fp32 ones, and it is the same product on both sides.
+result is written after each case, so that what was measured is kept.
+
+bf16 is autocast on both sides. Where a processor has no such arithmetic, torch multiplies bf16 matrices some hundred times slower
+than fp32 ones, which herd gets around (herd.products); so Hugging Face takes a single step there, its first, and stands beside
+itself in fp32, the fastest that it can do on such a processor. ``--bf16`` measures these cases alone, into a file of their own;
+the last one takes Hugging Face five minutes on a quiet core.
 """
 
 import argparse
@@ -41,6 +45,7 @@ from herd.model.family import family_member
 from herd.model.masks import Documents
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import linear_cross_entropy
+from herd.products import CPU_MULTIPLIES_BF16
 from herd.training.engine import EngineConfig, engine
 
 VOCABULARY, TOKENS, THREADS = 2048, 2048, 2
@@ -48,6 +53,7 @@ WIDTHS = {6e6: 256, 3e7: 448}  # members of herd.model.family: 6.3M and 29.7M pa
 OURS = {"herd": EngineConfig(), "herd, compiled by block": EngineConfig(compile="block")}
 PEERS = ("sdpa, boolean mask", "sdpa, additive mask", "eager, additive mask", "sdpa, row by row", "sdpa, boolean mask, compiled")
 SLOW = "eager, additive mask"  # about three times as long as the others, so one step will do
+IN_FP32 = "sdpa, boolean mask, in fp32"  # beside cases in bf16
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Case:
     precision: str = "fp32"
     sides: tuple[str, ...] = ("herd", *PEERS[:2], PEERS[3])
     tokens: int = TOKENS  # of a step
+    memory: bool = True  # whether to measure its peak too
 
 
 CASES = (
@@ -67,7 +74,10 @@ CASES = (
     Case(3e7, 512, 3, sides=("herd", *PEERS[:2])),
     Case(6e6, 2048, 3, sides=("herd", *PEERS[:2])),
     Case(3e7, 2048, 2, sides=("herd", PEERS[0])),
-    Case(6e6, 512, 1, "bf16", ("herd", PEERS[0]), 512),
+    *(
+        Case(parameters, length, 5, "bf16", ("herd", PEERS[0], IN_FP32), length, memory=parameters == 6e6 and length == 512)
+        for parameters, length in ((6e6, 512), (3e7, 512), (6e6, 2048), (3e7, 2048))
+    ),
 )
 
 
@@ -170,7 +180,7 @@ def their_step(config: ModelConfig, rows: Rows, autocast: bool, way: str) -> Cal
 def side(name: str, config: ModelConfig, rows: Rows, autocast: bool) -> Iterator[Callable[[], float]]:
     """One side, ready to step."""
     if name not in OURS:
-        yield their_step(config, rows, autocast, name)
+        yield their_step(config, rows, autocast and name != IN_FP32, name)
         return
     step, model = our_step(config, rows, autocast)
     # Kept on for as long as the side lives: the engine hangs on this model alone.
@@ -179,8 +189,8 @@ def side(name: str, config: ModelConfig, rows: Rows, autocast: bool) -> Iterator
 
 
 def peak_memory(name: str, case: Case) -> float:
-    """MB that a process of its own needs at most for two steps of one side, beyond what its imports take."""
-    number = str([(c.parameters, c.length) for c in CASES].index((case.parameters, case.length)))
+    """MB that a process of its own needs at most for two steps of one side (one in bf16), beyond what its imports take."""
+    number = str([(c.parameters, c.length, c.precision) for c in CASES].index((case.parameters, case.length, case.precision)))
     command = [sys.executable, __file__, "--memory", name, "--case", number]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
@@ -192,7 +202,7 @@ def memory_of(name: str, case: Case) -> float:
         import transformers.models.llama.modeling_llama  # noqa: F401
     before = peak_of_this_process()
     with side(name, config, rows, case.precision == "bf16") as step:
-        for _ in range(2 if case.turns > 1 else 1):
+        for _ in range(2 if case.precision == "fp32" else 1):
             step()
     return peak_of_this_process() - before
 
@@ -208,11 +218,20 @@ def compare(case: Case, clock: Callable[[], float]) -> dict[str, Any]:
     rows, config = packed_rows(case.length, case.tokens), family_member(WIDTHS[case.parameters], VOCABULARY, case.length)
     with ExitStack() as stack:
         steps = {name: stack.enter_context(side(name, config, rows, case.precision == "bf16")) for name in case.sides}
-        losses = {name: step() for name, step in steps.items()}
+        losses, first = {}, {}
+        for name, step in steps.items():
+            start = clock()
+            losses[name] = step()
+            first[name] = clock() - start
         spread = max(losses.values()) - min(losses.values())
         assert spread < (1e-4 if case.precision == "fp32" else 2e-2), f"the sides compute different losses: {losses}"
         once = {SLOW: steps.pop(SLOW)} if SLOW in steps else {}
-        seconds = side_by_side(steps, case.turns, 0, clock) | side_by_side(once, 1, 0, clock)
+        seconds = {}
+        if case.precision == "bf16" and not CPU_MULTIPLIES_BF16:
+            for name in [name for name in steps if name in PEERS]:
+                seconds[name] = dict.fromkeys(("median", "minimum", "maximum"), first[name])
+                del steps[name]
+        seconds |= side_by_side(steps, case.turns, 0, clock) | side_by_side(once, 1, 0, clock)
     ours, peers = [n for n in seconds if n in OURS], [n for n in seconds if n in PEERS]
 
     def fastest(names: list[str], statistic: str) -> float:
@@ -234,7 +253,10 @@ def compare(case: Case, clock: Callable[[], float]) -> dict[str, Any]:
         # How many times the tokens a second: medians of the turns, and best turns.
         "ratio_default": {s: fastest(peers, s) / seconds["herd"][s] for s in ("median", "minimum")},
         "ratio_best": {s: fastest(peers, s) / fastest(ours, s) for s in ("median", "minimum")},
-        "peak_memory_mb": {name: peak_memory(name, case) for name in ("herd", PEERS[0])} if case.turns > 1 else None,
+        "ratio_to_fp32": {s: seconds[IN_FP32][s] / seconds["herd"][s] for s in ("median", "minimum")}
+        if IN_FP32 in seconds
+        else None,
+        "peak_memory_mb": {n: peak_memory(n, case) for n in ("herd", PEERS[0], IN_FP32) if n in seconds} if case.memory else None,
     }
 
 
@@ -250,6 +272,7 @@ def main() -> None:
     parser.add_argument("--memory", help="only the peak memory of this side, in MB")
     parser.add_argument("--case", type=int, default=0, help="which of the cases, with --memory")
     parser.add_argument("--compiled", action="store_true", help="also compiled, at the first shape")
+    parser.add_argument("--bf16", action="store_true", help="only the cases in bf16")
     parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of the wall clock of two")
     arguments = parser.parse_args()
     torch.set_num_threads(1 if arguments.processor_time else THREADS)
@@ -259,12 +282,16 @@ def main() -> None:
     rates = {"fp32": product_rate(torch.float32, 2048), "bf16": product_rate(torch.bfloat16, 256)}
     kind = "processor time" if arguments.processor_time else "wall clock"
     results: dict[str, Any] = {"clock": kind, "product_gflops": rates, "steps": []}
-    first = replace(CASES[0], sides=(*OURS, *PEERS)) if arguments.compiled else CASES[0]
-    for case in (first, *CASES[1:]):
+    script, cases = Path(__file__), list(CASES)
+    if arguments.compiled:
+        cases[0] = replace(cases[0], sides=(*OURS, *PEERS))
+    if arguments.bf16:
+        script, cases = script.with_stem(f"{script.stem}_bf16"), [case for case in cases if case.precision == "bf16"]
+    for case in cases:
         row = compare(case, time.process_time if arguments.processor_time else time.perf_counter)
         print({k: v for k, v in row.items() if k != "seconds"}, flush=True)
         results["steps"].append(row)
-        path = save(__file__, " ".join(["python benchmarks/training/step_vs_transformers.py", *sys.argv[1:]]), results)
+        path = save(str(script), " ".join(["python benchmarks/training/step_vs_transformers.py", *sys.argv[1:]]), results)
     print(path)
 
 
