@@ -198,8 +198,8 @@ def peak_memory(name: str, case: Case) -> float:
 def memory_of(name: str, case: Case) -> float:
     """The measurement of :func:`peak_memory`, in the process that it starts."""
     rows, config = packed_rows(case.length, case.tokens), family_member(WIDTHS[case.parameters], VOCABULARY, case.length)
-    if name not in OURS:
-        import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401  # for both: it loads much that torch loads at the first step
+
     before = peak_of_this_process()
     with side(name, config, rows, case.precision == "bf16") as step:
         for _ in range(2 if case.precision == "fp32" else 1):
