@@ -10,7 +10,9 @@ from herd.model.config import ModelConfig
 from herd.model.masks import CAUSAL, Documents
 from herd.model.transformer import Linear, Transformer
 from herd.objectives.cross_entropy import linear_cross_entropy, token_logprobs
+from herd.training import surroundings
 from herd.training.engine import EngineConfig, engine
+from herd.training.trainer_config import TrainerConfig
 
 BF16 = torch.bfloat16
 HALF_STEP = 2.0**-8  # relative distance of a number from its bfloat16
@@ -166,3 +168,14 @@ def test_with_units_or_in_another_type_torch_does_it(monkeypatch):
     monkeypatch.setattr(products, "CPU_MULTIPLIES_BF16", True)
     with torch.autocast("cpu", BF16):
         assert torch.equal(products.project(x, *layers)[1], F.linear(x, layers[1].weight))
+
+
+@pytest.mark.parametrize(("units", "told"), [(False, "no bf16 arithmetic"), (True, "")])
+def test_a_run_says_how_it_multiplies(units, told, monkeypatch, capsys):
+    monkeypatch.setattr(products, "CPU_MULTIPLIES_BF16", units)
+    monkeypatch.setattr(surroundings, "bf16_slowdown", lambda: 0.5)
+    with surroundings.surroundings(TrainerConfig(precision="bf16")):
+        pass
+    said = capsys.readouterr().err
+    assert said.count("\n") == (told != "")
+    assert told in said
