@@ -4,10 +4,11 @@
   samples, each of which goes on in pages of its own.
 - A sample enters when a row is free and its longest answer fits beside all that was promised before: nothing is ever swapped
   out or run again (the Llama 3 paper, section 4.2.2).
-- A sample is a function of the model, its prompt, its settings and its index. Its random numbers come from a stream of its
-  own, and no product in the model takes another shape for its company's sake but in the number of rows, which is never under
-  four. On the CPUs at hand with one thread a row's bits do not depend on that number (tests compare bits). Where they do, a
-  token changes only if its draw falls within rounding of the edge between two tokens.
+- A sample is a function of the model, its prompt, its settings and its index, and by rounding of whether many samples were asked
+  for (:mod:`herd.generation.pages`). Its random numbers come from a stream of its own, and no product in the model takes another
+  shape for its company's sake but in the number of rows, which is never under four. On the CPUs at hand with one thread a row's
+  bits do not depend on that number (tests compare bits). Where they do, a token changes only if its draw falls within rounding
+  of the edge between two tokens.
 """
 
 from collections import defaultdict, deque
@@ -21,6 +22,7 @@ from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig, choose, digest_of, draws_of
 from herd.generation.pages import PagePool, Place, decode_plan
 from herd.model.cache import PagedCache, Prefill
+from herd.model.layout import lay_out_for_few_rows
 from herd.model.masks import Grouped
 from herd.model.transformer import Transformer
 
@@ -84,7 +86,8 @@ class Engine:
     """Draws samples for many requests at once.
 
     Args:
-        model: on any device; sampled in the precision of its weights, or of autocast.
+        model: on any device; sampled in the precision of its weights, or of autocast. Frozen weights on a CPU are laid out for
+            it (:mod:`herd.model.layout`).
         max_rows: samples drawn together at most.
         max_kv_tokens: positions whose keys and values are held at once at most; rounded down to whole pages.
         page_size: positions of a page. Another size rounds otherwise.
@@ -102,6 +105,7 @@ class Engine:
         self.model, self.max_rows, self.page_size = model, max_rows, page_size
         self.pool = PagePool(max_kv_tokens // page_size)
         self.storage = PagedCache(model.config, max_kv_tokens // page_size, page_size, device, dtype)
+        lay_out_for_few_rows(model)
         self._waiting: deque[_Waiting] = deque()
         self._rows: list[_Row] = []
         self._submitted = 0
@@ -238,7 +242,10 @@ class Engine:
         """Run the tokens that were drawn last: logits of every row, (R, vocab_size)."""
         self._make_room()
         rows = [*self._rows, *[self._rows[-1]] * (_FEWEST_ROWS - len(self._rows))]
-        places = [Place(r.source.pages, len(r.source.request.prompt), r.pages, r.position, r.source.id) for r in rows]
+        places = [
+            Place(r.source.pages, len(r.source.request.prompt), r.pages, r.position, r.source.id, r.source.request.samples)
+            for r in rows
+        ]
         tokens, positions = self._tensor([r.tokens[-1] for r in rows]), self._tensor([p.position for p in places])
         hidden = self.model(tokens[:, None], positions[:, None], cache=decode_plan(self.storage, places))
         return self.model.logits(hidden[:, 0])[: len(self._rows)]
