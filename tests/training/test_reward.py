@@ -94,7 +94,8 @@ def test_g12_scores_are_read_at_the_last_real_token_and_padding_is_never_the_end
 @pytest.mark.parametrize("row", ["block", "causal"])
 def test_shuffled_responses_keep_their_ranks(row):
     data = ranked(6)
-    batch = reward_batch(data, layout(row, 128), shuffle=stream(3, "test"))
+    draw = stream(3, "test")
+    batch = reward_batch(data, layout(row, 128), orders=[draw.permutation(len(one.responses)) for one in data])
     ends = {}
     for better, worse in zip(batch.better.tolist(), batch.worse.tolist(), strict=True):
         for index in (better, worse):
