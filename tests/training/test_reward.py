@@ -117,7 +117,7 @@ def test_the_order_of_responses_is_a_function_of_seed_and_step():
     assert first_step(0) == first_step(0) != first_step(1)
 
 
-def test_training_shuffles_the_responses_anew_in_every_step():
+def test_responses_are_shuffled_anew_in_every_step():
     """One comparison, a step an epoch: without shuffling a causal row would always score the rejected one last."""
     source = reward_steps(ranked(1), layout("causal", 128), 1, 2048, epochs=24, seed=0)
     orders = {tuple(source[step].micro_batches[0].better.tolist()) for step in range(24)}
