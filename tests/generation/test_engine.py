@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Engine, Request
-from herd.generation.pages import PagePool, Place, decode_plan
+from herd.generation.pages import PagePool, decode_plan
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
@@ -109,10 +109,7 @@ def test_only_long_prompts_of_many_samples_are_read_whole(model):
         engine.step()
         engine.step()
         row = engine._rows[0]
-        places = [
-            Place(r.source.pages, len(r.source.request.prompt), r.pages, r.position, r.source.id, samples) for r in engine._rows
-        ]
-        plan = decode_plan(engine.storage, places)
+        plan = decode_plan(engine.storage, [r.place for r in engine._rows])
         assert len(row.source.pages) == -(-len(PROMPTS[prompt]) // 4)
         assert [part.run for part in plan.parts] == [run, 1]
         assert len(plan.merge) == samples * (2 if run > 1 else len(row.source.pages) + 1)

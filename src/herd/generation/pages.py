@@ -135,8 +135,12 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
         )
         results += readers.size
 
-    def add_single(taken: np.ndarray, of_each: int, mine: np.ndarray) -> None:
-        """The pages ``taken`` of the table, one by one; ``mine`` is the number of each row among its pages' users."""
+    def add_single(taken: np.ndarray, of_each: int, mine: np.ndarray) -> np.ndarray:
+        """The pages ``taken`` of the table, one by one; ``mine`` is the number of each row among its pages' users.
+
+        Returns:
+            Where each page of the pool stands among those that are read.
+        """
         reads = taken & (mine == 0)[:, None]
         pages, found, count = _stretch(table[reads], len(storage))
         reader = rows[reads]
@@ -146,6 +150,7 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
         filled[found[table[reads]]] = written[reads]
         merge[taken] = (results + found[table] * of_each + mine[:, None])[taken]
         add(pages, 1, readers, filled)
+        return found
 
     def to_device(x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(x).to(device)
@@ -157,15 +162,16 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     paged = of_prompt & ~whole[:, None]
     for of_each in np.unique(users[~whole]):
         add_single(paged & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader)
-    add_single(~of_prompt & (columns < held[:, None]), 1, np.zeros(len(places), dtype=np.int64))
+    found = add_single(~of_prompt & (columns < held[:, None]), 1, np.zeros(len(places), dtype=np.int64))
     # What is there first, and no more columns than the row with most of it needs.
     merge = np.take_along_axis(merge, (merge < 0).argsort(1, kind="stable"), 1)[:, : int((merge >= 0).sum(1).max())]
     offset = position - length
-    slots = storage.slots(to_device(table[rows[:, 0], shared + offset // size]), to_device(offset % size))
+    page, offset = table[rows[:, 0], shared + offset // size], offset % size
+    slots = storage.slots(to_device(page), to_device(offset))
     absent = None
     if (merge < 0).any():
         absent = torch.zeros(*merge.shape, 1, device=device).masked_fill_(to_device(merge < 0).unsqueeze(2), -torch.inf)
-    return Decode(storage, slots, parts, to_device(np.maximum(merge, 0).ravel()), absent)
+    return Decode(storage, slots, parts, to_device(np.maximum(merge, 0).ravel()), absent, to_device(found[page] * size + offset))
 
 
 def _stretch(pages: np.ndarray, total: int) -> tuple[slice | np.ndarray, np.ndarray, int]:

@@ -9,7 +9,7 @@ FlashAttention, Dao et al. 2022, split over pages). So K samples of a prompt cos
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class PagedCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.page_size = page_size
+        # Position by position, a layer each: made once, for views cost as much as the arithmetic of a small step.
+        self._flat = [
+            (k.view(-1, config.head_dim), v.view(-1, config.head_dim)) for k, v in zip(self.keys, self.values, strict=True)
+        ]
 
     def __len__(self) -> int:
         """Pages."""
@@ -59,9 +63,9 @@ class PagedCache:
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store ``k``, ``v`` (..., n_kv_heads, head_dim) of ``n`` positions at their ``slots``."""
-        width = k.shape[-1]
-        self.keys[layer].view(-1, width).index_copy_(0, slots, k.reshape(-1, width))
-        self.values[layer].view(-1, width).index_copy_(0, slots, v.reshape(-1, width))
+        keys, values = self._flat[layer]
+        keys.index_copy_(0, slots, k.reshape(-1, k.shape[-1]))
+        values.index_copy_(0, slots, v.reshape(-1, v.shape[-1]))
 
     def read(self, layer: int, pages: slice | Tensor, run: int = 1) -> tuple[Tensor, Tensor]:
         """Keys and values of ``pages``, ``run`` of them end to end: (n / run, n_kv_heads, run * page_size, head_dim) each.
@@ -103,12 +107,22 @@ class Part:
         run: pages of each of the n runs.
         users: (n * u,) int64, rows of the batch that read each run; a row may stand in for users that are not there.
         hidden: (n, 1, 1, run * page_size) float, -inf at positions that hold nothing.
+        views: of each layer what :meth:`PagedCache.read` gave for a slice, once it has been asked for.
     """
 
     pages: slice | Tensor
     run: int
     users: Tensor
     hidden: Tensor
+    views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the n runs in ``layer``."""
+        if not isinstance(self.pages, slice):
+            return storage.read(layer, self.pages, self.run)
+        if layer not in self.views:
+            self.views[layer] = storage.read(layer, self.pages, self.run)
+        return self.views[layer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +135,8 @@ class Decode:
         merge: (R * w,) int64, the results that belong to each row: indices into those of all parts, counted in the order
             part, run, user.
         absent: (R, w, 1) float, -inf where a row has fewer than w results; None where all have w.
+        newest: (R,) int64, where the new positions stand in the flattened ``hidden`` of the last part, that of the sequences' own
+            pages.
     """
 
     storage: PagedCache
@@ -128,6 +144,13 @@ class Decode:
     parts: Sequence[Part]
     merge: Tensor
     absent: Tensor | None
+    newest: Tensor
+
+    def advance(self) -> None:
+        """Go on to the next position of every sequence, on the same pages."""
+        self.slots.add_(1)
+        self.newest.add_(1)
+        self.parts[-1].hidden.view(-1).index_fill_(0, self.newest, 0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
         """Attention of each row's one query over its pages, (R, 1, heads, head_dim)."""
@@ -138,7 +161,7 @@ class Decode:
         asked = q.view(rows, kv_heads, -1, width).transpose(1, 2).reshape(rows, -1)
         outputs, sizes = [], []
         for part in self.parts:
-            keys, values = self.storage.read(layer, part.pages, part.run)
+            keys, values = part.read(self.storage, layer)
             queries = asked.index_select(0, part.users).view(len(keys), -1, kv_heads, width).transpose(1, 2)
             out, size = partial_attention(queries, keys, values, part.hidden)
             outputs.append(out.transpose(1, 2).reshape(len(part.users), -1))
