@@ -54,3 +54,15 @@ def run_script(path: Path) -> None:
     with plt.rc_context():
         runpy.run_path(str(path), run_name="__main__")
     plt.close("all")
+
+
+@pytest.fixture
+def pictures() -> None:
+    """For tests that look into the pictures."""
+
+
+@pytest.fixture(autouse=True)
+def _empty_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are built, but not drawn unless a test asks for `pictures`: that takes four times as long as the fits."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: Path(path).write_bytes(b""))

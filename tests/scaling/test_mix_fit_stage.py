@@ -42,6 +42,7 @@ def mix_fit(root: Path, *overrides: str) -> Artifact:
     return make_job("mix-fit", compose("mix-fit", [f"run.root={root}", *overrides])).execute()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_table_becomes_laws_a_proposal_and_figures(tmp_path: Path) -> None:
     table = write_table(tmp_path / "mixes.csv")
     artifact = mix_fit(tmp_path / "runs", f"table={table}", *PRIOR, "replicates=30")

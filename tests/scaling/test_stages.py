@@ -89,6 +89,7 @@ def test_the_fit_chooses_a_flagship_that_pretraining_takes(tmp_path: Path) -> No
     assert (config.curriculum.tokens, config.optimizer.lr, config.model.vocab_size) == (chosen["tokens"], chosen["lr"], 1024)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_figures_are_drawn_and_equal_inputs_give_equal_files(tmp_path: Path) -> None:
     records = make_sweep(noise=0.02)
     records[2] = replace(records[2], status="failed", loss=float("nan"), error="boom")

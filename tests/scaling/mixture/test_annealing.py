@@ -187,6 +187,7 @@ def test_documents_count_by_their_domains_weight(tmp_path: Path) -> None:
         gather_seeds(run_sweep(tmp_path / "mixed", checkpoints=("half", "other")))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_command_ranks_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_sweep(tmp_path)
     for overrides, pairing in (([], "seed"), (["pairing=document"], "document")):
