@@ -1,5 +1,6 @@
 """Shared set-up: reference data, hypothesis profile, one torch thread per worker."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -13,6 +14,12 @@ os.environ.setdefault("WANDB_SILENT", "true")
 # Shared machines are noisy: no deadline per example, and the same examples in each run.
 settings.register_profile("herd", deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("herd")
+
+
+def pytest_collection_finish() -> None:
+    """Hides what the imports made from the garbage collector: a training run asks for it, and would walk all modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

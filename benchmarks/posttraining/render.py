@@ -1,12 +1,12 @@
 """Rendering, masking and tokenising dialogs of 300 tokens on one core: new dialogs a second, and where the time goes.
 
-Dialogs are turns of real prompts and answers of the open-instruct human evaluation (HERD_REFERENCE_DATA), joined until a
-tokenizer makes 300 tokens of them; no text is used twice but that the answers of several models to one prompt are there. The
-tokenizer has 8,192 entries, trained on those texts and on sources of installed packages (4 million characters). `--large` adds
-one of 128,256 entries from sources alone (minutes of training), with dialogs joined anew until it makes 300 tokens of them.
+Dialogs are made of the prompts and answers of the open-instruct human evaluation (HERD_REFERENCE_DATA), each distinct text once,
+said by turns and cut where a tokenizer has made 300 tokens of them. The tokenizer has 8,192 entries, trained on those texts and
+on sources of installed packages (4 million characters). `--large` adds one of 128,256 entries from sources alone (minutes of
+training), with dialogs joined anew until it makes 300 tokens of them.
 
 Every turn of a side is a process of its own that renders each dialog ONCE, a hundred at a time: one half of the dialogs from a
-cold start (no word met before), then the other half (`steady`: the process has met other dialogs, none of these; the libraries
+cold start (nothing met before), then the other half (`steady`: the process has met other dialogs, none of these; the libraries
 remember words themselves). Halves change places from turn to turn, sides take turns. Nothing is warmed by the dialogs that are
 timed. `making` is the one-time making of the encoder out of a loaded tokenizer, not part of either rate; `cold with making`
 counts it.
@@ -46,7 +46,7 @@ from herd.dialog.masks import sft_mask
 from herd.dialog.messages import Message, Role, parse_messages
 from herd.dialog.render import render_batch
 
-DIALOGS, TOKENS, TURNS, AT_ONCE = 1000, 300, 6, 100
+TOKENS, TURNS, AT_ONCE = 300, 4, 100
 CORPUS = 2_000_000  # characters
 DATA = Path(os.environ.get("HERD_REFERENCE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 WANTED = 4000  # dialogs a second
@@ -83,25 +83,22 @@ def tokenizers_trained() -> Iterator[tuple[str, Tokenizer]]:
 
 
 def dialogs_of(tokenizer: Tokenizer) -> list[list[Message]]:
-    """Turns joined until a dialog has about 300 tokens; what goes beyond is cut from its last answer. Each pair is used once."""
-    pairs = spoken()
-    ids = tokenizer.encode_batch([text for pair in pairs for text in pair])
+    """Distinct texts, each once, said by turns; cut where a dialog has about 300 tokens, and what is left begins the next."""
+    texts = list(dict.fromkeys(text for pair in spoken() for text in pair if text))
     dialogs: list[list[Message]] = []
     messages: list[Message] = []
     room = TOKENS - 1
-    for at, (question, answer) in enumerate(pairs):
-        asked, answered = ids[2 * at], ids[2 * at + 1]
-        room -= min(len(asked), room // 2) + 10  # headers and ends
-        if len(asked) > room:
-            question = tokenizer.decode(asked[: max(room // 2, 1)])
-        if len(answered) > room:
-            answer = tokenizer.decode(answered[: max(room, 1)])
-        messages += [Message(Role.USER, question), Message(Role.ASSISTANT, answer)]
-        room -= len(answered)
-        if room <= 30:
-            dialogs.append(messages)
-            messages, room = [], TOKENS - 1
-    return dialogs[:DIALOGS]
+    for ids in tokenizer.encode_batch(texts):
+        while ids:
+            room -= 5  # header and end
+            part = ids[: room if messages else room // 2]
+            # Stripped: the template that transformers renders with refuses a message that begins with a blank line.
+            messages.append(Message(Role.ASSISTANT if len(messages) % 2 else Role.USER, tokenizer.decode(part).strip()))
+            ids, room = ids[len(part) :], room - len(part)
+            if room <= 30:
+                dialogs.append(messages)
+                messages, room = [], TOKENS - 1
+    return dialogs
 
 
 def once(side: str, folder: Path, turn: int, wall: bool) -> dict[str, float]:
@@ -128,9 +125,11 @@ def once(side: str, folder: Path, turn: int, wall: bool) -> dict[str, float]:
         items = [list(parse_messages(row, "dialogs.json")) for row in rows]
         work = lambda some: [(r, sft_mask(r)) for r in render_batch(some, tokenizer)]  # noqa: E731
     start = clock()
-    tokenizer.encode("")  # makes the encoder
+    if side != THEIRS:
+        tokenizer.encode("")  # makes the encoder
     making = clock() - start
-    halves = [items[0::2], items[1::2]]
+    middle = len(items) // 2
+    halves = [items[:middle], items[middle:]]
     took = []
     for half in halves if turn % 2 else halves[::-1]:
         start = clock()

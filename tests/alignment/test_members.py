@@ -45,3 +45,11 @@ def test_equal_models_are_not_told_apart_and_the_luck_of_the_choice_counts() -> 
     alone = against_best("accuracy", measure(hits[0]), {found.best_member: members[found.best_member]})
     assert found.interval[0] <= alone.interval[0]
     assert found.difference == alone.difference
+
+
+def test_the_best_member_is_the_rival_wherever_it_stands() -> None:
+    hits = (np.random.default_rng(2).random((2, 400)) < [[0.3], [0.8]]).astype(float)
+    poor, good = measure(hits[0]), measure(hits[1])
+    for members in ({"poor": poor, "good": good}, {"good": good, "poor": poor}):
+        found = against_best("accuracy", good, members)
+        assert (found.best_member, found.status, found.interval) == ("good", "no_difference_seen", [0.0, 0.0])

@@ -183,7 +183,9 @@ def test_reward_accuracy_is_of_the_newest_round_and_never_pooled(made, monkeypat
         "b": [*(pair(i, short, long) for i in range(3)), pair(3, long, short), pair(4, short, same), pair(5, same, short)],
         "c": [],
     }
-    metrics = reward_stage.heldout_accuracy(None, tokenizer, rounds, config)
+    every = heldout_pairs.EVERY_GRADE
+    held = {label: heldout_pairs.HeldoutPairs.read(rows, every, tokenizer, 256) for label, rows in rounds.items()}
+    metrics = reward_stage.heldout_accuracy(None, held, config.filter)
     assert metrics["accuracy_by_round"] == {"a": 1.0, "b": 1 / 6}
     assert (metrics["newest_round"], metrics["accuracy"], metrics["heldout_pairs"]) == ("b", 1 / 6, 6)
     assert metrics["accuracy_interval"] == metrics["by_round"]["b"]["accuracy_interval"]
@@ -544,3 +546,12 @@ def test_processes_that_cannot_share_a_step_are_refused_before_the_first(made, t
     module = SFTModule(load_model(made["sft"] / "model"), config.optimizer, lambda step: 0.0)
     with pytest.raises(UserError, match="Step 1 has 1 micro-batches, which 2 ranks cannot share"):
         train(module, source, config, module.model.config, StageRun(tmp_path, seed=0))
+
+
+def test_a_reward_model_that_could_not_be_measured_is_not_trained(made, tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "preferences.jsonl", [row for _, row in read_jsonl(made["preferences"] / "preferences.jsonl")])
+    write_jsonl(tmp_path / "heldout.jsonl", [])  # heldout_share=0 of `herd import-rows`
+    inputs = {"tokens": made["tokens"].path, "base": made["base"].path}
+    monkeypatch.setattr(reward_stage, "train", lambda *args: pytest.fail("trained first"))
+    with pytest.raises(UserError, match="reward: no held-out pair is left to measure accuracy on"):
+        made["round"].run(reward_stage.STAGE, inputs | {"preferences": {"one": finished(tmp_path, "preferences").path}}, *QUICK)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Engine, Request
-from herd.generation.pages import PagePool
+from herd.generation.pages import PagePool, decode_plan
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
@@ -78,6 +78,43 @@ def test_company_order_memory_and_number_change_no_bit(model, alone, data):
     assert (engine.pool.used, engine.pool.promised) == (0, 0)
 
 
+def test_a_prompt_that_is_read_whole_is_as_indifferent_to_company(model):
+    torch.set_num_threads(1)
+    many = request(PROMPTS[5], 9)  # 41 tokens on pages of 4: 11 of them
+    engine = Engine(model, 2, 112, 4)
+    engine.submit(many)
+    expected = [tokens for _, tokens in sorted(finish(engine).items())]
+    few = Engine(model, 3, 112, 4)
+    few.submit(request(PROMPTS[5], 3))
+    for page_by_page, whole in zip([tokens for _, tokens in sorted(finish(few).items())], expected, strict=False):
+        assert [t for t, _ in page_by_page] == [t for t, _ in whole]
+        np.testing.assert_allclose([p for _, p in page_by_page], [p for _, p in whole], atol=1e-5)
+    engine = Engine(model, 16, 240, 4)
+    first, last = engine.submit(request(PROMPTS[0])), engine.submit(request(PROMPTS[2], 4))
+    found = {}
+    step(engine, found)
+    engine.cancel(first)  # leaves a hole of one page
+    scattered = engine.submit(many)
+    holes = engine.pool.holders == 0
+    engine.pool.holders[holes & (np.arange(60) % 12 == 11)] += 1  # no room for 11 in a row
+    finish(engine, found)
+    assert [found[scattered, k] for k in range(9)] == expected
+    assert {number for number, _ in found} == {first, last, scattered}
+
+
+def test_only_long_prompts_of_many_samples_are_read_whole(model):
+    for prompt, samples, run in ((5, 8, 11), (5, 7, 1), (1, 8, 1)):
+        engine = Engine(model, 16, 480, 4)
+        engine.submit(request(PROMPTS[prompt], samples, stops=frozenset()))
+        engine.step()
+        engine.step()
+        row = engine._rows[0]
+        plan = decode_plan(engine.storage, [r.place for r in engine._rows])
+        assert len(row.source.pages) == -(-len(PROMPTS[prompt]) // 4)
+        assert [part.run for part in plan.parts] == [run, 1]
+        assert len(plan.merge) == samples * (2 if run > 1 else len(row.source.pages) + 1)
+
+
 def test_another_page_size_changes_no_token(alone):
     for i in range(len(PROMPTS)):
         small, large = (np.array([t for sample in alone[i, size] for t in sample]) for size in (4, 16))
@@ -91,17 +128,17 @@ def test_a_prompt_is_stored_once(model):
     engine = Engine(model, samples, 1600, size)
     engine.submit(request(prompt, samples, stops=frozenset()))
     position = 2 * SHAPE.n_layers * SHAPE.n_kv_heads * SHAPE.head_dim * 4  # keys and values, fp32
-    page = engine.storage.keys[:, 0].nbytes + engine.storage.values[:, 0].nbytes
+    page = engine.storage.keys[:, :, 0].nbytes + engine.storage.values[:, :, 0].nbytes
     assert page == size * position
     engine.step()  # the prompt is run and every first token drawn
     assert engine.pool.used * page == 3 * size * position
     assert engine.pool.holders.max() == samples
-    stored = engine.storage.keys[:, engine.pool.holders == samples].clone()
+    stored = engine.storage.keys[:, :, engine.pool.holders == samples].clone()
     for _ in range(7):
         engine.step()
         assert engine.pool.used * page == (3 + samples) * size * position
     assert len(engine._rows) == samples
-    assert torch.equal(engine.storage.keys[:, engine.pool.holders == samples], stored)  # no sample writes to what all read
+    assert torch.equal(engine.storage.keys[:, :, engine.pool.holders == samples], stored)  # no sample writes to what all read
     assert engine.pool.used * page < samples * len(prompt) * position
     finish(engine)
     assert engine.pool.used == 0
@@ -194,6 +231,14 @@ def test_pages_are_counted():
     assert (pool.used, pool.promised) == (1, 1)
     with pytest.raises(AssertionError, match="more often than held"):
         pool.release(pages)
+
+
+def test_a_prompt_takes_pages_that_follow_each_other_where_it_can():
+    pool = PagePool(9)
+    pool.hold(np.array([1, 5]))
+    assert pool.take(2).tolist() == [2, 3]
+    assert pool.take(3).tolist() == [6, 7, 8]
+    assert pool.take(2).tolist() == [0, 4]
 
 
 def test_an_engine_without_room_is_refused(model):

@@ -140,7 +140,7 @@ def test_without_a_seed_answers_differ(client):
             "messages",
         ),
         ("chat/completions", {"messages": [{"role": "user", "content": "a " * 200}]}, 400, "leaves no room", "messages"),
-        ("chat/completions", CHAT | {"max_tokens": 96}, 400, "`max_tokens` must be a whole number from 1 to", "max_tokens"),
+        ("chat/completions", CHAT | {"max_tokens": 96}, 400, "`max_tokens` is 96, but the prompt's", "max_tokens"),
         ("chat/completions", CHAT | {"temperature": "hot"}, 400, "`temperature` must be a number", "temperature"),
         ("chat/completions", CHAT | {"top_p": 0}, 400, "`top_p`", "top_p"),
         ("chat/completions", CHAT | {"n": True}, 400, "`n` must be a whole number", "n"),

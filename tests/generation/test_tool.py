@@ -1,6 +1,7 @@
 """`herd generate`: prompts from the command line and from files, text out, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from herd.cli import main
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import render
+from herd.generation.opening import open_generator
 from herd.generation.sampler import SamplingConfig, generate
 from herd.generation.tool import GenerateConfig, printable
 from herd.model.heads import RewardModel
@@ -43,6 +45,31 @@ def test_messages_are_answered_in_the_chat_format(folder, capsys):
     ids = [render(d, tokenizer, generation_prompt=True).tokens.tolist() for d in dialogs]
     texts = wanted(folder, ids, 2, SamplingConfig(7, 0.8))
     assert out == "\n\n".join(text for group in texts for text in group) + "\n"
+
+
+def test_messages_are_written_as_the_model_was_trained(folder, tmp_path, capsys):
+    shutil.copytree(folder, tmp_path / "sft")
+    (tmp_path / "sft/manifest.json").write_text(json.dumps({"stage": "sft", "config": {"dialect": "hf"}, "inputs": {}}))
+    for given, dialect in ((None, "hf"), ("meta", "meta")):
+        assert open_generator(str(tmp_path / "sft"), "runs", None, "cpu", 0, given).dialect == dialect
+    out = output(capsys, f"model={tmp_path / 'sft'}", "chat=true", "prompt=a", "max_new_tokens=7")
+    ids = render([Message(Role.USER, "a")], Tokenizer.load(folder / "tokenizer"), generation_prompt=True, dialect="hf")
+    assert out == wanted(folder, [ids.tokens.tolist()], 1, SamplingConfig(7, 0.8))[0][0] + "\n"
+
+
+def test_a_system_message_stands_before_the_messages_of_a_file_too(folder, tmp_path, capsys):
+    row = {"messages": [{"role": "user", "content": "colour"}]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    arguments = [f"model={folder}", f"file={tmp_path / 'in.jsonl'}", "chat=true", "system=Be, brief", "max_new_tokens=6"]
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    dialog = [Message(Role.SYSTEM, "Be, brief"), Message(Role.USER, "colour")]
+    ids = render(dialog, tokenizer, generation_prompt=True).tokens.tolist()
+    assert output(capsys, *arguments) == wanted(folder, [ids], 1, SamplingConfig(6, 0.8))[0][0] + "\n"
+    row["messages"].insert(0, {"role": "system", "content": "own"})
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    with pytest.raises(SystemExit):
+        main(["generate", *arguments])
+    assert "line 1: the row has a system message of its own" in capsys.readouterr().err
 
 
 def test_rows_of_a_file_come_back_with_their_samples(folder, tmp_path, capsys):
@@ -91,6 +118,9 @@ def test_more_stop_tokens(folder, tmp_path, capsys):
         (["prompt=a", "device=cuda:99"], "device='cuda:99' is not available here"),
         (["prompt=a", "stop=colour is it what"], "tokens: give the name of a special token"),
         (["prompt=a", "file=nowhere.jsonl"], "no such file"),
+        (["prompt=a", "file=/"], "/: is a folder; give a file"),
+        (["file=/dev/null"], "'/dev/null' holds no prompt"),
+        (["prompt=a", "out=."], "out: '.' is no name for a file"),
         (["prompt=a", "tempreature=1"], "Did you mean 'temperature'"),
     ],
 )
@@ -110,6 +140,7 @@ def test_bad_settings_end_in_one_line(folder, capsys, tmp_path, monkeypatch, arg
         ({"text": "a"}, "line 1: a row needs either `prompt`"),
         ({"prompt": "a", "messages": []}, "line 1: a row needs either `prompt`"),
         ({"prompt": 3}, "line 1: a row needs either `prompt`"),
+        ({"prompt": "a \ud800"}, "line 1, message 0: half of a surrogate pair"),
         ({"messages": []}, "at least one message"),
         ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "is the assistant's own"),
     ],

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from herd.cli import main
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import TokenizerConfig, train_tokenizer
+from herd.dialog.hf_template import chat_template
 from herd.dialog.messages import Message, Role, parse_messages
 from herd.dialog.render import render
 from herd.generation.sampler import SamplingConfig, generate
@@ -92,12 +93,11 @@ def test_chat_template_gives_the_renderers_ids(exported, tokenizer, name, genera
         ([{"role": "user", "content": "a<|reserved_special_token_7|>"}], {}, "spells the special token"),
         ([{"role": "assistant", "content": "", "call": "<|eom_id|>"}], {}, "spells the special token"),
         ([{"role": "user", "content": " \n a"}], {}, "begins with a blank line"),
-        (
-            [{"role": "user", "content": "a"}],
-            {"tools": [{"type": "function", "function": {"name": "f"}}]},
-            "no place for `tools`",
-        ),
-        ([{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}], {}, "as `call`"),
+        ([{"role": "user", "content": "a"}], {"tools": [{"name": "<|eot_id|>"}]}, "spells the special token"),
+        ([{"role": "assistant", "content": "a"}], {"tools": [{"name": "f"}]}, "Tools need a message of the user"),
+        ([{"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": "{}"}]}], {}, "as an object"),
+        ([{"role": "assistant", "content": "a", "tool_calls": [{"name": "f", "arguments": {}}]}], {}, "Text beside a call"),
+        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}}] * 2}], {}, "one tool at a time"),
         ([{"role": "human", "content": "a"}], {}, "Unknown role"),
         ([{"role": "user", "content": [{"type": "image"}]}], {}, "must be text"),
     ],
@@ -106,6 +106,74 @@ def test_the_template_refuses_what_it_cannot_render_as_we_do(exported, messages,
     theirs = transformers.AutoTokenizer.from_pretrained(exported)
     with pytest.raises(Exception, match=reason):
         theirs.apply_chat_template(messages, **more)
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"città": {"type": "string"}}}}}
+TURNS = [
+    {"role": "user", "content": " Rain? "},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "weather", "arguments": {"città": "Zürich", "n": 2}}}],
+    },
+    {"role": "tool", "content": ' {"rain": "né"} '},
+    {"role": "assistant", "content": " Yes. "},
+    {"role": "user", "content": "print it"},
+    {"role": "assistant", "content": "", "call": "print('yes')"},
+    {"role": "ipython", "content": "yes", "end_of_message": False},
+    {"role": "assistant", "content": "", "tool_calls": [{"name": "brave_search", "arguments": {"query": "who?"}}]},
+]
+SYSTEMS = {"none": [], "plain": [{"role": "system", "content": " Be terse. "}]} | {
+    "environment": [{"role": "system", "content": "Environment: ipython\nTools: brave_search"}]
+}
+
+
+@pytest.mark.parametrize("offered", ["nothing", "tools", "built_in"])
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("dialect", ["meta", "meta_tag", "hf", "torchtune"])
+def test_the_template_of_every_dialect_gives_the_renderers_ids(tokenizer, make_hf_tokenizer, dialect, system, offered):
+    if (offered == "tools" and dialect == "torchtune") or (offered == "built_in" and dialect != "hf"):
+        pytest.skip("the dialect has no form for it")
+    theirs = make_hf_tokenizer(dialect)
+    given = {"tools": {"tools": [WEATHER]}, "built_in": {"builtin_tools": ["brave_search", "code_interpreter"]}}.get(offered, {})
+    turns = [dict(TURNS[0]), *TURNS[1:]]
+    for length in range(1, len(turns) + 1):
+        messages = [*SYSTEMS[system], *turns[:length]]
+        asked = [dict(message) for message in messages]
+        if given:
+            asked[len(SYSTEMS[system])]["tools"] = [*given.get("tools", []), *given.get("builtin_tools", [])]
+        for prompt in (False, True):
+            ours = render(parse_messages(asked, "here"), tokenizer, prompt, dialect).tokens.tolist()
+            found = theirs.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=True, **given)["input_ids"]
+            assert found == ours, theirs.decode(found)
+
+
+@pytest.fixture(scope="module")
+def make_hf_tokenizer(tokenizer, tmp_path_factory):
+    made = {}
+
+    def make(dialect):
+        if dialect not in made:
+            folder = tmp_path_factory.mktemp(dialect)
+            tokenizer.save(folder, {"chat_template": chat_template(tokenizer.special_tokens, dialect)})
+            made[dialect] = transformers.AutoTokenizer.from_pretrained(folder)
+        return made[dialect]
+
+    return make
+
+
+def test_the_template_is_that_of_the_models_dialect_unless_another_is_given(run, tmp_path, capsys):
+    manifest = run / "pretrain/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"config": {"dialect": "hf"}}))
+    for given, end in (({}, "hf"), ({"dialect": "torchtune"}, "torchtune")):
+        export(ExportConfig(model=str(run / "pretrain"), out=str(tmp_path / end), **given))
+        assert capsys.readouterr().out.endswith(f"chat template: dialect {end}\n")
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / end)
+        assert ("Cutting Knowledge" in theirs.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)) == (
+            end == "hf"
+        )
+    with pytest.raises(UserError, match="Did you mean 'meta'"):
+        ExportConfig(model="m", out="x", dialect="metta")
 
 
 def test_what_the_template_refuses_would_differ(exported, tokenizer):

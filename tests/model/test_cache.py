@@ -31,6 +31,10 @@ def test_what_is_written_is_read_by_slice_and_by_number():
     keys, values = cache.read(1, slice(1, 4))
     assert torch.equal(keys[2, :, 0], k[0]) and torch.equal(keys[2, :, 2], k[1]) and torch.equal(values[0, :, 3], v[2])
     assert torch.equal(cache.read(1, torch.tensor([3]))[0][0], keys[2])
+    for pages in (slice(0, 4), torch.arange(4)):
+        runs, _ = cache.read(1, pages, run=2)
+        assert runs.shape == (2, 2, 8, 4) and torch.equal(runs[1, :, 4:], keys[2]) and torch.equal(runs[0, :, 7], k[2])
+    assert len(cache) == 5
     assert not cache.keys[0].any() and int((cache.keys != 0).sum()) == k.numel()
     cache.clear(torch.tensor([3]))
-    assert torch.equal(cache.keys[1, 1, :, 3], k[2]) and not cache.keys[1, 3].any()
+    assert torch.equal(cache.keys[1, :, 1, 3], k[2]) and not cache.keys[1, :, 3].any()

@@ -11,6 +11,7 @@ import pytest
 from herd.config.errors import UserError
 from herd.config.loader import compose
 from herd.recipe.job import make_job
+from herd.report import sections
 from herd.report.claims import claims
 from herd.report.run_data import RunData
 from herd.report.sections import all_sections
@@ -101,7 +102,10 @@ def test_text_from_models_and_data_is_escaped(reported: Artifact) -> None:
     "kept",
     [["curate"], ["tokenize"], ["fit"], ["pretrain"], ["evaluate"], ["round-1/dpo"], ["round-1/reward"], ["curate", "pretrain"]],
 )
-def test_missing_stages_are_left_out(whole: dict[str, Artifact], kept: list[str], tmp_path: Path) -> None:
+def test_missing_stages_are_left_out(
+    whole: dict[str, Artifact], kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sections, "png", lambda _: b"")  # figures are built; a whole run's are drawn
     artifact = report({label: whole[label] for label in kept}, tmp_path)
     page = Page((artifact / "index.html").read_text(encoding="utf-8"))
     assert {"cost", "provenance"} <= set(page.ids)
@@ -188,7 +192,8 @@ def test_a_wide_forecast_is_no_success(whole: dict[str, Artifact], make: Any) ->
     assert claim.detail.endswith("inside, but the interval is wide")
 
 
-def test_the_page_says_what_weakens_a_number(whole: dict[str, Artifact]) -> None:
+def test_the_page_says_what_weakens_a_number(whole: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sections, "_draw", lambda *_: None)  # figures take seconds, and words are looked for
     dpo = {label: whole[label] for label in ("round-1/dpo", "round-1/dpo-b")}
     for label, artifact in dpo.items():
         config = {"optimizer": {"lr": 4e-4}, "seed": int(label.endswith("b"))}

@@ -1,7 +1,10 @@
 """Synthetic sweeps with a known truth."""
 
+import runpy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -43,3 +46,23 @@ def make_sweep(
 @pytest.fixture
 def sweep() -> Callable[..., list[Record]]:
     return make_sweep
+
+
+def run_script(path: Path) -> None:
+    """A notebook's script in this process: a new one takes seconds for its imports."""
+    plt.switch_backend("agg")
+    with plt.rc_context():
+        runpy.run_path(str(path), run_name="__main__")
+    plt.close("all")
+
+
+@pytest.fixture
+def pictures() -> None:
+    """For tests that look into the pictures."""
+
+
+@pytest.fixture(autouse=True)
+def _empty_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are built, but not drawn unless a test asks for `pictures`: that takes four times as long as the fits."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: Path(path).write_bytes(b""))

@@ -63,6 +63,7 @@ def test_the_band_of_a_parabola_is_the_textbooks() -> None:
     assert float(curve.loss_at(np.array([2e6]))[0]) == pytest.approx(float(np.polyval(coefficients, np.log10(2e6))))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_residuals_and_files(laws, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     axes = figures.residuals(laws, axes_of())
     assert sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() == "o") == 22
@@ -70,6 +71,7 @@ def test_residuals_and_files(laws, tmp_path: Path) -> None:  # type: ignore[no-u
     assert [path.stem for path in paths] == ["isoflop", "tokens_law", "loss_law"] and all(p.stat().st_size > 5000 for p in paths)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_runs_without_budgets_are_drawn_too(tmp_path: Path) -> None:
     rows = [replace(row, budget=row.flops * (1 + i / 50), flops=row.flops * (1 + i / 50)) for i, row in enumerate(make_sweep())]
     alone = fit_laws(rows, LawsConfig(replicates=100))

@@ -1,10 +1,9 @@
 """`herd scaling-fit`: fit.json, what it prints, where it puts things, and the paper's example in one command."""
 
+import contextlib
+import io
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,13 +196,10 @@ def paper(reference_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     """The paper's example in one command: its fit.json, and what it prints."""
     folder = tmp_path_factory.mktemp("paper")
     table = reference_data / "scaling" / "llama3-isoflop" / "llama_3_isoflops.csv"
-    command = [
-        *(sys.executable, "-m", "herd.cli", "scaling-fit", "+experiment=llama3_isoflop", f"table={table}"),
-        *(f"out={folder}/out", f"run.root={folder}/runs"),
-    ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return json.loads((folder / "out" / "fit.json").read_text()), done.stdout
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main(["scaling-fit", "+experiment=llama3_isoflop", f"table={table}", f"out={folder}/out", f"run.root={folder}/runs"])
+    return json.loads((folder / "out" / "fit.json").read_text()), printed.getvalue()
 
 
 def test_the_papers_example_gives_the_papers_numbers(paper: tuple[dict[str, Any], str]) -> None:

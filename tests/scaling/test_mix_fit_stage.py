@@ -1,9 +1,6 @@
 """`herd mix-fit`: tables, gathered runs, what it writes, and its refusals."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,8 @@ from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
 from herd.scaling.mix_fit_stage import STAGE, MixFitConfig
 from herd.scaling.mixture.records import gather_mixtures, read_mixtures, write_mixtures
 from herd.training.pretrain_stage import PretrainConfig
+
+from .conftest import run_script
 
 SOURCES = ("general", "maths", "code")
 PRIOR = ("++prior.general=0.6", "++prior.maths=0.2", "++prior.code=0.2")
@@ -43,6 +42,7 @@ def mix_fit(root: Path, *overrides: str) -> Artifact:
     return make_job("mix-fit", compose("mix-fit", [f"run.root={root}", *overrides])).execute()
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_table_becomes_laws_a_proposal_and_figures(tmp_path: Path) -> None:
     table = write_table(tmp_path / "mixes.csv")
     artifact = mix_fit(tmp_path / "runs", f"table={table}", *PRIOR, "replicates=30")
@@ -193,20 +193,18 @@ def test_the_stage_reads_nothing_but_its_table() -> None:
     assert STAGE.inputs == () and MixFitConfig(table="x").kind == "exponential"
 
 
-def test_the_notebook_runs_and_is_the_script(tmp_path: Path) -> None:
+def test_the_notebook_runs_and_is_the_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import jupytext
 
     write_table(tmp_path / "mixtures.csv")
     script = data_root() / "notebooks" / "data_mix.py"
-    environment = {
-        **os.environ,
-        "HERD_RUN_FOLDER": str(tmp_path),
-        "HERD_FIGURES_FOLDER": str(tmp_path / "figures"),
-        "MPLBACKEND": "agg",
-    }
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("KL up to") == 3 and "no annealing runs" in done.stdout
+    monkeypatch.setenv("HERD_RUN_FOLDER", str(tmp_path))
+    monkeypatch.setenv("HERD_FIGURES_FOLDER", str(tmp_path / "figures"))
+    run_script(script)
+    said = capsys.readouterr().out
+    assert said.count("KL up to") == 3 and "no annealing runs" in said
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"held_out", "proposal"}
     notebook = jupytext.read(script.with_suffix(".ipynb"))
     assert all(not cell.get("outputs") for cell in notebook.cells)

@@ -31,7 +31,7 @@ from herd.scaling.sweep.plan_rules import SizeRule, TrainingRule
 from herd.scaling.sweep_stage import ScalingSweepConfig, check_sweep, run_child
 from herd.training.pretrain_stage import PretrainConfig, as_forecast
 
-from .conftest import LAPTOP, make_sweep, optimum
+from .conftest import LAPTOP, make_sweep, optimum, run_script
 
 PLAN = PlanConfig(budgets=[1e11, 2e11, 4e11, 8e11], sizes=SizeRule(span=6), training=TrainingRule(), seq_len=256, vocab_size=1024)
 
@@ -89,6 +89,7 @@ def test_the_fit_chooses_a_flagship_that_pretraining_takes(tmp_path: Path) -> No
     assert (config.curriculum.tokens, config.optimizer.lr, config.model.vocab_size) == (chosen["tokens"], chosen["lr"], 1024)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_figures_are_drawn_and_equal_inputs_give_equal_files(tmp_path: Path) -> None:
     records = make_sweep(noise=0.02)
     records[2] = replace(records[2], status="failed", loss=float("nan"), error="boom")
@@ -352,21 +353,19 @@ def test_a_study_opens_what_the_stages_left(tmp_path: Path) -> None:
         load_study(tmp_path / "none")
 
 
-def test_the_notebook_runs_and_is_the_script(tmp_path: Path) -> None:
+def test_the_notebook_runs_and_is_the_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import jupytext
 
     fit(tmp_path, make_sweep(noise=0.02))
     script = data_root() / "notebooks" / "scaling_laws.py"
-    environment = {
-        **os.environ,
-        "HERD_RUN_FOLDER": str(tmp_path / "study"),
-        "HERD_FIGURES_FOLDER": str(tmp_path / "figures"),
-        "MPLBACKEND": "agg",
-    }
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "flagship: 8" in done.stdout and done.stdout.count("\nwithout") == 4
-    assert "tokens_exponent" in done.stdout and "standard error of alpha" in done.stdout
+    monkeypatch.setenv("HERD_RUN_FOLDER", str(tmp_path / "study"))
+    monkeypatch.setenv("HERD_FIGURES_FOLDER", str(tmp_path / "figures"))
+    run_script(script)
+    said = capsys.readouterr().out
+    assert "flagship: 8" in said and said.count("\nwithout") == 4
+    assert "tokens_exponent" in said and "standard error of alpha" in said
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert names == {"isoflop", "tokens_law", "loss_law", "residuals", "training_curves"}
     notebook = jupytext.read(script.with_suffix(".ipynb"))

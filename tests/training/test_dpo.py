@@ -3,8 +3,6 @@
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from posttraining import WINDOW, preferences, same_weights, says, tiny_model, tokenizer, user
+from training_standin import Child
 
 from herd.config.errors import UserError
 from herd.dialog.masks import dpo_mask, nll_mask
@@ -293,12 +292,7 @@ def test_training_raises_margins_on_unseen_pairs(tmp_path):
 
 def test_g13_killed_and_started_again_gives_the_same_bits(tmp_path):
     whole, _ = trained(tmp_path / "whole")
-    here = Path(__file__).parent
-    folder = str(tmp_path / "killed")
-    code = f"from pathlib import Path; from test_dpo import trained; trained(Path({folder!r}), stop_after=7)"
-    environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
-    child = subprocess.run([sys.executable, "-c", code], env=environment, cwd=here, capture_output=True, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()[-2000:]
+    assert Child(lambda _: trained(tmp_path / "killed", stop_after=7) and None).end() == -signal.SIGKILL
     resumed, result = trained(tmp_path / "killed")
     assert result.resumed_at == 6
     assert same_weights(whole, resumed)

@@ -15,6 +15,7 @@ from training_standin import Killed, Points, Regression, assert_same, kill_at, t
 
 from herd.config.errors import UserError
 from herd.runs.metrics import read_metrics
+from herd.training.garbage import collected_on_demand
 from herd.training.spikes import Diverged
 from herd.training.steps import step_loader
 from herd.training.trainer_config import TrainerConfig
@@ -129,12 +130,17 @@ def test_process_is_left_as_it_was(tmp_path):
             torch.random.get_rng_state().tolist(),
         )
 
+    gc.unfreeze()  # conftest.py has frozen what the imports made
     module = Regression()
     before = state()
     train(tmp_path, module=module, threads=2 if torch.get_num_threads() == 1 else 1, gc_every_steps=5)
     assert state() == before
     assert not (tmp_path / "lightning_logs").exists()
     assert not Path("lightning_logs").exists()
+    gc.freeze()
+    with collected_on_demand(1):
+        pass
+    assert gc.get_freeze_count()  # of what a caller froze
 
 
 def test_metrics_reach_wandb_offline(tmp_path):

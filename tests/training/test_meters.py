@@ -25,6 +25,7 @@ from herd.training.devices import known_peak, peak_here
 from herd.training.meters import Energy, StepClock, transformer_flops
 from herd.training.module import HerdModule
 from herd.training.rows import FIELDS, field_of
+from herd.training.steps import StepBatch
 
 SHAPE = ModelConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=80, vocab_size=50, max_seq_len=64)
 LENGTHS = ((10, 20, 34), (64,), (1, 1, 62))
@@ -32,14 +33,15 @@ LENGTHS = ((10, 20, 34), (64,), (1, 1, 62))
 
 def test_operations_are_the_closed_form():
     tokens, squares = 3 * 64, sum(n * n for row in LENGTHS for n in row)
-    flops = transformer_flops(SHAPE, tokens, 64, squares)
+    flops = transformer_flops(SHAPE, StepBatch(0, [], 1.0, tokens, squares, tokens * 64))
     layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 80
     matrices = 6 * tokens * (3 * layer + 50 * 32)
     scores_and_values = 2 * 2 * 3 * 32 * 3  # two products, two operations, three layers, width, forward and twice backward
     assert flops.full == pytest.approx(matrices + scores_and_values * 3 * 64 * 64, rel=1e-12)
     assert flops.causal == pytest.approx(matrices + scores_and_values * 3 * 64 * 64 / 2, rel=1e-12)
     assert flops.document == pytest.approx(matrices + scores_and_values * squares / 2, rel=1e-12)
-    assert transformer_flops(SHAPE, 64, 64, 64 * 64).document == transformer_flops(SHAPE, 64, 64, 64 * 64).causal
+    whole = transformer_flops(SHAPE, StepBatch(0, [], 1.0, 64, 64 * 64, 64 * 64))
+    assert whole.document == whole.causal
 
 
 def test_operations_are_what_torch_counts():
@@ -51,7 +53,7 @@ def test_operations_are_what_torch_counts():
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         hidden = model(tokens, positions, Documents(LENGTHS))
         linear_cross_entropy(hidden, model.output_weight, tokens).backward()
-    flops = transformer_flops(SHAPE, 192, 64, sum(n * n for row in LENGTHS for n in row))
+    flops = transformer_flops(SHAPE, StepBatch(0, [], 1.0, 192, sum(n * n for row in LENGTHS for n in row), 192 * 64))
     matrices = 6 * 192 * parameter_count(SHAPE, "6N")
     assert counter.get_total_flops() == pytest.approx(2 * (flops.document - matrices) + matrices, rel=1e-12)
 

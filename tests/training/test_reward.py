@@ -94,7 +94,8 @@ def test_g12_scores_are_read_at_the_last_real_token_and_padding_is_never_the_end
 @pytest.mark.parametrize("row", ["block", "causal"])
 def test_shuffled_responses_keep_their_ranks(row):
     data = ranked(6)
-    batch = reward_batch(data, layout(row, 128), shuffle=stream(3, "test"))
+    draw = stream(3, "test")
+    batch = reward_batch(data, layout(row, 128), orders=[draw.permutation(len(one.responses)) for one in data])
     ends = {}
     for better, worse in zip(batch.better.tolist(), batch.worse.tolist(), strict=True):
         for index in (better, worse):
@@ -116,7 +117,7 @@ def test_the_order_of_responses_is_a_function_of_seed_and_step():
     assert first_step(0) == first_step(0) != first_step(1)
 
 
-def test_training_shuffles_the_responses_anew_in_every_step():
+def test_responses_are_shuffled_anew_in_every_step():
     """One comparison, a step an epoch: without shuffling a causal row would always score the rejected one last."""
     source = reward_steps(ranked(1), layout("causal", 128), 1, 2048, epochs=24, seed=0)
     orders = {tuple(source[step].micro_batches[0].better.tolist()) for step in range(24)}

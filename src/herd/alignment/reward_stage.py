@@ -8,8 +8,7 @@ from typing import Any
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train
 from herd.alignment.heldout_pairs import EVERY_GRADE, HeldoutPairs
 from herd.config.errors import UserError, nearest
-from herd.corpus.tokenizer import Tokenizer
-from herd.dialog.preferences import Grade, Preference, PreferenceFilter, read_preferences
+from herd.dialog.preferences import Grade, PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
 from herd.dialog.trained_in import require_dialect
 from herd.model.heads import RewardModel
@@ -47,6 +46,14 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         data += comparisons(kept, tokenizer, config.window, packed, config.row == "causal", config.dialect)
         rows[label] = {"kept": packed.kept, "dropped": counted.dropped | packed.dropped}
     require_rows("reward", rows)
+    heldout = {
+        label: HeldoutPairs.read(
+            read_preferences(artifact / "heldout.jsonl"), EVERY_GRADE, tokenizer, config.window, config.dialect
+        )
+        for label, artifact in rounds.items()
+    }
+    if not any(trained_on(pairs, config.filter) for pairs in heldout.values()):  # said now, not when all is trained
+        raise UserError("reward: no held-out pair is left to measure accuracy on; use more held-out prompts")
     source = reward_steps(
         data,
         RowLayout(config.window, tokenizer.pad_id, config.row),
@@ -62,9 +69,8 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     module.objective = config.objective
     result = train(module, source, config, backbone.config, stage_run)
     save_model(model, stage_run.folder / "model")
-    heldout = {label: read_preferences(artifact / "heldout.jsonl") for label, artifact in rounds.items()}
     return {
-        **heldout_accuracy(model, tokenizer, heldout, config),
+        **heldout_accuracy(model, heldout, config.filter),
         "train_accuracy": result.last["accuracy"],
         "train_loss": result.last["loss"],
         "triples": sum(len(c.responses) == 3 for c in data),
@@ -76,9 +82,12 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     }
 
 
-def heldout_accuracy(
-    model: RewardModel, tokenizer: Tokenizer, rounds: dict[str, list[Preference]], config: RewardConfig
-) -> dict[str, Any]:
+def trained_on(heldout: HeldoutPairs, chosen_by: PreferenceFilter) -> list[int]:
+    """Indices of the pairs that would be trained on, were they not held out."""
+    return [i for i, row in enumerate(heldout.rows) if chosen_by.reason(row) is None]
+
+
+def heldout_accuracy(model: RewardModel, rounds: dict[str, HeldoutPairs], chosen_by: PreferenceFilter) -> dict[str, Any]:
     """Share of held-out pairs whose chosen response has the higher score, beside what length alone reaches.
 
     Rounds ask the same held-out prompts, so their pairs are no independent sample and are never pooled into an interval:
@@ -88,18 +97,15 @@ def heldout_accuracy(
     """
     by_grade: dict[str, list[bool]] = {}
     by_round: dict[str, dict[str, Any]] = {}
-    for label, rows in rounds.items():
-        heldout = HeldoutPairs.read(rows, EVERY_GRADE, tokenizer, config.window, config.dialect)
+    for label, heldout in rounds.items():
         scores = heldout.scores(model)
         for row, (chosen, rejected) in zip(heldout.rows, scores, strict=True):
             by_grade.setdefault(row.grade.value, []).append(bool(chosen > rejected))
-        trained_on = [i for i, row in enumerate(heldout.rows) if config.filter.reason(row) is None]
-        measured = heldout.accuracy(scores, trained_on)
+        measured = heldout.accuracy(scores, trained_on(heldout, chosen_by))
         if measured is not None:
             by_round[label] = measured.to_dict()
             by_round[label]["heldout_pairs"] = by_round[label].pop("pairs")
-    if not by_round:
-        raise UserError("reward: no held-out pair is left to measure accuracy on; use more held-out prompts")
+    assert by_round, "no held-out pair, no accuracy"
     newest = list(by_round)[-1]
     return {
         **by_round[newest],

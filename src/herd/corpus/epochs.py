@@ -6,6 +6,7 @@ documents within each; then a read needs the order of its own blocks alone, and 
 """
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,28 @@ class DocumentStream:
         """For each of ``firsts`` (n,) the tokens from there to ``count`` further on in the stream."""
         shape = (len(firsts), count)
         spans = Spans(np.empty(shape, self.source.tokens.dtype), np.empty(shape, dtype=bool), np.empty(shape, dtype=np.int64))
+        for block, row, done, place, take in self._pieces(firsts, count):
+            self._fill(spans, block, row * count + done, place, take)
+        self.source.check_tokens(spans.tokens)
+        return spans
+
+    def starts(self, firsts: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The True entries of ``starts`` of what :meth:`read` gives, as (their rows, their places), without reading a token."""
+        found = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        for block, row, done, place, take in self._pieces(firsts, count):
+            begins = block.begins[:-1]
+            low, high = np.searchsorted(begins, place), np.searchsorted(begins, place + take)
+            number = high - low
+            which = np.repeat(low, number) + np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+            found.append((np.repeat(row, number), begins[which] + np.repeat(done - place, number)))
+        rows, places = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        new = np.append(True, (np.diff(rows) != 0) | (np.diff(places) != 0))[: len(rows)]
+        return rows[new], places[new]  # documents without tokens begin where the next one does
+
+    def _pieces(self, firsts: np.ndarray, count: int) -> Iterator[tuple[Block, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """The stretches cut where blocks end: a block, and of its pieces (n,) the row, the tokens of that row before the piece,
+        the piece's place in the block's stretch of the stream, and its tokens.
+        """
         rows, done = np.arange(len(firsts)), np.zeros(len(firsts), dtype=np.int64)
         while len(rows):
             # One piece of each row, up to the end of the block that it stands in.
@@ -107,11 +130,9 @@ class DocumentStream:
                     chosen = mine[at == k]
                     row, place = rows[chosen], within[chosen]
                     take = np.minimum(count - done[row], begins[k + 1] - place)
-                    self._fill(spans, self.block(epoch, int(order[k])), row * count + done[row], place - begins[k], take)
+                    yield self.block(epoch, int(order[k])), row, done[row], place - begins[k], take
                     done[row] += take
             rows = rows[done[rows] < count]
-        self.source.check_tokens(spans.tokens)
-        return spans
 
     def _fill(self, spans: Spans, block: Block, target: np.ndarray, first: np.ndarray, take: np.ndarray) -> None:
         """Copy ``take`` tokens from place ``first`` of a block to place ``target`` of the flattened spans, piece by piece."""

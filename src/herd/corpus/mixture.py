@@ -6,7 +6,7 @@ seen twice before the source has been read once; within a phase and an epoch the
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -138,14 +138,17 @@ class Mixture:
             added = {name: n * phase.seq_len for name, n in zip(quota.names, counts, strict=True)}
             self._used.append({name: used + added.get(name, 0) for name, used in self._used[-1].items()})
 
-    def rows(self, phase: int, first: int, count: int) -> PackedRows:
-        """Rows ``first`` to ``first + count`` of a phase; IndexError outside it."""
+    def rows(self, phase: int, first: int, count: int, wanted: Sequence[int] | None = None) -> PackedRows:
+        """Rows ``first`` to ``first + count`` of a phase, or those of them in the places ``wanted`` (rising, from 0); IndexError
+        outside the phase.
+        """
         seq_len = self.phases[phase].seq_len
-        shape = (count, seq_len)
+        chosen = np.arange(count) if wanted is None else np.array(wanted, dtype=np.int64)
+        shape = (len(chosen), seq_len)
         tokens, targets, positions = (np.empty(shape, dtype=np.int64) for _ in range(3))
-        lengths: list[tuple[int, ...]] = [()] * count
-        sources, sizes = [""] * count, [0] * count
-        for name, places, arrays, _ in self._parts(phase, first, count):
+        lengths: list[tuple[int, ...]] = [()] * len(chosen)
+        sources, sizes = [""] * len(chosen), [0] * len(chosen)
+        for name, places, arrays, _ in self._parts(phase, first, count, chosen):
             tokens[places], targets[places], positions[places] = arrays.tokens, arrays.targets, arrays.positions
             size = bytes_of(arrays.targets, self._streams[name].source.token_bytes)
             for place, length, n_bytes in zip(places.tolist(), arrays.lengths(), size, strict=True):
@@ -158,6 +161,18 @@ class Mixture:
             tuple(sources),
             tuple(sizes),
         )
+
+    def figures(self, phase: int, first: int, count: int) -> tuple[int, int]:
+        """(targets, sum of the squared ``lengths``) of :meth:`rows`, from where documents begin alone: no token is read."""
+        seq_len = self.phases[phase].seq_len
+        targets, squares = count * seq_len, 0
+        for name, _, begins in self._dealt(phase, first, count):
+            rows, places = self._streams[name].starts(begins, seq_len + 1)
+            targets -= int((places > 0).sum())  # the token before a document's first has no target
+            inside = (places > 0) & (places < seq_len)
+            edges = np.concatenate((rows[inside] * seq_len + places[inside], np.arange(len(begins) + 1) * seq_len))
+            squares += int(np.square(np.diff(np.sort(edges))).sum())
+        return targets, squares
 
     def documents_of(self, phase: int, first: int, count: int) -> tuple[tuple[str, ...], ...]:
         """Per row of :meth:`rows`: the id of the document behind each entry of ``lengths``."""
@@ -176,21 +191,30 @@ class Mixture:
         """Tokens of each source in all phases together."""
         return dict(self._used[-1])
 
-    def _parts(self, phase: int, first: int, count: int) -> list[tuple[str, np.ndarray, RowArrays, np.ndarray]]:
+    def _parts(
+        self, phase: int, first: int, count: int, wanted: np.ndarray | None = None
+    ) -> list[tuple[str, np.ndarray, RowArrays, np.ndarray]]:
         """Per source in the asked rows: name, places in the batch (n,), rows, document of each token (n, T)."""
+        seq_len, parts = self.phases[phase].seq_len, []
+        for name, places, begins in self._dealt(phase, first, count):
+            if wanted is not None:
+                mine = np.isin(places, wanted)
+                places, begins = np.searchsorted(wanted, places[mine]), begins[mine]
+            if len(places):
+                spans = self._streams[name].read(begins, seq_len + 1)
+                parts.append((name, places, cut_rows(spans.tokens.astype(np.int64), spans.starts), spans.documents[:, :-1]))
+        return parts
+
+    def _dealt(self, phase: int, first: int, count: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Per source in the asked rows: name, places in the batch (n,), where each row begins in the source's stream (n,)."""
         spec, quota = self.phases[phase], self._quotas[phase]
         if count < 0 or first < 0 or first + count > spec.rows:
             raise IndexError(f"phase {phase} has {spec.rows} rows, asked for {first} to {first + count}")
         before = quota.counts(np.arange(first, first + count + 1))
-        parts = []
         for k, name in enumerate(quota.names):
             places = np.flatnonzero(np.diff(before[:, k]))
-            if not len(places):
-                continue
-            dealt = int(before[0, k]) + np.arange(len(places))
-            spans = self._streams[name].read(self._begins(phase, name, dealt), spec.seq_len + 1)
-            parts.append((name, places, cut_rows(spans.tokens.astype(np.int64), spans.starts), spans.documents[:, :-1]))
-        return parts
+            if len(places):
+                yield name, places, self._begins(phase, name, int(before[0, k]) + np.arange(len(places)))
 
     def _begins(self, phase: int, name: str, rows: np.ndarray) -> np.ndarray:
         """(n,) numbers of a source's rows within a phase -> (n,) where each begins in the source's stream.

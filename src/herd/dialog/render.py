@@ -72,11 +72,11 @@ def _assemble(pieces: Sequence[Piece], ends: Sequence[int], tokenizer: ChatToken
     of = np.fromiter(map(numbers.__getitem__, contents), np.int64, len(contents))
     counts = np.diff(offsets)[of]
     after = np.cumsum(counts)
+    # fromiter takes an IntEnum eight times as fast as np.array does
+    codes = ((segments, np.int8), (messages, np.int32), (roles, np.int8))
     arrays = (
         pool[np.repeat(offsets[of] + counts - after, counts) + np.arange(after[-1])],
-        np.array(segments, np.int8).repeat(counts),
-        np.array(messages, np.int32).repeat(counts),
-        np.array(roles, np.int8).repeat(counts),
+        *(np.fromiter(values, dtype, len(values)).repeat(counts) for values, dtype in codes),
     )
     cuts = [0, *after[np.array(ends) - 1].tolist()]
     return [Rendered(*(array[a:b] for array in arrays)) for a, b in pairwise(cuts)]
@@ -94,4 +94,4 @@ def _ids_of(contents: Sequence[Content], tokenizer: ChatTokenizer) -> tuple[np.n
     pool[of_text] = ids
     pool[~of_text] = [part for part in parts if isinstance(part, int)]
     sizes = [len(content) if isinstance(content, tuple) else 1 for content in contents]
-    return pool, np.cumsum([0, *counts])[np.cumsum([0, *sizes])]
+    return pool, np.concatenate([[0], np.cumsum(counts)])[np.cumsum([0, *sizes])]

@@ -4,10 +4,11 @@
   samples, each of which goes on in pages of its own.
 - A sample enters when a row is free and its longest answer fits beside all that was promised before: nothing is ever swapped
   out or run again (the Llama 3 paper, section 4.2.2).
-- A sample is a function of the model, its prompt, its settings and its index. Its random numbers come from a stream of its
-  own, and no product in the model takes another shape for its company's sake but in the number of rows, which is never under
-  four. On the CPUs at hand with one thread a row's bits do not depend on that number (tests compare bits). Where they do, a
-  token changes only if its draw falls within rounding of the edge between two tokens.
+- A sample is a function of the model, its prompt, its settings and its index, and by rounding of whether many samples were asked
+  for (:mod:`herd.generation.pages`). Its random numbers come from a stream of its own, and no product in the model takes another
+  shape for its company's sake but in the number of rows, which is never under four. On the CPUs at hand with one thread a row's
+  bits do not depend on that number (tests compare bits). Where they do, a token changes only if its draw falls within rounding
+  of the edge between two tokens.
 """
 
 from collections import defaultdict, deque
@@ -20,7 +21,8 @@ from torch import Tensor
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig, choose, digest_of, draws_of
 from herd.generation.pages import PagePool, Place, decode_plan
-from herd.model.cache import PagedCache, Prefill
+from herd.model.cache import Decode, PagedCache, Prefill
+from herd.model.layout import lay_out_for_few_rows
 from herd.model.masks import Grouped
 from herd.model.transformer import Transformer
 
@@ -79,12 +81,19 @@ class _Row:
         """Of the token that was drawn last."""
         return len(self.source.request.prompt) + len(self.tokens) - 1
 
+    @property
+    def place(self) -> Place:
+        """Where its keys and values are."""
+        of, request = self.source, self.source.request
+        return Place(of.pages, len(request.prompt), self.pages, self.position, of.id, request.samples)
+
 
 class Engine:
     """Draws samples for many requests at once.
 
     Args:
-        model: on any device; sampled in the precision of its weights, or of autocast.
+        model: on any device; sampled in the precision of its weights, or of autocast. Frozen weights on a CPU are laid out for
+            it (:mod:`herd.model.layout`).
         max_rows: samples drawn together at most.
         max_kv_tokens: positions whose keys and values are held at once at most; rounded down to whole pages.
         page_size: positions of a page. Another size rounds otherwise.
@@ -102,9 +111,12 @@ class Engine:
         self.model, self.max_rows, self.page_size = model, max_rows, page_size
         self.pool = PagePool(max_kv_tokens // page_size)
         self.storage = PagedCache(model.config, max_kv_tokens // page_size, page_size, device, dtype)
+        lay_out_for_few_rows(model)
         self._waiting: deque[_Waiting] = deque()
         self._rows: list[_Row] = []
         self._submitted = 0
+        # Of the step before, while its rows stay and none needs a page, as every new one does.
+        self._plan: Decode | None = None
 
     @property
     def busy(self) -> bool:
@@ -238,9 +250,12 @@ class Engine:
         """Run the tokens that were drawn last: logits of every row, (R, vocab_size)."""
         self._make_room()
         rows = [*self._rows, *[self._rows[-1]] * (_FEWEST_ROWS - len(self._rows))]
-        places = [Place(r.source.pages, len(r.source.request.prompt), r.pages, r.position, r.source.id) for r in rows]
-        tokens, positions = self._tensor([r.tokens[-1] for r in rows]), self._tensor([p.position for p in places])
-        hidden = self.model(tokens[:, None], positions[:, None], cache=decode_plan(self.storage, places))
+        tokens, positions = self._tensor([r.tokens[-1] for r in rows]), self._tensor([r.position for r in rows])
+        if self._plan is None:
+            self._plan = decode_plan(self.storage, [r.place for r in rows])
+        else:
+            self._plan.advance()
+        hidden = self.model(tokens[:, None], positions[:, None], cache=self._plan)
         return self.model.logits(hidden[:, 0])[: len(self._rows)]
 
     def _make_room(self) -> None:
@@ -253,6 +268,7 @@ class Engine:
                 fresh.append(row.pages[-1])
         if fresh:
             self.storage.clear(self._tensor(fresh))
+            self._plan = None
 
     def _draw(self, logits: Tensor) -> list[Drawn]:
         device = logits.device
@@ -284,6 +300,7 @@ class Engine:
         return drawn
 
     def _leave(self, row: _Row) -> None:
+        self._plan = None
         self.pool.release(row.source.pages)
         self.pool.release(np.array(row.pages, dtype=np.int64))
         self.pool.promise(-row.owed)

@@ -91,7 +91,7 @@ def read_body(
             "messages" if kind == "chat" else "prompt",
         )
     sampling = SamplingConfig(
-        max_new_tokens=_number(body, length, min(longest, room), int, 1, room),
+        max_new_tokens=_length(body, length, min(longest, room), room, window),
         temperature=_number(body, "temperature", 1.0, float, 0.0, 100.0),
         top_p=_number(body, "top_p", 1.0, float, 1e-9, 1.0),
         top_k=_number(body, "top_k", 0, int, 0, 2**31),
@@ -159,6 +159,16 @@ def _number(body: Mapping[str, Any], key: str, default: Any, kind: type, low: fl
         what = "a whole number" if kind is int else "a number"
         raise Refused(f"`{key}` must be {what} {bounds}, not {value!r}.", key)
     return kind(value)
+
+
+def _length(body: Mapping[str, Any], key: str, default: int, room: int, window: int) -> int:
+    wanted = _number(body, key, default, int, 1, 2**31)
+    if wanted > room:
+        raise Refused(
+            f"`{key}` is {wanted:,}, but the prompt's {window - room:,} tokens leave {room:,} of the window of {window:,}.",
+            key,
+        )
+    return int(wanted)
 
 
 def _flag(body: Mapping[str, Any], key: str) -> bool:

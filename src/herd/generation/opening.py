@@ -10,7 +10,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.model.device import find_device
 from herd.model.io import REWARD, load_model, open_model
 from herd.model.transformer import Transformer
-from herd.runs.locate import find_model, find_tokenizer
+from herd.runs.locate import find_dialect, find_model, find_tokenizer
 from herd.runs.manifest import MANIFEST, read_manifest
 
 _BASE = ("pretrain", "scaling-sweep")  # stages whose models have seen no dialogs
@@ -23,10 +23,14 @@ class Opened:
     model: Transformer  # on its device, without gradients
     tokenizer: Tokenizer
     base: str  # the stage that made it, when that trains on no dialogs; otherwise empty
+    dialect: str  # how messages become tokens
 
 
-def open_generator(given: str, root: str, tokenizer: str | None, device: str, threads: int) -> Opened:
+def open_generator(given: str, root: str, tokenizer: str | None, device: str, threads: int, dialect: str | None = None) -> Opened:
     """Load a model by name or folder.
+
+    Args:
+        dialect: of messages; None: that which the model was trained in, `meta` where it is not known.
 
     Raises:
         UserError: no such model or tokenizer, one that does not belong to the other, a reward model, or no such device.
@@ -42,7 +46,8 @@ def open_generator(given: str, root: str, tokenizer: str | None, device: str, th
     if threads:
         torch.set_num_threads(threads)
     stage = _stage_of(folder)
-    return Opened(model.to(target).requires_grad_(False), loaded, stage if stage in _BASE else "")
+    spoken = dialect or find_dialect(folder) or "meta"
+    return Opened(model.to(target).requires_grad_(False), loaded, stage if stage in _BASE else "", spoken)
 
 
 def _stage_of(model: Path) -> str:

@@ -2,7 +2,8 @@
 
 The pages of a prompt are held by all of its samples, the last, partly filled one too: a sample's own tokens begin on a page of
 its own, so that nothing shared is ever written to and nothing is ever copied. Prompts take pages from the low end, samples from
-the high end, so that each kind lies together and is mostly read in place.
+the high end, so that each kind lies together and is mostly read in place; a prompt takes pages that follow each other where it
+can.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,10 @@ import torch
 from herd.model.cache import Decode, PagedCache, Part
 
 _SPARSE = 1.25  # pages in a stretch are read in place when it is at most this many times as long as they are many
-_FEWEST_USERS = 4  # a product of fewer than four rows takes another kernel, which rounds otherwise
+_FEWEST_USERS = (
+    4  # products of fewer than four rows, and of small heads and an odd number, take other kernels, which round otherwise
+)
+_WHOLE = 4, 8  # a prompt of so many pages, asked for so many samples, is read as one matrix; the pages of all others share a call
 
 
 class PagePool:
@@ -44,9 +48,12 @@ class PagePool:
         self.promised += pages
 
     def take(self, count: int) -> np.ndarray:
-        """Pages for a prompt, (count,), from the low end, held once each."""
+        """Pages for a prompt, (count,), held once each: the lowest that follow each other, or else the lowest."""
         assert count <= self.spare, "fewer pages than asked for"
-        pages = np.flatnonzero(self.holders == 0)[:count]
+        free = np.flatnonzero(self.holders == 0)
+        runs = np.flatnonzero(free[count - 1 :] - free[: len(free) - count + 1] == count - 1)
+        first = runs[0] if len(runs) else 0
+        pages = free[first : first + count]
         self.holders[pages] = 1
         return pages
 
@@ -77,6 +84,7 @@ class Place:
         own: pages of what follows, in order.
         position: of the token that comes next, in the sequence.
         group: sequences of one prompt have the same number.
+        samples: how many were asked of the prompt, though some may have ended.
     """
 
     prompt: np.ndarray
@@ -84,13 +92,15 @@ class Place:
     own: Sequence[int]
     position: int
     group: int
+    samples: int
 
 
 def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     """What a step that adds one position to each of ``places`` reads and writes; a group's places stand together.
 
-    The arithmetic of a sequence must not depend on the others: a page of a prompt is one product with the queries of four
-    users at least (stand-ins where there are fewer), any other page one with those of its only user.
+    The arithmetic of a sequence must not depend on the others: a prompt that is read whole, or a page of another, is one product
+    with the queries of all its users, made up to a multiple of four by stand-ins; a page of a sequence's own is one with its
+    query.
     """
     size, device = storage.page_size, storage.keys.device
     position = np.array([p.position for p in places])
@@ -104,47 +114,64 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     rows, columns = np.indices(table.shape)
     _, first, group, members = np.unique([p.group for p in places], return_index=True, return_inverse=True, return_counts=True)
     leader, members = first[group], members[group]  # of each row: the first row of its group, and how many they are
-    users = np.maximum(_FEWEST_USERS, 2 ** np.ceil(np.log2(members)).astype(np.int64))
-
-    merge = np.full(table.shape, -1)
-    parts: list[Part] = []
-    results = 0
-
-    def add(taken: np.ndarray, of_each: int, mine: np.ndarray) -> None:
-        """One part: the pages ``taken`` of the table; ``mine`` is the number of each row among its pages' users."""
-        nonlocal results
-        reads = taken & (mine == 0)[:, None]
-        chosen, found, count = _stretch(table[reads], storage.keys.shape[1])
-        reader = rows[reads]
-        readers = np.zeros((count, of_each), dtype=np.int64)
-        readers[found[table[reads]]] = reader[:, None] + np.minimum(np.arange(of_each), members[reader][:, None] - 1)
-        merge[taken] = (results + found[table] * of_each + mine[:, None])[taken]
-        ends = np.full(count, size)
-        ends[found[table[reads]]] = written[reads]
-        hidden = torch.zeros(count, 1, 1, size, dtype=storage.keys.dtype)
-        hidden.masked_fill_(torch.from_numpy(np.arange(size) >= ends[:, None])[:, None, None], -torch.inf)
-        parts.append(
-            Part(chosen if isinstance(chosen, slice) else to_device(chosen), to_device(readers.ravel()), hidden.to(device))
-        )
-        results += count * of_each
-
-    def to_device(x: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(x).to(device)
-
+    users = -(-members // _FEWEST_USERS) * _FEWEST_USERS
     of_prompt = columns < shared[:, None]
+    whole = (shared >= _WHOLE[0]) & (np.array([p.samples for p in places]) >= _WHOLE[1])
     # Positions of a page that are filled once this step has written.
     written = np.where(
         of_prompt, length[:, None] - columns * size, (position - length + 1 + shared * size)[:, None] - columns * size
     )
-    for of_each in np.unique(users):
-        add(of_prompt & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader)
-    add(~of_prompt & (columns < held[:, None]), 1, np.zeros(len(places), dtype=np.int64))
+    merge = np.full(table.shape, -1)
+    parts: list[Part] = []
+    results = 0
+
+    def add(pages: slice | np.ndarray, run: int, readers: np.ndarray, filled: np.ndarray) -> None:
+        """One part: ``readers`` (n, u) of its runs, of which the first ``filled`` (n,) positions hold something."""
+        nonlocal results
+        hidden = torch.zeros(len(readers), 1, 1, run * size, dtype=storage.keys.dtype)
+        hidden.masked_fill_(torch.from_numpy(np.arange(run * size) >= filled[:, None])[:, None, None], -torch.inf)
+        parts.append(
+            Part(pages if isinstance(pages, slice) else to_device(pages), run, to_device(readers.ravel()), hidden.to(device))
+        )
+        results += readers.size
+
+    def add_single(taken: np.ndarray, of_each: int, mine: np.ndarray) -> np.ndarray:
+        """The pages ``taken`` of the table, one by one; ``mine`` is the number of each row among its pages' users.
+
+        Returns:
+            Where each page of the pool stands among those that are read.
+        """
+        reads = taken & (mine == 0)[:, None]
+        pages, found, count = _stretch(table[reads], len(storage))
+        reader = rows[reads]
+        readers = np.zeros((count, of_each), dtype=np.int64)
+        readers[found[table[reads]]] = reader[:, None] + np.minimum(np.arange(of_each), members[reader][:, None] - 1)
+        filled = np.full(count, size)
+        filled[found[table[reads]]] = written[reads]
+        merge[taken] = (results + found[table] * of_each + mine[:, None])[taken]
+        add(pages, 1, readers, filled)
+        return found
+
+    def to_device(x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(x).to(device)
+
+    for row in first[whole[first]]:
+        merge[row : row + members[row], 0] = results + np.arange(members[row])
+        readers = row + np.minimum(np.arange(users[row]), members[row] - 1)
+        add(_in_place(places[row].prompt), int(shared[row]), readers[None], length[row : row + 1])
+    paged = of_prompt & ~whole[:, None]
+    for of_each in np.unique(users[~whole]):
+        add_single(paged & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader)
+    found = add_single(~of_prompt & (columns < held[:, None]), 1, np.zeros(len(places), dtype=np.int64))
+    # What is there first, and no more columns than the row with most of it needs.
+    merge = np.take_along_axis(merge, (merge < 0).argsort(1, kind="stable"), 1)[:, : int((merge >= 0).sum(1).max())]
     offset = position - length
-    slots = storage.slots(to_device(table[rows[:, 0], shared + offset // size]), to_device(offset % size))
+    page, offset = table[rows[:, 0], shared + offset // size], offset % size
+    slots = storage.slots(to_device(page), to_device(offset))
     absent = None
     if (merge < 0).any():
         absent = torch.zeros(*merge.shape, 1, device=device).masked_fill_(to_device(merge < 0).unsqueeze(2), -torch.inf)
-    return Decode(storage, slots, parts, to_device(np.maximum(merge, 0).ravel()), absent)
+    return Decode(storage, slots, parts, to_device(np.maximum(merge, 0).ravel()), absent, to_device(found[page] * size + offset))
 
 
 def _stretch(pages: np.ndarray, total: int) -> tuple[slice | np.ndarray, np.ndarray, int]:
@@ -160,3 +187,8 @@ def _stretch(pages: np.ndarray, total: int) -> tuple[slice | np.ndarray, np.ndar
         return slice(low, high), found, high - low
     found[pages] = np.arange(len(pages))
     return pages, found, len(pages)
+
+
+def _in_place(pages: np.ndarray) -> slice | np.ndarray:
+    """``pages`` as a slice if they follow each other."""
+    return slice(int(pages[0]), int(pages[-1]) + 1) if (np.diff(pages) == 1).all() else pages

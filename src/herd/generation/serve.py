@@ -19,7 +19,7 @@ class ServeConfig:
     model: str  # a run's NAME/NODE, the folder of a stage, or of a model
     name: str | None = None  # what clients call it; null = `model` as given
     tokenizer: str | None = None  # folder with tokenizer.json; null = that of the model's lineage
-    dialect: str = "meta"  # of messages: meta, meta_tag, hf, torchtune; as the model was trained
+    dialect: str | None = None  # of messages: meta, meta_tag, hf, torchtune; null = as the model was trained
     host: str = "127.0.0.1"  # address to listen at; any other than this machine's own lets others in, without a password
     port: int = 8000  # 0 = any that is free
     batch_size: int = 16  # answers drawn together
@@ -30,7 +30,8 @@ class ServeConfig:
     root: str = "runs"  # folder of all runs, where names are looked up
 
     def __post_init__(self) -> None:
-        DIALECTS.get(self.dialect)
+        if self.dialect is not None:
+            DIALECTS.get(self.dialect)
         if not 0 <= self.port < 65536:
             raise UserError(f"port is {self.port}: must lie between 0 and 65535.")
         if min(self.batch_size, self.max_new_tokens) < 1 or min(self.threads, self.max_kv_tokens) < 0:
@@ -46,7 +47,7 @@ def run(config: ServeConfig) -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"`herd serve` needs the extra `serve` ({error.name} is missing): pip install 'herd[serve]'.") from None
 
-    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads)
+    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads, config.dialect)
     window = opened.model.config.max_seq_len
     positions = config.max_kv_tokens or 4 * -(-window // PAGE_SIZE) * PAGE_SIZE
     engine = Engine(opened.model, config.batch_size, positions)
@@ -57,7 +58,7 @@ def run(config: ServeConfig) -> None:
         service=Service(engine),
         window=min(window, positions),
         longest=config.max_new_tokens,
-        dialect=config.dialect,
+        dialect=opened.dialect,
         # A page in a browser must not reach this machine under a name of its own (DNS rebinding).
         hosts=(*_LOCAL, "testserver") if local else ("*",),
     )

@@ -24,7 +24,7 @@ class ChatConfig:
     model: str  # a run's NAME/NODE, the folder of a stage, or of a model
     system: str = ""  # system message
     tokenizer: str | None = None  # folder with tokenizer.json; null = that of the model's lineage
-    dialect: str = "meta"  # of messages: meta, meta_tag, hf, torchtune; as the model was trained
+    dialect: str | None = None  # of messages: meta, meta_tag, hf, torchtune; null = as the model was trained
     max_new_tokens: int = 256  # of an answer, at most
     temperature: float = 0.7  # 0 = always the likeliest token
     top_p: float = 0.9  # smallest set of likeliest tokens whose probability reaches this
@@ -37,7 +37,8 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         self.sampling()
-        DIALECTS.get(self.dialect)
+        if self.dialect is not None:
+            DIALECTS.get(self.dialect)
         if self.threads < 0:
             raise UserError(f"threads is {self.threads}: must be 0 or more.")
 
@@ -106,13 +107,13 @@ class Conversation:
 
 def run(config: ChatConfig) -> None:
     """Read lines and answer them until the input ends."""
-    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads)
+    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads, config.dialect)
     if opened.base and not config.force:
         raise UserError(
             f"{config.model} is a base model (herd {opened.base}): it continues text and has seen no dialogs. Continue text with "
             "`herd generate`, give a model after sft or dpo, or talk to it all the same with force=true."
         )
-    talk = Conversation(opened, config.sampling(), config.system, config.dialect)
+    talk = Conversation(opened, config.sampling(), config.system, opened.dialect)
     interactive = sys.stdin.isatty()
     if interactive:
         import readline  # noqa: F401  (line editing and history for input())

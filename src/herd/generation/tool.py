@@ -9,7 +9,7 @@ from typing import Any
 
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
-from herd.dialog.messages import Message, Role, parse_messages
+from herd.dialog.messages import Message, Role, parse_messages, require_unicode
 from herd.dialog.render import DIALECTS, render_batch
 from herd.dialog.rows import read_jsonl, write_jsonl
 from herd.generation.opening import open_generator
@@ -27,7 +27,7 @@ class GenerateConfig:
         None  # JSONL with more prompts, a row each: {"prompt": TEXT} or {"messages": [{"role": ..., "content": ...}]}
     )
     chat: bool = False  # ask the text of `prompt` as a user's message, in the chat format
-    dialect: str = "meta"  # of messages: meta, meta_tag, hf, torchtune; as the model was trained
+    dialect: str | None = None  # of messages: meta, meta_tag, hf, torchtune; null = as the model was trained
     system: str = ""  # system message before it; needs chat=true
     tokenizer: str | None = None  # folder with tokenizer.json; null = that of the model's lineage
     samples: int = 1  # of each prompt, each with its own random stream
@@ -46,7 +46,8 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         self.sampling()
-        DIALECTS.get(self.dialect)
+        if self.dialect is not None:
+            DIALECTS.get(self.dialect)
         if not self.prompt and self.file is None:
             raise UserError("There is no prompt: give prompt=TEXT (more than once if you like) or file=PROMPTS.jsonl.")
         if self.system and not self.chat:
@@ -61,10 +62,14 @@ class GenerateConfig:
 
 def run(config: GenerateConfig) -> None:
     """Draw, then write the rows or print the text."""
-    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads)
-    model, tokenizer = opened.model, opened.tokenizer
+    if config.out is not None and (not config.out or Path(config.out).is_dir()):
+        raise UserError(f"out: '{config.out}' is no name for a file: give the JSONL file to write.")
     prompts = list(_prompts(config))
-    ids = _encode(prompts, tokenizer, config.dialect)
+    if not prompts:
+        raise UserError(f"file: '{config.file}' holds no prompt.")
+    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads, config.dialect)
+    model, tokenizer = opened.model, opened.tokenizer
+    ids = _encode(prompts, tokenizer, opened.dialect)
     stops = {*tokenizer.stop_ids, *(_stop_id(text, tokenizer) for text in config.stop)}
     drawn = generate(model, ids, config.samples, config.sampling(), stops, config.batch_size, config.max_kv_tokens)
     if config.out is not None:
@@ -85,9 +90,16 @@ def _prompts(config: GenerateConfig) -> Iterator[dict[str, Any]]:
     for where, row in read_jsonl(Path(config.file)):
         if ("prompt" in row) == ("messages" in row) or not isinstance(row.get("prompt", ""), str):
             raise UserError(f"{where}: a row needs either `prompt`, a text, or `messages`, a list.")
-        if "messages" in row and parse_messages(row["messages"], where)[-1].role is Role.ASSISTANT:
+        if "prompt" in row:
+            require_unicode([Message(Role.USER, row["prompt"])], where)
+        elif parse_messages(row["messages"], where)[-1].role is Role.ASSISTANT:
             raise UserError(f"{where}: the last message is the assistant's own; end with the one to be answered.")
-        yield {"messages": [*system, {"role": "user", "content": row["prompt"]}]} if config.chat and "prompt" in row else row
+        elif system and row["messages"][0]["role"] == Role.SYSTEM.wire:
+            raise UserError(f"{where}: the row has a system message of its own; take it out, or leave out system=.")
+        if config.chat and "prompt" in row:
+            yield {"messages": [*system, {"role": "user", "content": row["prompt"]}]}
+        else:
+            yield row | ({"messages": [*system, *row["messages"]]} if system and "messages" in row else {})
 
 
 def _encode(prompts: list[dict[str, Any]], tokenizer: Tokenizer, dialect: str) -> list[list[int]]:

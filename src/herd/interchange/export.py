@@ -12,13 +12,14 @@ import torch
 from herd.config.errors import UserError, nearest
 from herd.corpus.special_tokens import BEGIN_OF_TEXT, END_OF_TEXT, PAD
 from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.dialects import DIALECTS
 from herd.dialog.hf_template import chat_template
 from herd.model.convert import CAUSAL_LM, CLASSIFIER
 from herd.model.counts import parameter_count
 from herd.model.hf_folder import write_hf_folder
 from herd.model.io import REWARD, Checkpoint, open_model
 from herd.runs.atomic import fsync_folder, write_json
-from herd.runs.locate import find_model, find_tokenizer
+from herd.runs.locate import find_dialect, find_model, find_tokenizer
 from herd.runs.tool import Tool
 
 DTYPES = {"keep": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +35,7 @@ class ExportConfig:
     model: str  # a run's NAME/NODE, the folder of a stage, or of a model
     out: str  # folder to make
     tokenizer: str | None = None  # folder with tokenizer.json; null = that of the model's lineage
+    dialect: str | None = None  # of the chat template: meta, meta_tag, hf, torchtune; null = as the model was trained, or meta
     dtype: str = "keep"  # of the weights: keep, fp32, bf16, fp16
     max_shard_bytes: int = 5_000_000_000  # larger weights are cut into several files
     overwrite: bool = False  # replace an earlier export
@@ -42,6 +44,10 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"dtype: no '{self.dtype}'.{nearest(self.dtype, DTYPES)} Choices: {', '.join(DTYPES)}.")
+        if self.dialect is not None:
+            DIALECTS.get(self.dialect)
+        if not self.out:
+            raise UserError("out is empty: give the folder to make.")
         if self.max_shard_bytes < 1:
             raise UserError(f"max_shard_bytes must be 1 or more, not {self.max_shard_bytes}.")
 
@@ -52,26 +58,26 @@ def run(config: ExportConfig) -> None:
     model = open_model(folder).cast(DTYPES[config.dtype])
     tokenizer = Tokenizer.load(config.tokenizer or find_tokenizer(folder))
     require_vocabulary(model, tokenizer)
+    dialect = config.dialect or find_dialect(folder) or "meta"
     with _new_folder(Path(config.out), config.overwrite) as partial:
-        files = export(model, tokenizer, partial, config.max_shard_bytes)
+        files = export(model, tokenizer, partial, config.max_shard_bytes, dialect)
     size = sum(spec.bytes for spec in model.specs.values())
     architecture = CLASSIFIER if model.kind == REWARD else CAUSAL_LM
     print(
         f"{config.out}: {architecture}, {parameter_count(model.config, 'total'):,} parameters, "
         f"vocabulary {model.config.vocab_size:,}, {model.config.max_seq_len:,} positions; "
-        f"{size:,} bytes of weights in {len(files)} file{'s' if len(files) > 1 else ''}"
+        f"{size:,} bytes of weights in {len(files)} file{'s' if len(files) > 1 else ''}; chat template: dialect {dialect}"
     )
 
 
-def export(model: Checkpoint, tokenizer: Tokenizer, folder: Path, max_shard_bytes: int) -> list[str]:
+def export(model: Checkpoint, tokenizer: Tokenizer, folder: Path, max_shard_bytes: int, dialect: str = "meta") -> list[str]:
     """Write weights, configuration, tokenizer and chat template into ``folder``; the names of the files with weights."""
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids), "pad_token_id": tokenizer.pad_id}
     files = write_hf_folder(folder, model, max_shard_bytes, ids)
     if model.kind != REWARD:
         write_json(folder / "generation_config.json", ids)
-    tokenizer.save(
-        folder, {"chat_template": chat_template(tokenizer.special_tokens), "model_max_length": model.config.max_seq_len}
-    )
+    template = chat_template(tokenizer.special_tokens, dialect)
+    tokenizer.save(folder, {"chat_template": template, "model_max_length": model.config.max_seq_len})
     named = {"bos_token": BEGIN_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD}
     write_json(folder / "special_tokens_map.json", named)  # transformers 4 alone reads it
     return files
@@ -131,6 +137,8 @@ TOOL = Tool(
 
 Then, without this package:
   AutoModelForCausalLM.from_pretrained("OUT"), AutoTokenizer.from_pretrained("OUT")
-A reward model becomes a LlamaForSequenceClassification with one label. The chat template gives the ids of our own renderer for
-messages with role, content, call and end_of_message; it refuses those that spell a special token or begin with a blank line.""",
+A reward model becomes a LlamaForSequenceClassification with one label. The chat template is that of the dialect which the model
+was trained in. It gives the ids of our own renderer for messages with role, content, call, tool_calls and end_of_message, and for
+tools=[...]; it refuses what a template cannot follow: messages that spell a special token or begin with a blank line, and text
+beside a call that no tag parts from it.""",
 )

@@ -3,14 +3,13 @@
 A page holds a fixed number of positions. Which pages make up a sequence is not known here (:mod:`herd.generation.pages`): a
 forward pass gets a :class:`Prefill` or a :class:`Decode`, made from this storage, as its ``cache``.
 
-A step of decoding reads every page once, however many sequences share it: attention over a page is one product for the queries
-of all its users; what a query got from each of its pages is then merged by the pages' log-sum-exps (the partial softmax of
-FlashAttention, Dao et al. 2022, split over pages). So K samples of a prompt cost one reading of the prompt a step, not K, and
-nothing is copied together.
+A step of decoding reads every page once, however many sequences share it: attention over a page, or over a run of them, is one
+product for the queries of all its users; what a query got from each is then merged by their log-sum-exps (the partial softmax of
+FlashAttention, Dao et al. 2022, split over pages). So K samples of a prompt cost one reading of the prompt a step, not K.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -20,7 +19,9 @@ from herd.model.config import ModelConfig
 
 
 class PagedCache:
-    """Storage: (n_layers, pages, n_kv_heads, page_size, head_dim) for keys and for values.
+    """Storage: (n_layers, n_kv_heads, pages, page_size, head_dim) for keys and for values.
+
+    Pages that follow each other are one matrix to each head, so that a run of them is read as one.
 
     Args:
         config: shape of the model.
@@ -37,33 +38,47 @@ class PagedCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (config.n_layers, pages, config.n_kv_heads, page_size, config.head_dim)
+        shape = (config.n_layers, config.n_kv_heads, pages, page_size, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.page_size = page_size
+        # Position by position, a layer each: made once, for views cost as much as the arithmetic of a small step.
+        self._flat = [
+            (k.view(-1, config.head_dim), v.view(-1, config.head_dim)) for k, v in zip(self.keys, self.values, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        """Pages."""
+        return self.keys.shape[2]
 
     def clear(self, pages: Tensor) -> None:
         """Zero ``pages``: what lies behind the last position of a page gets no weight, and 0 x NaN would be NaN."""
-        self.keys.index_fill_(1, pages, 0)
-        self.values.index_fill_(1, pages, 0)
+        self.keys.index_fill_(2, pages, 0)
+        self.values.index_fill_(2, pages, 0)
 
     def slots(self, pages: Tensor, offsets: Tensor) -> Tensor:
         """Where :meth:`write` puts positions, (n * n_kv_heads,) int64, from the page and the place within it of each, (n,)."""
-        heads = torch.arange(self.keys.shape[2], device=pages.device)
-        return ((pages[:, None] * len(heads) + heads) * self.page_size + offsets[:, None]).flatten()
+        heads = torch.arange(self.keys.shape[1], device=pages.device)
+        return ((heads * self.keys.shape[2] + pages[:, None]) * self.page_size + offsets[:, None]).flatten()
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store ``k``, ``v`` (..., n_kv_heads, head_dim) of ``n`` positions at their ``slots``."""
-        width = k.shape[-1]
-        self.keys[layer].view(-1, width).index_copy_(0, slots, k.reshape(-1, width))
-        self.values[layer].view(-1, width).index_copy_(0, slots, v.reshape(-1, width))
+        keys, values = self._flat[layer]
+        keys.index_copy_(0, slots, k.reshape(-1, k.shape[-1]))
+        values.index_copy_(0, slots, v.reshape(-1, v.shape[-1]))
 
-    def read(self, layer: int, pages: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``pages``, (n, n_kv_heads, page_size, head_dim) each: a view of a slice, a copy of others."""
+    def read(self, layer: int, pages: slice | Tensor, run: int = 1) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``pages``, ``run`` of them end to end: (n / run, n_kv_heads, run * page_size, head_dim) each.
+
+        A view of a slice, a copy of others.
+        """
         keys, values = self.keys[layer], self.values[layer]
         if isinstance(pages, slice):
-            return keys[pages], values[pages]
-        return keys.index_select(0, pages), values.index_select(0, pages)
+            keys, values = keys[:, pages], values[:, pages]
+        else:
+            keys, values = keys.index_select(1, pages), values.index_select(1, pages)
+        shape = (len(keys), -1, run * self.page_size, keys.shape[-1])
+        return keys.view(shape).transpose(0, 1), values.view(shape).transpose(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,17 +100,29 @@ class Prefill:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Pages that are read together, each by as many users.
+    """Runs of pages that are read together, each by as many users.
 
     Attributes:
-        pages: which, as a slice (read in place) or (n,) int64 (copied first).
-        users: (n * u,) int64, rows of the batch that read each page; a row may stand in for users that are not there.
-        hidden: (n, 1, 1, page_size) float, -inf at positions that hold nothing.
+        pages: which, as a slice (read in place) or (n * run,) int64 (copied first).
+        run: pages of each of the n runs.
+        users: (n * u,) int64, rows of the batch that read each run; a row may stand in for users that are not there.
+        hidden: (n, 1, 1, run * page_size) float, -inf at positions that hold nothing.
+        views: of each layer what :meth:`PagedCache.read` gave for a slice, once it has been asked for.
     """
 
     pages: slice | Tensor
+    run: int
     users: Tensor
     hidden: Tensor
+    views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the n runs in ``layer``."""
+        if not isinstance(self.pages, slice):
+            return storage.read(layer, self.pages, self.run)
+        if layer not in self.views:
+            self.views[layer] = storage.read(layer, self.pages, self.run)
+        return self.views[layer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +133,10 @@ class Decode:
         slots: where the new positions go.
         parts: every page that is read.
         merge: (R * w,) int64, the results that belong to each row: indices into those of all parts, counted in the order
-            part, page, user.
+            part, run, user.
         absent: (R, w, 1) float, -inf where a row has fewer than w results; None where all have w.
+        newest: (R,) int64, where the new positions stand in the flattened ``hidden`` of the last part, that of the sequences' own
+            pages.
     """
 
     storage: PagedCache
@@ -115,6 +144,13 @@ class Decode:
     parts: Sequence[Part]
     merge: Tensor
     absent: Tensor | None
+    newest: Tensor
+
+    def advance(self) -> None:
+        """Go on to the next position of every sequence, on the same pages."""
+        self.slots.add_(1)
+        self.newest.add_(1)
+        self.parts[-1].hidden.view(-1).index_fill_(0, self.newest, 0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
         """Attention of each row's one query over its pages, (R, 1, heads, head_dim)."""
@@ -125,7 +161,7 @@ class Decode:
         asked = q.view(rows, kv_heads, -1, width).transpose(1, 2).reshape(rows, -1)
         outputs, sizes = [], []
         for part in self.parts:
-            keys, values = self.storage.read(layer, part.pages)
+            keys, values = part.read(self.storage, layer)
             queries = asked.index_select(0, part.users).view(len(keys), -1, kv_heads, width).transpose(1, 2)
             out, size = partial_attention(queries, keys, values, part.hidden)
             outputs.append(out.transpose(1, 2).reshape(len(part.users), -1))

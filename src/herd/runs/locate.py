@@ -1,4 +1,4 @@
-"""Finds a model and its tokenizer from what a person calls it: a folder, a stage, or a run by name."""
+"""Finds a model, its tokenizer and its dialect from what a person calls it: a folder, a stage, or a run by name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +50,14 @@ def find_tokenizer(model: Path) -> Path:
     raise UserError(
         f"Which tokenizer goes with {model} is not known here: give tokenizer=FOLDER, e.g. runs/laptop/tokenize/tokenizer."
     )
+
+
+def find_dialect(model: Path) -> str | None:
+    """The dialect that the stage which made a model wrote dialogs in; None where no such stage is known."""
+    if not _in_stage(model):
+        return None
+    dialect = read_manifest(stage_folder_of(model)).get("config", {}).get("dialect")
+    return dialect if isinstance(dialect, str) else None
 
 
 def _models_below(run: Path) -> list[Path]:

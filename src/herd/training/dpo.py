@@ -29,6 +29,7 @@ from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import token_logprobs
 from herd.objectives.dpo import LOSSES, SMOOTHED, dpo_loss
 from herd.runs.seeds import stream
+from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.sequences import EpochSteps, Group, SequenceRows, TrainingSequence, alone, group_size, one_row
 from herd.training.steps import StepBatch, to_device
@@ -164,12 +165,22 @@ class DPOSteps(EpochSteps):
         self.groups = [dpo_rows([pairs[i] for i in group], objective, row) for group in drawn]
         self.reference: list[Tensor] = []  # of each group; set before training
         tokens = [sum(sizes[i] for i in group) for group in drawn]
+        laid_out = [[pair] if row == "block" else [alone(s) for s in pair.separate()] for pair in pairs]
+        squares = [sum(part.square for i in group for part in laid_out[i]) for group in drawn]
 
         def build(step: int, units: list[int]) -> StepBatch:
             assert self.reference, "the reference's log-probabilities come before training"
             micro_batches = [DPOBatch(self.groups[i], self.reference[i]) for i in units]
             pairs_in_step = sum(len(batch.reference) for batch in micro_batches)
-            return StepBatch(step, micro_batches, float(pairs_in_step), sum(tokens[i] for i in units))
+            return StepBatch(
+                step,
+                micro_batches,
+                float(pairs_in_step),
+                sum(tokens[i] for i in units),
+                sum(squares[i] for i in units),
+                sum(tokens[i] ** 2 for i in units),  # one row each
+                sum(len(self.groups[i].rows.targets) for i in units),
+            )
 
         super().__init__(tokens, batch_size // size, epochs, seed, build)
 
@@ -250,6 +261,10 @@ class DPOModule(HerdModule):
         terms = dpo_terms(self.model, micro_batch, self.objective)
         loss = terms.pop("loss").sum()
         return loss, {name: (values.sum(), len(values)) for name, values in terms.items()}
+
+    def step_flops(self, batch: StepBatch) -> Flops:
+        """Of the policy; the reference's pass is over before training. A shared prompt counts once."""
+        return transformer_flops(self.model.config, batch)
 
 
 @torch.no_grad()

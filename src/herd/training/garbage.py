@@ -14,14 +14,16 @@ def collected_on_demand(every: int) -> Iterator[None]:
     if not every:
         yield
         return
-    enabled = gc.isenabled()
+    enabled, frozen = gc.isenabled(), gc.get_freeze_count() > 0
     gc.collect()
-    gc.freeze()
+    if not frozen:  # else a caller has done it, and lets it go when it likes
+        gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
         if enabled:
             gc.enable()
 

@@ -9,20 +9,22 @@ import psutil
 import torch
 
 from herd.model.config import ModelConfig
-from herd.model.counts import flops_per_token
+from herd.model.counts import flops_per_token, parameter_parts
+from herd.training.steps import StepBatch
 
 
 @dataclass(frozen=True)
 class Flops:
     """Operations of training on some tokens, forward and backward, a multiply-add counted as two.
 
-    All three count six for each weight in a matrix product and token, and differ in attention's scores and values. Nothing that
-    is computed a second time counts.
+    All three count six for each weight in a matrix product and token that goes through it (through the output head, where not
+    every token is predicted, those that are), and differ in attention's scores and values. Nothing that is computed a second
+    time counts, nor a pass without gradients: DPO's reference is computed before training.
     """
 
     full: float  # the whole square of each row (PaLM, app. B): what most published figures count
     causal: float  # the half of it under the diagonal
-    document: float  # that half of each document's own square: what the loss depends on
+    document: float  # that half of each document's own square: what the loss depends on; a shared prompt counts once
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(self.full + other.full, self.causal + other.causal, self.document + other.document)
@@ -31,19 +33,23 @@ class Flops:
 NO_FLOPS = Flops(0.0, 0.0, 0.0)
 
 
-def transformer_flops(config: ModelConfig, tokens: int, seq_len: int, squares: int) -> Flops:
-    """Operations of one forward and backward pass over packed rows.
+def transformer_flops(config: ModelConfig, batch: StepBatch) -> Flops:
+    """Operations of one forward and backward pass over a step's rows, over all ranks.
 
-    Args:
-        tokens: in all rows together.
-        seq_len: tokens in a row.
-        squares: sum of the squared lengths of the documents in the rows.
+    With responses R1, R2, ... behind one prompt P, ``squares`` holds (P + R1)^2 + (P + R2)^2 + ... less P^2 for each response but
+    the first: the pairs of tokens that see each other, twice.
     """
-    # Attention is linear in the length that a token sees, so documents count as rows of their mean length, weighted by tokens.
+    if not batch.tokens:
+        return NO_FLOPS
+    # Attention is linear in the length that a token sees, so rows and documents count as ones of their mean length, weighted by
+    # tokens.
+    row, document = batch.row_squares / batch.tokens, batch.squares / batch.tokens
+    unpredicted = batch.tokens - batch.predicted if batch.predicted is not None else 0
+    left_out = 6.0 * parameter_parts(config).head * unpredicted
     return Flops(
-        tokens * flops_per_token(config, seq_len, "6N+attention_full"),
-        tokens * flops_per_token(config, seq_len, "6N+attention_causal"),
-        tokens * flops_per_token(config, squares / tokens, "6N+attention_causal"),
+        batch.tokens * flops_per_token(config, row, "6N+attention_full") - left_out,
+        batch.tokens * flops_per_token(config, row, "6N+attention_causal") - left_out,
+        batch.tokens * flops_per_token(config, document, "6N+attention_causal") - left_out,
     )
 
 

@@ -27,7 +27,7 @@ from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.optimizer import OptimizerConfig
 from herd.training.start import save_training, set_moments, whole_moments
-from herd.training.steps import StepBatch
+from herd.training.steps import StepBatch, Unmade
 
 
 class PretrainSource:
@@ -47,11 +47,16 @@ class PretrainSource:
 
     def __getitem__(self, step: int) -> StepBatch:
         phase, first, count = self.curriculum.rows(step)
-        rows = self.mixture.rows(self.behind + phase, first, count)
-        seq_len = self.mixture.phases[self.behind + phase].seq_len
-        micro_batches = rows.split(max(1, self.micro_batch_tokens // seq_len))
-        squares = sum(length * length for row in rows.lengths for length in row)
-        return StepBatch(step, micro_batches, float(rows.target_count), count * seq_len, squares)
+        place, seq_len = self.behind + phase, self.mixture.phases[self.behind + phase].seq_len
+        size = max(1, self.micro_batch_tokens // seq_len)
+
+        def make(numbers: range) -> list[PackedRows]:
+            wanted = [row for n in numbers for row in range(n * size, min(count, (n + 1) * size))]
+            return self.mixture.rows(place, first, count, wanted).split(size) if wanted else []
+
+        targets, squares = self.mixture.figures(place, first, count)
+        tokens = count * seq_len
+        return StepBatch(step, Unmade(range(-(-count // size)), make), float(targets), tokens, squares, tokens * seq_len)
 
     def tokens_at(self, step: int) -> int:
         return self.curriculum.tokens_at(step)
@@ -114,8 +119,7 @@ class PretrainModule(HerdModule):
         return self.curriculum.phase(step).first_step == step
 
     def step_flops(self, batch: StepBatch) -> Flops:
-        seq_len = self.curriculum.phase(batch.step).seq_len
-        return transformer_flops(self.model.config, batch.tokens, seq_len, batch.squares)
+        return transformer_flops(self.model.config, batch)
 
     def step_fields(self, step: int) -> dict[str, Any]:
         phase = self.curriculum.phase(step)

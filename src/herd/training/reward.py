@@ -31,6 +31,7 @@ from herd.dialog.rows import Counted
 from herd.model.heads import RewardModel
 from herd.objectives.ranking import centering_loss, ranking_loss
 from herd.runs.seeds import stream
+from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.sequences import (
     EpochSteps,
@@ -42,7 +43,7 @@ from herd.training.sequences import (
     one_row,
     pack_groups,
 )
-from herd.training.steps import StepBatch
+from herd.training.steps import StepBatch, Unmade
 
 # By how much the better reward should lead, by grade: Llama 2, table 27. Llama 3 found no gain at scale and drops it.
 MARGINS = {"none": (0.0, 0.0, 0.0, 0.0), "small": (1.0, 2 / 3, 1 / 3, 0.0), "large": (3.0, 2.0, 1.0, 0.0)}
@@ -172,21 +173,26 @@ class RowLayout:
         """Tokens that the comparison takes in its rows."""
         return sum(map(len, self.groups(comparison, range(len(comparison.responses)))))
 
+    def square(self, comparison: Comparison) -> int:
+        """Twice the pairs of its tokens that see each other: in a causal row each sees all before it."""
+        groups = self.groups(comparison, range(len(comparison.responses)))
+        return sum(len(group) ** 2 if self.row == "causal" else group.square for group in groups)
+
 
 def reward_batch(
     data: Sequence[Comparison],
     layout: RowLayout,
     objective: RewardObjective | None = None,
-    shuffle: np.random.Generator | None = None,
+    orders: Sequence[np.ndarray] | None = None,
 ) -> RewardBatch:
-    """Packs the responses of some comparisons, each comparison's in an order drawn from `shuffle`, else best first."""
+    """Packs the responses of some comparisons, each comparison's in its order of `orders`, else best first."""
     objective = objective or RewardObjective()
     groups: list[Group] = []
     pairs: list[tuple[int, int, float, float, int]] = []
     first = 0
-    for comparison in data:
+    for number, comparison in enumerate(data):
         count = len(comparison.responses)
-        order = np.arange(count) if shuffle is None else shuffle.permutation(count)
+        order = np.arange(count) if orders is None else orders[number]
         groups += layout.groups(comparison, order.tolist())
         places = [first + int(place) for place in np.argsort(order)]  # of the responses, best first
         first += count
@@ -195,9 +201,9 @@ def reward_batch(
             # An edit only betters the chosen response, so it leads the rejected one by the grade at least.
             margin = 0.0 if kind == 1 else objective.margin_of(comparison.grade)
             pairs.append((*pair, 1 / len(ordered), margin, kind))
-    better, worse, weights, margins, orders = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    better, worse, weights, margins, kinds = (torch.tensor(column) for column in zip(*pairs, strict=True))
     rows = pack_groups(groups, layout.window, layout.pad_id, causal=layout.row == "causal")
-    return RewardBatch(rows, better, worse, weights, margins, orders)
+    return RewardBatch(rows, better, worse, weights, margins, kinds)
 
 
 def reward_steps(
@@ -215,9 +221,17 @@ def reward_steps(
 
     def build(step: int, units: list[int]) -> StepBatch:
         shuffle = stream(seed, "response order", step)
-        parts = [units[i : i + size] for i in range(0, len(units), size)]
-        micro_batches = [reward_batch([data[i] for i in part], layout, objective, shuffle) for part in parts]
-        return StepBatch(step, micro_batches, float(len(units)), sum(tokens[i] for i in units))
+        orders = [shuffle.permutation(len(data[i].responses)) for i in units]
+        starts = range(0, len(units), size)
+
+        def make(numbers: range) -> list[RewardBatch]:
+            parts = [slice(starts[n], starts[n] + size) for n in numbers]
+            return [reward_batch([data[i] for i in units[part]], layout, objective, orders[part]) for part in parts]
+
+        total = sum(tokens[i] for i in units)
+        squares = sum(layout.square(data[i]) for i in units)
+        micro_batches = Unmade(range(len(starts)), make)
+        return StepBatch(step, micro_batches, float(len(units)), total, squares, total * layout.window, predicted=0)
 
     return EpochSteps(tokens, batch_size, epochs, seed, build)
 
@@ -255,6 +269,11 @@ class RewardModule(HerdModule):
             metrics[name] = (((leads > 0) & among).sum(), among.sum())
         metrics["margin"] = (leads[micro_batch.orders == 0].sum(), metrics["accuracy"][1])
         return (losses * micro_batch.weights).sum(), metrics
+
+    def step_flops(self, batch: StepBatch) -> Flops:
+        """Of the backbone without its output head, and of the scalar head. A shared prompt counts once."""
+        head = 6.0 * self.model.head.weight.numel() * batch.tokens
+        return transformer_flops(self.model.backbone.config, batch) + Flops(head, head, head)
 
 
 @torch.no_grad()

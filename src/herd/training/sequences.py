@@ -58,6 +58,12 @@ class Group:
         """Tokens of the prompt, where there is one, and of each response."""
         return tuple(n for n in (len(self.prompt), *map(len, self.responses)) if n)
 
+    @property
+    def square(self) -> int:
+        """Twice the pairs of tokens that see each other, where no response sees another: the square of its length if alone."""
+        prompt = len(self.prompt)
+        return sum((prompt + len(r)) ** 2 for r in self.responses) - (len(self.responses) - 1) * prompt**2
+
     @classmethod
     def of(cls, sequences: Sequence[TrainingSequence], prompt: int) -> Group:
         """Sequences of which the first `prompt` tokens are the same and not trained, as one group."""

@@ -20,7 +20,7 @@ from herd.runs.seeds import stream
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, alone, fit_window, lay_out, pack_sequences
-from herd.training.steps import StepBatch
+from herd.training.steps import StepBatch, Unmade
 
 
 def sft_sequences(
@@ -68,6 +68,9 @@ def sft_steps(
 ) -> EpochSteps:
     """Optimizer steps of `batch_rows` packed rows. Rows are packed once; their order changes with the epoch."""
     rows = best_fit([len(s) for s in sequences], window)
+    targets = [sum(int(sequences[i].trained[1:].sum()) for i in row) for row in rows]
+    padding = [window - sum(len(sequences[i]) for i in row) for row in rows]
+    row_squares = [sum(len(sequences[i]) ** 2 for i in row) + rest**2 for row, rest in zip(rows, padding, strict=True)]
 
     def micro_batch(group: list[int]) -> SequenceRows:
         members = [sequences[i] for unit in group for i in rows[unit]]
@@ -77,10 +80,10 @@ def sft_steps(
 
     def build(step: int, units: list[int]) -> StepBatch:
         groups = [units[i : i + micro_batch_rows] for i in range(0, len(units), micro_batch_rows)]
-        micro_batches = [micro_batch(group) for group in groups]
-        targets = sum(len(rows.targets) for rows in micro_batches)
-        squares = sum(length * length for rows in micro_batches for row in rows.lengths for length in row)
-        return StepBatch(step, micro_batches, float(targets), sum(rows.tokens.numel() for rows in micro_batches), squares)
+        micro_batches = Unmade(range(len(groups)), lambda numbers: [micro_batch(groups[i]) for i in numbers])
+        predicted, squares = sum(targets[i] for i in units), sum(row_squares[i] for i in units)
+        tokens = len(units) * window
+        return StepBatch(step, micro_batches, float(predicted), tokens, squares, tokens * window, predicted)
 
     return EpochSteps([window] * len(rows), batch_rows, epochs, seed, build)
 
@@ -94,8 +97,7 @@ class SFTModule(HerdModule):
         return rows_nll(self.model, micro_batch), {}
 
     def step_flops(self, batch: StepBatch) -> Flops:
-        window = batch.micro_batches[0].tokens.shape[1]
-        return transformer_flops(self.model.config, batch.tokens, window, batch.squares)
+        return transformer_flops(self.model.config, batch)
 
 
 def rows_nll(model: Transformer, rows: SequenceRows) -> Tensor:

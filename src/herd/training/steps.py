@@ -5,7 +5,7 @@ workers.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,6 +13,29 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from herd.config.errors import UserError
+
+
+class Unmade(Sequence[Any]):
+    """Micro-batches that are made when they are asked for, so that a rank makes none but its own.
+
+    Args:
+        numbers: of the micro-batches, within their step.
+        make: numbers -> these micro-batches.
+    """
+
+    def __init__(self, numbers: range, make: Callable[[range], list[Any]]) -> None:
+        self.numbers, self.make = numbers, make
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Unmade(self.numbers[index], self.make)
+        return self.make(range(self.numbers[index], self.numbers[index] + 1))[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.make(self.numbers))
 
 
 @dataclass(frozen=True)
@@ -24,10 +47,13 @@ class StepBatch:
     """
 
     step: int  # index of the optimizer step, from 0
-    micro_batches: list[Any]  # of the global batch, or of one rank after `for_rank`
+    micro_batches: Sequence[Any]  # of the global batch, or of one rank, and made, after `for_rank`
     normalizer: float  # what the summed loss of the GLOBAL batch is divided by: target tokens, or pairs
     tokens: int  # input tokens of the GLOBAL batch, as the papers count them
-    squares: int = 0  # sum of the squared lengths of the GLOBAL batch's documents, for attention's cost; 0 = not known
+    # What the step costs, see herd.training.meters; of the GLOBAL batch.
+    squares: int = 0  # sum of the squared lengths of the documents; a prompt that responses share is one of them, and counts once
+    row_squares: int = 0  # sum over the tokens of the length of the row that each lies in; 0 = the cost is not known
+    predicted: int | None = None  # tokens at which the output head is applied; None = all
 
     def pin_memory(self) -> "StepBatch":
         """The same batch in page-locked memory (DataLoader calls this), where its micro-batches know how."""
@@ -35,15 +61,13 @@ class StepBatch:
         return replace(self, micro_batches=pinned)
 
     def for_rank(self, rank: int, world: int) -> "StepBatch":
-        """The share of one data-parallel rank; every rank must get equally many micro-batches."""
-        if world == 1:
-            return self
+        """The share of one data-parallel rank, made; every rank must get equally many micro-batches."""
         if len(self.micro_batches) % world:
             raise UserError(
                 f"Step {self.step} has {len(self.micro_batches)} micro-batches, which {world} ranks cannot share "
                 "equally: lower trainer.micro_batch_tokens or change the batch size."
             )
-        return replace(self, micro_batches=self.micro_batches[rank::world])
+        return replace(self, micro_batches=list(self.micro_batches[rank::world]))
 
 
 class StepSource(Protocol):
@@ -54,7 +78,9 @@ class StepSource(Protocol):
         ...
 
     def __getitem__(self, step: int) -> StepBatch:
-        """The global batch of one step."""
+        """The global batch of one step. Its figures are of all ranks; what is dear to make of its micro-batches is
+        :class:`Unmade`.
+        """
         ...
 
     def tokens_at(self, step: int) -> int:

@@ -1,5 +1,6 @@
 """Annealing appraisal: pairing removes a seed's luck, intervals cover, what cannot be told is said."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_bad_runs_are_refused(losses: Any, message: str) -> None:
         rank_by_seeds(losses)
 
 
+@functools.cache
 def composed_sweep() -> tuple[Any, list[dict[str, float]]]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -185,6 +187,7 @@ def test_documents_count_by_their_domains_weight(tmp_path: Path) -> None:
         gather_seeds(run_sweep(tmp_path / "mixed", checkpoints=("half", "other")))
 
 
+@pytest.mark.usefixtures("pictures")
 def test_the_command_ranks_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run_sweep(tmp_path)
     for overrides, pairing in (([], "seed"), (["pairing=document"], "document")):

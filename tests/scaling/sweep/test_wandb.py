@@ -21,6 +21,7 @@ from ..conftest import make_sweep
 pytest.importorskip("wandb")
 
 
+@pytest.mark.usefixtures("pictures")
 def test_cells_and_a_summary_form_one_group_and_read_back(tmp_path: Path) -> None:
     records = make_sweep(noise=0.01, budgets=(1e11,), factors=(0.5, 1.0, 2.0))
     records[0] = replace(records[0], tasks={"arc": 0.3}, lr=1e-3)
