@@ -65,13 +65,16 @@ def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(opened):
 
 
 def test_lines_from_a_pipe(folder, opened, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("what?\n\n/system Be brief\nwhat?\n/clear\nwhat?\n/help\n" + "x " * 100 + "\n"))
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("what?\n\n/system Be brief\nwhat?\n/clear\nwhat?\n/help\n/systm x\n" + "x " * 100 + "\n")
+    )
     main(["chat", f"model={folder}", "temperature=0.9", "top_p=0.95", "seed=2", "max_new_tokens=8"])
     plain = printable(answer(opened, [Message(Role.USER, "what?")]))
     brief = printable(answer(opened, [Message(Role.SYSTEM, "Be brief"), Message(Role.USER, "what?")]))
     out = capsys.readouterr().out
     assert out.startswith(f"{plain}\n(begun anew)\n{brief}\n(begun anew)\n{brief}\n/clear begins anew")
     assert "(the message and its frame have" in out
+    assert "(no command /systm. Did you mean '/system'? /help lists them)" in out
 
 
 def test_a_base_model_is_refused_unless_forced(folder, tmp_path, capsys, monkeypatch):

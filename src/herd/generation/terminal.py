@@ -1,10 +1,11 @@
 """``herd chat``: talk to a model in a terminal; its words appear as they are drawn."""
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from herd.config.errors import UserError
+from herd.config.errors import UserError, nearest
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import DIALECTS, render
 from herd.generation.choose import SamplingConfig
@@ -141,6 +142,9 @@ def _turn(talk: Conversation, line: str) -> None:
         return
     if command == "/help":
         print(HELP)
+        return
+    if re.fullmatch(r"/[a-z]+", command):  # a mistyped command is no question; a path has another slash, a dot or a digit
+        print(f"(no command {command}.{nearest(command, ('/clear', '/system', '/help'))} /help lists them)")
         return
     try:
         dropped = talk.say(line)
