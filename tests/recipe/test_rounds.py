@@ -118,6 +118,53 @@ def test_variants_of_one_setting_are_one_model_and_refused() -> None:
     assert rounds(1, variants={"dpo": [], "dpo-b": []}, each=told_apart).averaged
 
 
+MEMBERS = {"reward": {"reward-a": ["seed=0"], "reward-b": ["seed=1"]}, "sft": {"sft-a": ["epochs=1"], "sft-b": ["epochs=2"]}}
+
+
+def test_reward_model_and_sft_may_be_means_of_members() -> None:
+    """Each member is trained on what the one would be; the mean takes its place, measured on what none of them has seen."""
+    plain = recipe(rounds(2)).nodes
+    declared = rounds(2, members=MEMBERS, overrides={"sft": ["window=64"]}, each={"round-2": {"sft-b": ["optimizer.lr=1e-3"]}})
+    nodes = recipe(declared).nodes
+    second = [name.removeprefix("round-2/") for name in nodes if name.startswith("round-2/")]
+    assert second == ["preferences", "reward-a", "reward-b", "reward", "reject", "sft-a", "sft-b", "sft", *STAGES[4:]]
+    for command in ("reward", "sft"):
+        mean = nodes[f"round-2/{command}"]
+        assert mean.command == "average"
+        assert list(mean.groups["models"].values()) == [f"round-2/{member}" for member in MEMBERS[command]]
+        for member in MEMBERS[command]:
+            one, alone = nodes[f"round-2/{member}"], plain[f"round-2/{command}"]
+            assert (one.command, one.inputs, one.groups) == (command, alone.inputs, alone.groups)
+    assert nodes["round-2/reward"].inputs == {"tokens": "tokenize", "preferences": "round-2/preferences"}
+    assert nodes["round-2/sft"].inputs == {"tokens": "tokenize", "heldout": "dialogs"}
+    assert nodes["round-2/sft-b"].overrides == ["window=64", "epochs=2", "optimizer.lr=1e-3"]
+    others = {name: node for name, node in nodes.items() if name in plain and not name.endswith(("/reward", "/sft"))}
+    assert others == {name: node for name, node in plain.items() if not name.endswith(("/reward", "/sft"))}
+
+
+def test_members_compose_in_the_laptop_recipe() -> None:
+    told = [f"++rounds.members.{kind}={{{kind}-a: ['seed=0'], {kind}-b: ['seed=1']}}" for kind in MEMBERS]
+    loaded = load(RecipeConfig, compose("recipe", told))
+    assert job_of(loaded, "round-2/reward-b").config.seed == 1
+    assert job_of(loaded, "round-2/sft").stage.name == "average"
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"rewrd": MEMBERS["reward"]}, "Did you mean 'reward'"),
+        ({"reward": {"reward-a": []}}, "rounds.members.reward: name two stages or more"),
+        ({"sft": {"sft": [], "sft-b": ["seed=1"]}}, "none as another stage of a round"),
+        ({"sft": {"a": [], "b": ["seed=1"]}, "reward": {"a": [], "c": ["seed=1"]}}, "none as another stage of a round"),
+        ({"sft": {"a": ["seed=1"], "b": ["seed=1"]}}, "rounds.members.sft: a and b have the same overrides in round 1"),
+    ],
+)
+def test_members_that_cannot_be_are_refused(members: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        rounds(members=members)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def test_patterns_stand_for_earlier_stages_in_their_order() -> None:
     earlier = ["curate", "round-1/sft", "round-1/dpo", "round-2/sft"]
     node = Node("x", groups={"m": {"first": "curate", "a-*": "round-*/dpo", "round-*/sft": "round-*/sft"}, "all": {"*": "*"}})

@@ -4,16 +4,20 @@ A round is preferences -> reward model -> rejection sampling -> SFT -> DPO (seve
 checkpoint of each kind of task. Preferences compare answers of two models of the round before; the reward model learns
 from the preferences of all rounds, DPO from the newest alone; SFT starts from the pre-trained model on the seed dialogs and
 all rounds' rejection-sampled rows, which the best checkpoint of each kind of task has written.
+
+Reward model and SFT may be means too (section 4.1.5): with ``members`` each of theirs is trained as a stage of its own, and
+``reward`` or ``sft`` is their average, measured beside each member on the round's held-out pairs or references.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from herd.config.errors import UserError, nearest
 from herd.recipe.node import Node
 
 COMMANDS = ("preferences", "reward", "reject", "sft", "dpo", "average", "best")
+AVERAGED = ("reward", "sft")  # may be the mean of members
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class RoundsConfig:
     candidates: list[str]  # stages of a round whose models may be its best; also answer the next round's preferences
     overrides: dict[str, list[str]] = field(default_factory=dict)  # command -> overrides in every round
     each: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # round-<number> -> stage -> overrides there, after those
+    # reward, sft -> stage -> its overrides, as `variants` are of DPO: two or more are trained, and their mean is the round's
+    members: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     first_models: dict[str, str] = field(default_factory=dict)  # models of the first preferences; none: flawed references
 
     def __post_init__(self) -> None:
@@ -42,6 +48,15 @@ class RoundsConfig:
             raise UserError("rounds.prompts: give both preferences and reject, e.g. {preferences: [700], reject: [150]}")
         if not self.variants or {*self.variants} & {*COMMANDS} - {"dpo"}:
             raise UserError(f"rounds.variants: name one DPO stage or more, none as another stage of a round: {[*self.variants]}")
+        taken = {*COMMANDS, *self.variants}
+        for command, members in self.members.items():
+            _known(f"rounds.members.{command}", command, AVERAGED)
+            if len(members) < 2 or {*members} & taken:
+                raise UserError(
+                    f"rounds.members.{command}: name two stages or more, none as another stage of a round, "
+                    f"e.g. {{{command}-a: [seed=0], {command}-b: [seed=1]}}, not {[*members]}"
+                )
+            taken |= {*members}
         trained = ["sft", *self.variants, *(["average"] if self.averaged else [])]
         for name in self.candidates:
             _known("rounds.candidates", name, trained)
@@ -51,14 +66,21 @@ class RoundsConfig:
             if not re.fullmatch(r"round-[1-9]\d*", one):  # one beyond `count` waits for its round
                 raise UserError(f"rounds.each.{one}: name a round, as round-{self.count}")
             for name in stages:
-                _known(f"rounds.each.{one}.{name}", name, [*COMMANDS, *self.variants])
+                _known(f"rounds.each.{one}.{name}", name, [*COMMANDS, *self._settings])
         for number in range(1, self.count + 1):
-            self._require_different_variants(number)
+            self._require_different("rounds.variants", number, "dpo", self.variants)
+            for command, members in self.members.items():
+                self._require_different(f"rounds.members.{command}", number, command, members)
 
     @property
     def averaged(self) -> bool:
         """Whether a round ends with a mean of weights."""
         return len(self.variants) > 1
+
+    @property
+    def _settings(self) -> dict[str, list[str]]:
+        """Stage -> its own overrides, of all that are trained in several variants."""
+        return self.variants | {name: own for members in self.members.values() for name, own in members.items()}
 
     def nodes(self) -> dict[str, Node]:
         """The stages of all rounds, in the order they run."""
@@ -72,7 +94,8 @@ class RoundsConfig:
         best = {"best": f"{before}/best"} if r > 1 else {}
 
         yield self._stage(r, "preferences", dialogs | (tokens | best if models else {}), {"models": models} if models else {})
-        yield self._stage(r, "reward", tokens | base, {"preferences": {one: f"{one}/preferences" for one in so_far}})
+        known = {"preferences": {one: f"{one}/preferences" for one in so_far}}
+        yield from self._trained(r, "reward", tokens | base, known, {"preferences": f"{this}/preferences"})
         writer = best if r > 1 else {"generator": self.after}
         yield self._stage(
             r,
@@ -81,7 +104,8 @@ class RoundsConfig:
             {"models": models} if r > 1 else {},
         )
         rows = {"seed": "dialogs"} | {one: f"{one}/reject" for one in so_far}
-        yield self._stage(r, "sft", tokens | base | {"heldout": "dialogs"}, {"dialogs": rows})
+        heldout = {"heldout": "dialogs"}
+        yield from self._trained(r, "sft", tokens | base | heldout, {"dialogs": rows}, heldout)
         for name in self.variants:
             yield self._stage(r, "dpo", tokens | {"model": f"{this}/sft", "preferences": f"{this}/preferences"}, {}, name)
         if self.averaged:
@@ -90,15 +114,28 @@ class RoundsConfig:
         candidates = {name: f"{this}/{name}" for name in self.candidates}
         yield self._stage(r, "best", tokens | {"prompts": "dialogs", "reward": f"{this}/reward"}, {"models": candidates})
 
-    def _require_different_variants(self, r: int) -> None:
+    def _trained(
+        self, r: int, command: str, inputs: dict[str, str], groups: dict[str, dict[str, str]], measured: dict[str, str]
+    ) -> Iterator[tuple[str, Node]]:
+        """The stage, or its members and the mean that stands for it; ``measured``: what the mean is held against."""
+        members = self.members.get(command)
+        if not members:
+            yield self._stage(r, command, inputs, groups)
+            return
+        for name in members:
+            yield self._stage(r, command, inputs, groups, name)
+        mean = Node("average", self.overrides.get("average", []), inputs={"tokens": inputs["tokens"]} | measured)
+        yield f"round-{r}/{command}", replace(mean, groups={"models": {name: f"round-{r}/{name}" for name in members}})
+
+    def _require_different(self, where: str, r: int, command: str, stages: Iterable[str]) -> None:
         """UserError for two variants of the same settings, which are one model: their mean would be that model."""
         seen: dict[tuple[str, ...], str] = {}
-        for name in self.variants:
-            _, node = self._stage(r, "dpo", {}, {}, name)
+        for name in stages:
+            _, node = self._stage(r, command, {}, {}, name)
             first = seen.setdefault(tuple(node.overrides), name)
             if first != name:
                 raise UserError(
-                    f"rounds.variants: {first} and {name} have the same overrides in round {r}, so they are one model: "
+                    f"{where}: {first} and {name} have the same overrides in round {r}, so they are one model: "
                     f"give {name} something of its own, e.g. [seed=1]"
                 )
 
@@ -108,7 +145,7 @@ class RoundsConfig:
         one = self.each.get(f"round-{r}", {})
         overrides = [*self._prompts(r, command), *self.overrides.get(command, []), *one.get(command, [])]
         if name:
-            overrides += self.variants[name] + (one.get(name, []) if name != command else [])
+            overrides += self._settings[name] + (one.get(name, []) if name != command else [])
         return f"round-{r}/{name or command}", Node(command, overrides, inputs=inputs, groups=groups)
 
     def _prompts(self, r: int, command: str) -> list[str]:

@@ -91,7 +91,7 @@ def _choice(run: RunData) -> Claim | None:
 
 
 def _reward(run: RunData) -> Claim | None:
-    last = next((r for r in reversed(run.rounds) if r.metrics("reward").get("accuracy") is not None), None)
+    last = next((r for r in reversed(run.rounds) if r.metrics("reward").get("accuracy_interval")), None)
     if last is None:
         return None
     metrics = last.metrics("reward")
