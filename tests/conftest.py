@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,16 @@ settings.register_profile("herd", deadline=None, max_examples=50, derandomize=Tr
 settings.load_profile("herd")
 
 
-def pytest_collection_finish() -> None:
-    """Hides what the imports made from the garbage collector: a training run asks for it, and would walk all modules."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Hides what the imports make from the garbage collector, which would walk it again and again, in each training run too."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ def retold(shards: TokenShards, phases: list[Phase], seed: int) -> list[list[Row
 
 
 @given(world=worlds(), seed=st.integers(0, 3))
-@check(90)
+@check(50)
 def test_rows_are_what_the_rules_say(make_shards: MakeShards, world: tuple[dict[str, list[int]], list[Phase]], seed: int) -> None:
     domains, phases = world
     shards = make_shards(**domains)
@@ -110,7 +110,7 @@ def test_rows_are_what_the_rules_say(make_shards: MakeShards, world: tuple[dict[
 
 
 @given(world=worlds(), data=st.data())
-@check(60)
+@check(40)
 def test_any_rows_in_any_order_are_the_same(
     make_shards: MakeShards, world: tuple[dict[str, list[int]], list[Phase]], data: st.DataObject
 ) -> None:
@@ -129,7 +129,7 @@ def test_any_rows_in_any_order_are_the_same(
 
 
 @given(lengths=LENGTHS, seq_lens=st.lists(st.integers(1, 20), min_size=1, max_size=3), seed=st.integers(0, 5))
-@check(60)
+@check(40)
 def test_every_token_is_read_once_before_any_is_read_again(
     make_shards: MakeShards, lengths: list[int], seq_lens: list[int], seed: int
 ) -> None:
@@ -170,7 +170,7 @@ def test_document_order_is_the_one_of_earlier_versions(make_shards: MakeShards) 
 
 
 @given(lengths=LENGTHS, block=st.integers(1, 5), data=st.data())
-@check(60)
+@check(40)
 def test_a_source_in_blocks_is_read_like_a_list(
     make_shards: MakeShards, lengths: list[int], block: int, data: st.DataObject
 ) -> None:
@@ -219,7 +219,7 @@ def test_shares_are_met_at_every_point(weights: dict[str, float]) -> None:
 
 
 @given(shares=st.lists(st.integers(0, 20), min_size=1, max_size=7).filter(any))
-@check(150)
+@check(60)
 def test_any_shares_are_met_closely(shares: list[int]) -> None:
     weights = {f"s{i}": share / sum(shares) for i, share in enumerate(shares)}
     quota = Quota(weights)
