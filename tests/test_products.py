@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from herd import products
 from herd.model.attention import attend
@@ -152,6 +153,25 @@ def test_training_keeps_near_fp32_and_repeats_to_the_bit(monkeypatch):
     torchs = losses(Transformer(SHAPE), True)
     assert ours == pytest.approx(torchs, rel=1e-2)
     assert abs(ours[0] - fp32[0]) <= abs(torchs[0] - fp32[0]) + 1e-4
+
+
+class Operands(TorchDispatchMode):
+    """Types of what products and attention are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(part in str(func) for part in ("mm", "attention")):
+            self.types |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_product_of_a_step_is_left_to_torchs_bfloat16():
+    with Operands() as seen:
+        losses(Transformer(SHAPE), True, 1)
+    assert seen.types == {torch.float32}
 
 
 @pytest.mark.parametrize("how", ["selective", "block"])
