@@ -132,3 +132,13 @@ def test_prompts_survive_the_file(tmp_path):
     prompt = Prompt("p1", "e1", "what", PROMPT, "Does it.")
     write_jsonl(tmp_path / "p.jsonl", [prompt.to_dict()])
     assert read_prompts(tmp_path / "p.jsonl") == [prompt]
+
+
+def test_an_empty_answer_in_the_history_is_no_matter_and_a_response_must_answer():
+    history = (Message(Role.USER, "a"), Message(Role.ASSISTANT, ""), Message(Role.USER, "b"))
+    yes, no = (Message(Role.ASSISTANT, "yes"),), (Message(Role.ASSISTANT, "no"),)
+    row = Preference("x", "y", history, yes, no, Grade.BETTER)
+    assert PreferenceFilter().reason(row) is None
+    answered = (*history[:1], Message(Role.ASSISTANT, "c"))
+    asks = Preference("x", "y", answered, (Message(Role.USER, "what?"),), no, Grade.BETTER)
+    assert PreferenceFilter().reason(asks) == "no_assistant_turn"

@@ -33,3 +33,20 @@ def test_paired_interval_draws_prompts_and_repeats_itself() -> None:
     wide, narrow = paired_interval(differences, prompts), paired_interval(differences, range(80))
     assert wide == paired_interval(differences, prompts)
     assert wide.low < narrow.low < 0.375 < narrow.high < wide.high
+
+
+def test_lengths_are_alike_up_to_a_tenth_of_their_mean():
+    lengths = [[100, 110], [110, 100], [100, 112], [112, 100]]  # 0.095 and 0.113 of the mean apart
+    found = ranking_accuracy([[1, 0], [0, 1], [1, 0], [1, 0]], lengths, "abcd")
+    assert found.like_length is not None
+    assert (found.like_length.pairs, found.like_length.share) == (2, 0.5)
+
+
+def test_pairs_of_one_prompt_are_one_in_every_interval():
+    rng = np.random.default_rng(0)
+    scores, lengths, prompts = rng.normal(size=(30, 2)), rng.integers(1, 99, (30, 2)), list(range(30))
+    once = ranking_accuracy(scores, lengths, prompts)
+    thrice = ranking_accuracy(np.repeat(scores, 3, 0), np.repeat(lengths, 3, 0), np.repeat(prompts, 3).tolist())
+    assert thrice.over_length_interval == pytest.approx(once.over_length_interval)
+    assert thrice.accuracy_interval == pytest.approx(once.accuracy_interval, abs=0.01)
+    assert (thrice.pairs, thrice.prompts) == (90, 30)
