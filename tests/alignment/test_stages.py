@@ -474,18 +474,21 @@ def test_the_same_model_under_two_names_is_refused(made):
 
 
 def answering(*texts: str):
-    """A sampler whose K-th answer to every prompt is the K-th text."""
-    return lambda model, tokenizer, prompts, *rest: [[Answer(text, (1,), True, 0.0) for text in texts] for _ in prompts]
+    """A sampler whose K-th answer to every prompt is the K-th text; one that ends in ... was cut."""
+    return lambda model, tokenizer, prompts, *rest: [
+        [Answer(text, (1,), not text.endswith("..."), 0.0) for text in texts] for _ in prompts
+    ]
 
 
 def test_answers_that_the_reward_model_cannot_read_are_left_out(made, monkeypatch):
     """Bytes that are no character: a few sampled tokens whose text is encoded as hundreds."""
     inputs = {"tokens": made["tokens"].path, "reward": made["reward"].path, "prompts": made["dialogs"].path}
     settings = ("prompts=3", "max_new_tokens=24")
-    monkeypatch.setattr(reject_stage, "sample_answers", answering("\ufffd" * 300, "the axis", "the norm"))
+    monkeypatch.setattr(reject_stage, "sample_answers", answering("\ufffd" * 300, "the axis", "the norm", "a cut..."))
     rejected = made["round"].run(reject_stage.STAGE, inputs | {"generator": made["sft"].path}, *settings, "samples=3", node="u")
     rows = [row for _, row in read_jsonl(rejected / "dialogs.jsonl")]
     assert len(rows) == 3 and {row["candidates"] for row in rows} == {2} and {row["sample"] for row in rows} <= {1, 2}
+    assert all(row["reward"] > row["mean_reward"] for row in rows)  # of two different answers the better one
     assert rejected.metrics["unread"] == 3 and rejected.metrics["rows"]["dropped"] == {}
     asked = []
 

@@ -62,6 +62,11 @@ def test_each_round_learns_from_what_the_paper_says() -> None:
     assert "models" not in first.groups and nodes["round-1/reject"].inputs["generator"] == "sft-seed"
 
 
+def test_a_rounds_best_is_judged_by_its_own_reward_model() -> None:
+    nodes = rounds(3).nodes()
+    assert [nodes[f"round-{r}/best"].inputs["reward"] for r in (1, 2, 3)] == [f"round-{r}/reward" for r in (1, 2, 3)]
+
+
 def test_a_further_round_leaves_the_earlier_ones_as_they_were() -> None:
     two, three = recipe(rounds(2)).nodes, recipe(rounds(3)).nodes
     assert {name: three[name] for name in two} == two
