@@ -68,26 +68,17 @@ def _compose(command: str, overrides: Sequence[str]) -> DictConfig:
 def _composed(root: Path, command: str, overrides: tuple[str, ...]) -> DictConfig:
     """A composition takes a tenth of a second, and a recipe asks for those of its stages more than once."""
     from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     # A compose inside a running Hydra application (a recipe's stages) must leave the outer one as it was.
     outer = dict(GlobalHydra.instance().__dict__)
+    GlobalHydra.instance().clear()
     try:
-        GlobalHydra.instance().hydra = _hydra(root)
-        return hydra_compose(config_name=command, overrides=list(overrides))
+        with initialize_config_dir(config_dir=str(root), version_base="1.3"):
+            return hydra_compose(config_name=command, overrides=list(overrides))
     finally:
         GlobalHydra.instance().__dict__.update(outer)
-
-
-@functools.cache
-def _hydra(root: Path) -> Any:
-    """Hydra at the tree ``root``: it keeps the files that it has read."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    initialize_config_dir(config_dir=str(root), version_base="1.3")
-    return GlobalHydra.instance().hydra
 
 
 def explain(error: BaseException, command: str, overrides: Sequence[str] = ()) -> BaseException:
