@@ -103,7 +103,7 @@ def test_a_prompt_that_is_read_whole_is_as_indifferent_to_company(model):
 
 
 def test_only_long_prompts_of_many_samples_are_read_whole(model):
-    for prompt, samples, run in ((5, 8, 11), (5, 7, 1), (1, 8, 1)):
+    for prompt, samples, whole in ((5, 8, True), (5, 7, False), (1, 8, False)):
         engine = Engine(model, 16, 480, 4)
         engine.submit(request(PROMPTS[prompt], samples, stops=frozenset()))
         engine.step()
@@ -111,8 +111,8 @@ def test_only_long_prompts_of_many_samples_are_read_whole(model):
         row = engine._rows[0]
         plan = decode_plan(engine.storage, [r.place for r in engine._rows])
         assert len(row.source.pages) == -(-len(PROMPTS[prompt]) // 4)
-        assert [part.run for part in plan.parts] == [run, 1]
-        assert len(plan.merge) == samples * (2 if run > 1 else len(row.source.pages) + 1)
+        assert [part.whole for part in plan.parts] == [whole, False]
+        assert len(plan.merge) == samples * (2 if whole else len(row.source.pages) + 1)
 
 
 def test_another_page_size_changes_no_token(alone):
@@ -128,17 +128,17 @@ def test_a_prompt_is_stored_once(model):
     engine = Engine(model, samples, 1600, size)
     engine.submit(request(prompt, samples, stops=frozenset()))
     position = 2 * SHAPE.n_layers * SHAPE.n_kv_heads * SHAPE.head_dim * 4  # keys and values, fp32
-    page = engine.storage.keys[:, :, 0].nbytes + engine.storage.values[:, :, 0].nbytes
+    page = engine.storage.keys[:, 0].nbytes + engine.storage.values[:, 0].nbytes
     assert page == size * position
     engine.step()  # the prompt is run and every first token drawn
     assert engine.pool.used * page == 3 * size * position
     assert engine.pool.holders.max() == samples
-    stored = engine.storage.keys[:, :, engine.pool.holders == samples].clone()
+    stored = engine.storage.keys[:, engine.pool.holders == samples].clone()
     for _ in range(7):
         engine.step()
         assert engine.pool.used * page == (3 + samples) * size * position
     assert len(engine._rows) == samples
-    assert torch.equal(engine.storage.keys[:, :, engine.pool.holders == samples], stored)  # no sample writes to what all read
+    assert torch.equal(engine.storage.keys[:, engine.pool.holders == samples], stored)  # no sample writes to what all read
     assert engine.pool.used * page < samples * len(prompt) * position
     finish(engine)
     assert engine.pool.used == 0

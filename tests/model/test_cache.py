@@ -31,10 +31,21 @@ def test_what_is_written_is_read_by_slice_and_by_number():
     keys, values = cache.read(1, slice(1, 4))
     assert torch.equal(keys[2, :, 0], k[0]) and torch.equal(keys[2, :, 2], k[1]) and torch.equal(values[0, :, 3], v[2])
     assert torch.equal(cache.read(1, torch.tensor([3]))[0][0], keys[2])
-    for pages in (slice(0, 4), torch.arange(4)):
-        runs, _ = cache.read(1, pages, run=2)
-        assert runs.shape == (2, 2, 8, 4) and torch.equal(runs[1, :, 4:], keys[2]) and torch.equal(runs[0, :, 7], k[2])
     assert len(cache) == 5
     assert not cache.keys[0].any() and int((cache.keys != 0).sum()) == k.numel()
     cache.clear(torch.tensor([3]))
-    assert torch.equal(cache.keys[1, :, 1, 3], k[2]) and not cache.keys[1, :, 3].any()
+    assert torch.equal(cache.keys[1, 1, :, 3], k[2]) and not cache.keys[1, 3].any()
+
+
+def test_a_run_is_one_matrix_in_place_and_scattered_pages_are_copied_to_the_same():
+    shape = ModelConfig(dim=8, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=8, vocab_size=10, max_seq_len=32)
+    cache = PagedCache(shape, pages=6, page_size=4)
+    k, v = torch.randn(2, 10, 2, 4)
+    place, scattered = torch.arange(10), torch.tensor([5, 0, 4])
+    cache.write(0, cache.slots(torch.full((10,), 1), place, run=3), k, v)
+    cache.write(0, cache.slots(scattered[place // 4], place % 4), k, v)
+    for pages in (slice(1, 4), scattered):
+        for read, written in zip(cache.read_whole(0, pages), (k, v), strict=True):
+            assert read.shape == (1, 2, 12, 4) and torch.equal(read[0, :, :10], written.transpose(0, 1))
+            assert not read[0, :, 10:].any()
+    assert cache.read_whole(0, slice(1, 4))[0].data_ptr() == cache.keys[0, 1].data_ptr()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig, choose, digest_of, draws_of
-from herd.generation.pages import PagePool, Place, decode_plan
+from herd.generation.pages import PagePool, Place, decode_plan, in_place, is_whole
 from herd.model.cache import Decode, PagedCache, Prefill
 from herd.model.layout import lay_out_for_few_rows
 from herd.model.masks import Grouped
@@ -227,12 +227,11 @@ class Engine:
         documents = batch if sum(len(w.request.prompt) for w in batch) >= _FEWEST_ROWS else repeated
         lengths = np.array([len(w.request.prompt) for w in documents])
         position = np.concatenate([np.arange(n) for n in lengths])
-        page = np.concatenate([w.pages.repeat(self.page_size)[:n] for w, n in zip(documents, lengths, strict=True)])
         equal = np.split(lengths, np.flatnonzero(np.diff(lengths)) + 1)
         last = np.resize((np.cumsum(lengths) - 1)[: len(batch)], len(repeated))
         tokens = np.concatenate([w.request.prompt for w in documents])
-        slots = self.storage.slots(self._tensor(page), self._tensor(position % self.page_size))
-        self.storage.clear(self._tensor(np.unique(page)))
+        slots = torch.cat([self._slots_of(w) for w in documents])
+        self.storage.clear(self._tensor(np.concatenate([w.pages for w in batch])))
         hidden = self.model(
             self._tensor(tokens)[None],
             self._tensor(position)[None],
@@ -241,6 +240,13 @@ class Engine:
         )
         for waiting, logits in zip(batch, self.model.logits(hidden[0, self._tensor(last)]), strict=False):
             waiting.logits = logits
+
+    def _slots_of(self, waiting: _Waiting) -> Tensor:
+        """Where the positions of a prompt are stored."""
+        pages, position = waiting.pages, np.arange(len(waiting.request.prompt))
+        if is_whole(len(pages), waiting.request.samples) and in_place(pages) is not None:
+            return self.storage.slots(self._tensor(np.full(len(position), pages[0])), self._tensor(position), run=len(pages))
+        return self.storage.slots(self._tensor(pages[position // self.page_size]), self._tensor(position % self.page_size))
 
     def _tensor(self, values: np.ndarray | list[int]) -> Tensor:
         """int64, where the model is."""

@@ -18,7 +18,7 @@ _SPARSE = 1.25  # pages in a stretch are read in place when it is at most this m
 _FEWEST_USERS = (
     4  # products of fewer than four rows, and of small heads and an odd number, take other kernels, which round otherwise
 )
-_WHOLE = 4, 8  # a prompt of so many pages, asked for so many samples, is read as one matrix; the pages of all others share a call
+_WHOLE = 4, 8  # pages and samples, see is_whole
 
 
 class PagePool:
@@ -95,6 +95,20 @@ class Place:
     samples: int
 
 
+def is_whole(pages: int, samples: int) -> bool:
+    """Whether a prompt of so many pages, of which so many samples are drawn, is read as one matrix.
+
+    The pages of all other prompts share a call, which is faster than a call for each. What runs beside it is not asked: how a
+    sample is rounded must not depend on that.
+    """
+    return pages >= _WHOLE[0] and samples >= _WHOLE[1]
+
+
+def in_place(pages: np.ndarray) -> slice | None:
+    """``pages`` as a slice if they follow each other."""
+    return slice(int(pages[0]), int(pages[-1]) + 1) if (np.diff(pages) == 1).all() else None
+
+
 def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     """What a step that adds one position to each of ``places`` reads and writes; a group's places stand together.
 
@@ -116,7 +130,7 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     leader, members = first[group], members[group]  # of each row: the first row of its group, and how many they are
     users = -(-members // _FEWEST_USERS) * _FEWEST_USERS
     of_prompt = columns < shared[:, None]
-    whole = (shared >= _WHOLE[0]) & (np.array([p.samples for p in places]) >= _WHOLE[1])
+    whole = np.array([is_whole(len(p.prompt), p.samples) for p in places])
     # Positions of a page that are filled once this step has written.
     written = np.where(
         of_prompt, length[:, None] - columns * size, (position - length + 1 + shared * size)[:, None] - columns * size
@@ -125,14 +139,13 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     parts: list[Part] = []
     results = 0
 
-    def add(pages: slice | np.ndarray, run: int, readers: np.ndarray, filled: np.ndarray) -> None:
-        """One part: ``readers`` (n, u) of its runs, of which the first ``filled`` (n,) positions hold something."""
+    def add(pages: slice | np.ndarray, is_one: bool, readers: np.ndarray, filled: np.ndarray, width: int) -> None:
+        """One part: each of ``readers`` (n, u) sees the first ``filled`` (n,) of ``width`` positions."""
         nonlocal results
-        hidden = torch.zeros(len(readers), 1, 1, run * size, dtype=storage.keys.dtype)
-        hidden.masked_fill_(torch.from_numpy(np.arange(run * size) >= filled[:, None])[:, None, None], -torch.inf)
-        parts.append(
-            Part(pages if isinstance(pages, slice) else to_device(pages), run, to_device(readers.ravel()), hidden.to(device))
-        )
+        hidden = torch.zeros(len(readers), 1, 1, width, dtype=storage.keys.dtype)
+        hidden.masked_fill_(torch.from_numpy(np.arange(width) >= filled[:, None])[:, None, None], -torch.inf)
+        read = pages if isinstance(pages, slice) else to_device(pages)
+        parts.append(Part(read, is_one, to_device(readers.ravel()), hidden.to(device)))
         results += readers.size
 
     def add_single(taken: np.ndarray, of_each: int, mine: np.ndarray) -> np.ndarray:
@@ -149,7 +162,7 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
         filled = np.full(count, size)
         filled[found[table[reads]]] = written[reads]
         merge[taken] = (results + found[table] * of_each + mine[:, None])[taken]
-        add(pages, 1, readers, filled)
+        add(pages, False, readers, filled, size)
         return found
 
     def to_device(x: np.ndarray) -> torch.Tensor:
@@ -158,7 +171,8 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     for row in first[whole[first]]:
         merge[row : row + members[row], 0] = results + np.arange(members[row])
         readers = row + np.minimum(np.arange(users[row]), members[row] - 1)
-        add(_in_place(places[row].prompt), int(shared[row]), readers[None], length[row : row + 1])
+        pages = places[row].prompt
+        add(in_place(pages) or pages, True, readers[None], length[row : row + 1], len(pages) * size)
     paged = of_prompt & ~whole[:, None]
     for of_each in np.unique(users[~whole]):
         add_single(paged & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader)
@@ -187,8 +201,3 @@ def _stretch(pages: np.ndarray, total: int) -> tuple[slice | np.ndarray, np.ndar
         return slice(low, high), found, high - low
     found[pages] = np.arange(len(pages))
     return pages, found, len(pages)
-
-
-def _in_place(pages: np.ndarray) -> slice | np.ndarray:
-    """``pages`` as a slice if they follow each other."""
-    return slice(int(pages[0]), int(pages[-1]) + 1) if (np.diff(pages) == 1).all() else pages

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from herd.model.attention import Way, attend
 from herd.model.config import ModelConfig
+from herd.products import operand
 
 
 class PagedCache:
-    """Storage: (n_layers, n_kv_heads, pages, page_size, head_dim) for keys and for values.
+    """Storage: (n_layers, pages, n_kv_heads, page_size, head_dim) for keys and for values.
 
-    Pages that follow each other are one matrix to each head, so that a run of them is read as one.
+    The pages of a prompt that is read whole lie as one matrix to each head where they follow each other (``run``).
 
     Args:
         config: shape of the model.
@@ -38,7 +39,7 @@ class PagedCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (config.n_layers, config.n_kv_heads, pages, page_size, config.head_dim)
+        shape = (config.n_layers, pages, config.n_kv_heads, page_size, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.page_size = page_size
@@ -49,17 +50,23 @@ class PagedCache:
 
     def __len__(self) -> int:
         """Pages."""
-        return self.keys.shape[2]
+        return self.keys.shape[1]
 
     def clear(self, pages: Tensor) -> None:
         """Zero ``pages``: what lies behind the last position of a page gets no weight, and 0 x NaN would be NaN."""
-        self.keys.index_fill_(2, pages, 0)
-        self.values.index_fill_(2, pages, 0)
+        self.keys.index_fill_(1, pages, 0)
+        self.values.index_fill_(1, pages, 0)
 
-    def slots(self, pages: Tensor, offsets: Tensor) -> Tensor:
-        """Where :meth:`write` puts positions, (n * n_kv_heads,) int64, from the page and the place within it of each, (n,)."""
-        heads = torch.arange(self.keys.shape[1], device=pages.device)
-        return ((heads * self.keys.shape[2] + pages[:, None]) * self.page_size + offsets[:, None]).flatten()
+    def slots(self, pages: Tensor, offsets: Tensor, run: int = 1) -> Tensor:
+        """Where :meth:`write` puts positions, (n * n_kv_heads,) int64.
+
+        Args:
+            pages: of each position, (n,), or the first page of its run.
+            offsets: its place within the page or run, (n,).
+            run: pages that follow each other and lie as one.
+        """
+        heads = torch.arange(self.keys.shape[2], device=pages.device)
+        return ((pages[:, None] * len(heads) + heads * run) * self.page_size + offsets[:, None]).flatten()
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store ``k``, ``v`` (..., n_kv_heads, head_dim) of ``n`` positions at their ``slots``."""
@@ -67,18 +74,23 @@ class PagedCache:
         keys.index_copy_(0, slots, k.reshape(-1, k.shape[-1]))
         values.index_copy_(0, slots, v.reshape(-1, v.shape[-1]))
 
-    def read(self, layer: int, pages: slice | Tensor, run: int = 1) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``pages``, ``run`` of them end to end: (n / run, n_kv_heads, run * page_size, head_dim) each.
-
-        A view of a slice, a copy of others.
-        """
+    def read(self, layer: int, pages: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``pages``, (n, n_kv_heads, page_size, head_dim) each: a view of a slice, a copy of others."""
         keys, values = self.keys[layer], self.values[layer]
         if isinstance(pages, slice):
-            keys, values = keys[:, pages], values[:, pages]
-        else:
-            keys, values = keys.index_select(1, pages), values.index_select(1, pages)
-        shape = (len(keys), -1, run * self.page_size, keys.shape[-1])
-        return keys.view(shape).transpose(0, 1), values.view(shape).transpose(0, 1)
+            return keys[pages], values[pages]
+        return keys.index_select(0, pages), values.index_select(0, pages)
+
+    def read_whole(self, layer: int, pages: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``pages`` end to end, (1, n_kv_heads, n * page_size, head_dim) each.
+
+        A slice is a run that was written as one, read in place; others were written page by page and are copied together.
+        """
+        keys, values = self.read(layer, pages)
+        if not isinstance(pages, slice):
+            keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+        shape = (1, self.keys.shape[2], len(keys) * self.page_size if isinstance(pages, slice) else -1, keys.shape[-1])
+        return keys.reshape(shape), values.reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,28 +112,36 @@ class Prefill:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Runs of pages that are read together, each by as many users.
+    """Pages that are read together.
 
     Attributes:
-        pages: which, as a slice (read in place) or (n * run,) int64 (copied first).
-        run: pages of each of the n runs.
-        users: (n * u,) int64, rows of the batch that read each run; a row may stand in for users that are not there.
-        hidden: (n, 1, 1, run * page_size) float, -inf at positions that hold nothing.
-        views: of each layer what :meth:`PagedCache.read` gave for a slice, once it has been asked for.
+        pages: which, as a slice (read in place) or (n,) int64 (copied first).
+        whole: whether they are one prompt, read as one matrix, or each is read apart, by as many users.
+        users: (n * u,) int64, rows of the batch that read each page, or (u,) those that read the whole; a row may stand in for
+            users that are not there.
+        hidden: (n, 1, 1, page_size) or (1, 1, 1, n * page_size) float, -inf at positions that hold nothing.
+        views: of each layer what the storage gave for a slice, once it has been asked for.
     """
 
     pages: slice | Tensor
-    run: int
+    whole: bool
     users: Tensor
     hidden: Tensor
     views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the n runs in ``layer``."""
+    def attend(self, storage: PagedCache, layer: int, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """:func:`partial_attention` of the users' queries, rows of ``asked`` (R, group x kv_heads x head_dim)."""
+        keys, values = self._read(storage, layer)
+        q = asked.index_select(0, self.users).view(len(keys), -1, keys.shape[1], keys.shape[3]).transpose(1, 2)
+        # For few queries and keys at a time torch's kernel takes twice as long as single products, on two threads.
+        return (partial_attention if self.whole else by_scores)(q, keys, values, self.hidden)
+
+    def _read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
+        read = storage.read_whole if self.whole else storage.read
         if not isinstance(self.pages, slice):
-            return storage.read(layer, self.pages, self.run)
+            return read(layer, self.pages)
         if layer not in self.views:
-            self.views[layer] = storage.read(layer, self.pages, self.run)
+            self.views[layer] = read(layer, self.pages)
         return self.views[layer]
 
 
@@ -133,7 +153,7 @@ class Decode:
         slots: where the new positions go.
         parts: every page that is read.
         merge: (R * w,) int64, the results that belong to each row: indices into those of all parts, counted in the order
-            part, run, user.
+            part, page, user.
         absent: (R, w, 1) float, -inf where a row has fewer than w results; None where all have w.
         newest: (R,) int64, where the new positions stand in the flattened ``hidden`` of the last part, that of the sequences' own
             pages.
@@ -160,12 +180,11 @@ class Decode:
         # so that whole rows are copied from here on.
         asked = q.view(rows, kv_heads, -1, width).transpose(1, 2).reshape(rows, -1)
         outputs, sizes = [], []
-        for part in self.parts:
-            keys, values = part.read(self.storage, layer)
-            queries = asked.index_select(0, part.users).view(len(keys), -1, kv_heads, width).transpose(1, 2)
-            out, size = partial_attention(queries, keys, values, part.hidden)
-            outputs.append(out.transpose(1, 2).reshape(len(part.users), -1))
-            sizes.append(size.transpose(1, 2).reshape(len(part.users), -1))
+        with torch.autocast(q.device.type, enabled=False):  # queries, keys and values are of its type already
+            for part in self.parts:
+                out, size = part.attend(self.storage, layer, asked)
+                outputs.append(out.transpose(1, 2).reshape(len(part.users), -1))
+                sizes.append(size.transpose(1, 2).reshape(len(part.users), -1))
         merged, size = (torch.cat(x).index_select(0, self.merge).view(rows, -1, x[0].shape[1]) for x in (outputs, sizes))
         if self.absent is not None:
             size = size + self.absent
@@ -185,14 +204,19 @@ def partial_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[
     Returns:
         softmax(q k^T / sqrt(d) + hidden) v, (n, h, m, d), and the log-sum-exp of the scores, (n, h, m) float32 or wider.
     """
+    q, k, v = (operand(x, x.dtype) for x in (q, k, v))
     if q.device.type == "cpu":  # the kernel behind scaled_dot_product_attention, which does not hand out the log-sum-exp
-        out, size = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=hidden)
+        out, size = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=hidden.to(q.dtype))
         return out, size
     return by_scores(q, k, v, hidden)
 
 
 def by_scores(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`partial_attention` written out, for any device."""
-    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5 + hidden
-    size = scores.logsumexp(-1)
-    return (scores - size.unsqueeze(-1)).exp().to(v.dtype) @ v, size
+    q, k, v = (operand(x, x.dtype) for x in (q, k, v))
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
+    scores = scores.mul_(q.shape[-1] ** -0.5).add_(hidden)
+    largest = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(largest).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return weights.to(v.dtype) @ v / total, (total.log_() + largest).squeeze(-1)
