@@ -6,6 +6,7 @@ import numpy as np
 
 from herd.config.loader import from_dict
 from herd.corpus.shard_writer import ShardSetWriter
+from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs
 from herd.training.pretrain_stage import PretrainConfig
 
@@ -30,6 +31,13 @@ def write_corpus(folder: Path) -> Inputs:
                     writer.add(split, domain, [f"{split}-{domain}-{i}"], [tokens], [text])
         writer.close()
     return Inputs({"tokens": Artifact(folder, {"stage": "tokenize"})}, {})
+
+
+def finished_corpus(folder: Path) -> Path:
+    """:func:`write_corpus` as a stage's folder on disk."""
+    write_corpus(folder)
+    write_json(folder / "manifest.json", {"stage": "tokenize", "address": "corpus", "metrics": {}, "outputs": {}})
+    return folder
 
 
 def config(**changes) -> PretrainConfig:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from pretrain_standin import config as pretrain_config
-from pretrain_standin import write_corpus
+from pretrain_standin import finished_corpus, write_corpus
 from training_standin import Child, Points, Poisoned, Regression
 
 from herd.config.errors import UserError
+from herd.config.loader import from_dict, to_plain
 from herd.model.io import load_model
 from herd.runs.metrics import read_metrics
-from herd.runs.stage import StageRun
+from herd.runs.stage import Artifact, StageRun, execute
 from herd.training import pretrain_stage
 from herd.training.checkpoint import CheckpointStore, step_of
 from herd.training.fit import FitResult, fit
@@ -159,3 +160,28 @@ def test_two_ranks_go_back_before_a_spike_together(tmp_path, strategy):
         ranked = torch.load(tmp_path / f"{rank}.pt")
         for name, weight in single.model.state_dict().items():
             torch.testing.assert_close(ranked[name], weight, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_run_the_whole_stage_from_its_entrance(tmp_path, strategy):
+    """As torchrun starts them: each rank asks the store for the stage, one makes it, both get it."""
+    corpus = finished_corpus(tmp_path / "corpus")
+    values = to_plain(pretrain_config(trainer__strategy=strategy, trainer__devices=2, trainer__micro_batch_tokens=64))
+    values["model"]["n_layers"] = 1
+    values["curriculum"] |= {
+        "tokens": 1024,
+        "stages": {"initial": {"schedule": {"kind": "constant"}, "ramp": [{"batch": 1.0, "seq_len": 32}]}},
+    }
+    config = from_dict(pretrain_stage.PretrainConfig, values)
+
+    def work(rank: int) -> None:
+        artifact = execute(pretrain_stage.STAGE, config, {"tokens": corpus}, tmp_path / "runs", "run")
+        (tmp_path / f"got-{rank}").write_text(str(artifact.path))
+
+    assert on_two_ranks(work) == [0, 0]
+    artifact = Artifact.open(tmp_path / "runs/run/pretrain")
+    assert {(tmp_path / f"got-{rank}").read_text() for rank in range(2)} == {str(artifact.path)}
+    assert [row["step"] for row in read_metrics(artifact / "metrics.jsonl")] == [4]
+    assert artifact.metrics["steps"] == 4
+    assert load_model(artifact / "model").config.n_layers == 1
+    assert on_two_ranks(work) == [0, 0]

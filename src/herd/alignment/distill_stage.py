@@ -35,7 +35,7 @@ from herd.training.encoder import EncoderModule, encoder_logits, encoder_sequenc
 from herd.training.reward import score_responses
 from herd.training.schedule import step_schedule
 from herd.training.sequences import TrainingSequence
-from herd.training.trainer_config import EXECUTION
+from herd.training.trainer_config import EXECUTION, processes_of
 
 KINDS = ("model", "reward", "file")
 _CHUNK = 64  # documents labelled between two saves
@@ -309,4 +309,5 @@ STAGE = Stage(
     inputs=("tokens",),
     optional=("documents", "base", "judge", "reward"),
     execution=EXECUTION,
+    processes=processes_of,
 )

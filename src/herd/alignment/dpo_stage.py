@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ from herd.dialog.rows import Counted
 from herd.dialog.trained_in import require_dialect
 from herd.model.io import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
 from herd.model.transformer import Transformer
-from herd.runs.atomic import sha256_file
+from herd.runs.atomic import atomic_file, sha256_file
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.runs.statistics import clustered_wilson
 from herd.training.dpo import ROWS, DPOModule, DPOObjective, DPOSteps, fitting_pairs, heldout_terms, reference_logprobs
 from herd.training.schedule import step_schedule
-from herd.training.trainer_config import EXECUTION
+from herd.training.trainer_config import EXECUTION, processes_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     module = DPOModule(model, config.optimizer, schedule)
     module.objective = config.objective
     result = train(module, source, config, model.config, stage_run)
-    save_model(model, stage_run.folder / "model")
+    if stage_run.writes:
+        save_model(model, stage_run.folder / "model")
     terms = heldout_terms(model, load_model(folder), pairs["heldout"], config.objective)
     scores = {name: float(values.double().mean()) for name, values in terms.items()}
     return {
@@ -106,9 +106,8 @@ def cached_reference(
         reference = reference_logprobs(model.cuda(), source.groups, "cuda", bf16)
     else:
         reference = reference_logprobs(model, source.groups, "cpu", bf16)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # every rank of a run computes them
-    torch.save(reference, temporary)
-    temporary.replace(path)
+    with atomic_file(path) as file:  # every rank of a run computes them
+        torch.save(reference, file)
     return reference
 
 
@@ -121,4 +120,5 @@ STAGE = Stage(
     inputs=("tokens", "model", "preferences"),
     # Not the size of a micro-batch: it draws the groups of pairs, whose order is that of training.
     execution=tuple(key for key in EXECUTION if key != "trainer.micro_batch_tokens"),
+    processes=processes_of,
 )

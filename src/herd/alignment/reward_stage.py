@@ -16,7 +16,7 @@ from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.training.reward import ROWS, RewardModule, RewardObjective, RowLayout, comparisons, reward_steps
 from herd.training.schedule import step_schedule
-from herd.training.trainer_config import EXECUTION
+from herd.training.trainer_config import EXECUTION, processes_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     module = RewardModule(model, config.optimizer, schedule)
     module.objective = config.objective
     result = train(module, source, config, backbone.config, stage_run)
-    save_model(model, stage_run.folder / "model")
+    if stage_run.writes:
+        save_model(model, stage_run.folder / "model")
     return {
         **heldout_accuracy(model, heldout, config.filter),
         "train_accuracy": result.last["accuracy"],
@@ -125,4 +126,5 @@ STAGE = Stage(
     inputs=("tokens", "base"),
     groups=("preferences",),
     execution=EXECUTION,
+    processes=processes_of,
 )

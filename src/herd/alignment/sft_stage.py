@@ -14,7 +14,7 @@ from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.training.schedule import step_schedule
 from herd.training.sft import SFTModule, resample, sft_loss, sft_sequences, sft_steps
-from herd.training.trainer_config import EXECUTION
+from herd.training.trainer_config import EXECUTION, processes_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     )
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
     result = train(SFTModule(model, config.optimizer, schedule), source, config, model.config, stage_run)
-    save_model(model, stage_run.folder / "model")
+    if stage_run.writes:
+        save_model(model, stage_run.folder / "model")
     metrics: dict[str, Any] = {"train_loss": result.last["loss"]}
     heldout = inputs.get("heldout")
     if heldout is not None:
@@ -77,4 +78,5 @@ STAGE = Stage(
     optional=("heldout",),
     groups=("dialogs",),
     execution=EXECUTION,
+    processes=processes_of,
 )

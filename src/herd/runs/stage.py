@@ -2,17 +2,19 @@
 
 ``execute`` looks the address up in the store: a finished stage is skipped, an unfinished one is run again in the same
 partial folder (where it finds its own checkpoints), and only a whole result, every file hashed, is renamed into place.
-A readable link ``<runs>/<name>/<node>`` points at it.
+A readable link ``<runs>/<name>/<node>`` points at it. Of the processes that share a stage (torchrun, srun) the first makes the
+result; the others take part in the work, and write nothing.
 """
 
 import contextlib
-import fcntl
 import json
 import os
+import secrets
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ from typing import Any
 from herd.config.errors import UserError, nearest
 from herd.config.loader import to_plain
 from herd.runs.atomic import fsync_folder, sha256_json, write_json
+from herd.runs.lock import locked
 from herd.runs.manifest import MANIFEST, commit, hash_outputs, now, read_manifest, versions
 from herd.runs.memory import PeakMemory
 from herd.runs.metrics import MetricsWriter
+from herd.runs.ranks import find_launch
 
 InputPaths = Mapping[str, "str | Path | Mapping[str, str | Path]"]
 
@@ -46,6 +50,8 @@ class Stage:
     fingerprint: Callable[[Any], Any] | None = None
     # Keys of the configuration that say how to compute, not what, as `trainer.num_workers`: not in the address.
     execution: tuple[str, ...] = ()
+    # Of a configuration: how many processes of one launch run the stage together. One, unless given.
+    processes: Callable[[Any], int] = lambda config: 1
     show: Callable[["Artifact"], None] | None = None  # prints the finished result for the person who gave the command
 
 
@@ -122,10 +128,17 @@ class Inputs:
 
 
 class StageRun:
-    """What a running stage is given: a folder to write in and a place to report to."""
+    """What a running stage is given: a folder to write in and a place to report to.
 
-    def __init__(self, folder: Path, seed: int, node: str = "") -> None:
+    Args:
+        scratch: of the first process, when this is another one of those that share the stage; what this one writes in
+            ``folder`` is thrown away.
+    """
+
+    def __init__(self, folder: Path, seed: int, node: str = "", scratch: Path | None = None) -> None:
         self.folder = Path(folder)
+        self.writes = scratch is None  # whether files in `folder` will be read: large ones need not be made otherwise
+        self._scratch = scratch or self.folder / ".scratch"
         self.seed = seed
         self.node = node
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,9 +148,8 @@ class StageRun:
     @property
     def scratch(self) -> Path:
         """Folder for checkpoints and the like: kept while the stage is unfinished, deleted when it succeeds."""
-        path = self.folder / ".scratch"
-        path.mkdir(exist_ok=True)
-        return path
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
 
     def cost(self, tokens: int = 0, flops: float = 0.0) -> None:
         """Add to the tokens processed and floating-point operations spent, for the manifest."""
@@ -222,16 +234,24 @@ def execute(stage: Stage, config: Any, inputs: InputPaths, root: Path, name: str
     opened = open_inputs(stage, inputs)
     address = address_of(stage, config, opened)
     folder = _folder(stage, address, root)
-    with _locked(folder):
-        if not (folder / MANIFEST).exists():
-            _make(stage, config, opened, address, folder, node)
+    launch = find_launch(stage.processes(config))
+    if launch is None or launch.first:
+        with locked(folder):
+            if not (folder / MANIFEST).exists():
+                _partial(folder).mkdir(exist_ok=True)
+                with launch.gathered(folder) if launch else contextlib.nullcontext():
+                    _make(stage, config, opened, address, folder, node)
+    else:
+        with launch.joined(folder) as unfinished:
+            if unfinished:
+                _take_part(stage, config, opened, folder, node)
     _link(link, folder)
     return Artifact.open(folder)
 
 
 def _make(stage: Stage, config: Any, inputs: Inputs, address: str, folder: Path, node: str) -> None:
-    partial = folder.with_name(f".partial-{folder.name}")
-    run = StageRun(partial, seed=int(getattr(config, "seed", 0)), node=node)
+    partial = _partial(folder)
+    run = StageRun(partial, seed=_seed(config), node=node)
     started, clock = now(), time.monotonic()
     # Seconds of earlier, interrupted attempts count too: they were paid for.
     spent_file = run.scratch / "seconds.json"
@@ -274,6 +294,20 @@ def _make(stage: Stage, config: Any, inputs: Inputs, address: str, folder: Path,
     fsync_folder(folder.parent)
 
 
+def _take_part(stage: Stage, config: Any, inputs: Inputs, folder: Path, node: str) -> None:
+    """Run a stage whose result another process makes, on that one's checkpoints."""
+    with tempfile.TemporaryDirectory(prefix="herd-") as own:
+        stage.run(config, inputs, StageRun(Path(own), _seed(config), node, scratch=_partial(folder) / ".scratch"))
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".partial-{folder.name}")
+
+
+def _seed(config: Any) -> int:
+    return int(getattr(config, "seed", 0))
+
+
 def _is_empty(partial: Path) -> bool:
     """Whether an attempt has left nothing but the note of its time."""
     return not any(path.is_file() and path.name != "seconds.json" for path in partial.rglob("*"))
@@ -292,22 +326,9 @@ def _inside(base: Path, node: str) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time works on an address; the lock goes with the process, however it ends."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"'{folder.parent}' cannot be made ({error.strerror}): choose another run.root.") from error
-    with open(folder.with_name(f".lock-{folder.name}"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _link(link: Path, folder: Path) -> None:
     """Point ``link`` at ``folder``, replacing an earlier link in one step; ``_inside`` has refused a real folder in its place."""
     link.parent.mkdir(parents=True, exist_ok=True)
-    temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
+    temporary = link.with_name(f".{link.name}.{secrets.token_hex(8)}.tmp")  # process ids repeat on other nodes
     temporary.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
     os.replace(temporary, link)

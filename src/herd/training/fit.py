@@ -13,13 +13,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
-from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch.utils.data import DataLoader
 
 from herd.config.errors import UserError
 from herd.config.loader import to_plain
 from herd.runs.progress import progress
+from herd.runs.ranks import first_process
 from herd.runs.stage import StageRun
 from herd.training.callbacks import LogMetrics, ShowProgress, WatchSteps
 from herd.training.checkpoint import CheckpointStore, step_of
@@ -34,7 +35,7 @@ from herd.training.saving import SaveCheckpoints, check_checkpoint
 from herd.training.signals import EXIT_CODES, Stopped, StopSignals, without_lightnings_own
 from herd.training.spikes import Diverged, Rewind, StepGuard
 from herd.training.steps import StepBatch, StepSource, step_loader
-from herd.training.surroundings import first_process, surroundings
+from herd.training.surroundings import surroundings
 from herd.training.trainer_config import PRECISIONS, TrainerConfig
 
 
@@ -102,7 +103,7 @@ def fit(
     """
     if len(source) < 1:
         raise UserError(f"There is no step to train on ({description}): the data are smaller than one batch.")
-    first, rewinds = first_process(), config.spikes.policy == "rewind"
+    first, rewinds = first_process(config.processes), config.spikes.policy == "rewind"
 
     def due(step: int) -> bool:
         if step == 0:
@@ -257,6 +258,6 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
 def _plugins(config: TrainerConfig, io: StoreIO) -> list[Any]:
     if config.processes == 1:
         return [io, LightningEnvironment()]  # one process is one process, also inside a Slurm allocation
-    if SLURMEnvironment.detect():
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():  # torchrun within a Slurm job: its ranks count
         return [io, SLURMEnvironment(auto_requeue=False)]  # the signals are ours
     return [io]

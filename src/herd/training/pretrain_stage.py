@@ -15,6 +15,7 @@ from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token, parameter_count
 from herd.model.transformer import Transformer
 from herd.runs.atomic import write_json
+from herd.runs.ranks import first_process
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.curriculum import Curriculum, CurriculumConfig
 from herd.training.fit import fit
@@ -25,8 +26,7 @@ from herd.training.needle import needle_trials
 from herd.training.optimizer import OptimizerConfig
 from herd.training.pretrain import AtStageEnds, PretrainModule, PretrainSource
 from herd.training.start import Start, open_start, tokenizer_of
-from herd.training.surroundings import first_process
-from herd.training.trainer_config import EXECUTION, TrainerConfig
+from herd.training.trainer_config import EXECUTION, TrainerConfig, processes_of
 
 FLOPS_CONVENTION = "6N"
 
@@ -100,6 +100,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
 
     With an input ``start`` training goes on from that run's checkpoint, see :mod:`herd.training.start`.
     """
+    first = first_process(config.trainer.processes)
     extensions = Extensions(stage_run.scratch / "extensions.json")
     asked, planned = config, prepare(config, inputs)
     config, shards, start = planned.config, planned.shards, planned.start
@@ -161,8 +162,8 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
             at_ends.check_gate(curriculum.steps)
             break
         except ExtendStage as end:
-            extensions.add(end.stage, writes=first_process())
-            if first_process():
+            extensions.add(end.stage, writes=first)
+            if first:
                 found = Verdict(**at_ends.verdicts[end.stage][-1])
                 print(f"Stage '{end.stage}' is extended, for its gate is not passed: {found}.", file=sys.stderr)
             model = _untrained(planned)  # the checkpoint to go on from may be an earlier one, where the disk was full
@@ -334,4 +335,5 @@ STAGE = Stage(
     optional=("flagship", "start"),
     fingerprint=stage_order,
     execution=EXECUTION,
+    processes=processes_of,
 )

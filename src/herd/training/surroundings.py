@@ -1,7 +1,6 @@
 """The process as a fit wants it, and afterwards as it was."""
 
 import logging
-import os
 import sys
 import time
 import warnings
@@ -13,13 +12,8 @@ import torch
 
 from herd import products
 from herd.config.errors import UserError
+from herd.runs.ranks import first_process, launched
 from herd.training.trainer_config import TrainerConfig
-
-
-def first_process() -> bool:
-    """Whether this process is the one of its run that writes; from what torchrun or Slurm set, before Lightning starts."""
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return int(next((rank for rank in ranks if rank is not None), 0)) == 0
 
 
 @cache
@@ -48,14 +42,14 @@ def surroundings(config: TrainerConfig) -> Iterator[None]:
     """
     if config.processes > 1 and config.strategy == "single":
         raise UserError(f"{config.processes} devices need parallel@trainer=ddp or parallel@trainer=fsdp, not single.")
-    if config.processes > 1 and "LOCAL_RANK" not in os.environ and "SLURM_PROCID" not in os.environ:
+    if config.processes > 1 and not launched():
         raise UserError(
             f"{config.processes} devices need {config.processes} processes: start this command by `torchrun --nproc-per-node "
             f"{config.devices} --nnodes {config.nodes} --no-python herd ...`, or by srun."
         )
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator = gpu, but torch sees no GPU here: use hardware=cpu.")
-    if config.accelerator == "cpu" and config.precision == "bf16" and first_process():
+    if config.accelerator == "cpu" and config.precision == "bf16" and first_process(config.processes):
         if not products.CPU_MULTIPLIES_BF16:
             print(
                 "This processor has no bf16 arithmetic: operands are rounded to bf16 and multiplied in float32 (about as "

@@ -1,6 +1,7 @@
 """The schema of ``trainer``: how to train, whatever the model."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from herd.config.errors import UserError
 from herd.training.engine import EngineConfig
@@ -96,3 +97,9 @@ class TrainerConfig:
     def processes(self) -> int:
         """Data-parallel ranks."""
         return self.devices * self.nodes
+
+
+def processes_of(config: Any) -> int:
+    """How many processes share a stage whose configuration has a ``trainer``."""
+    trainer: TrainerConfig = config.trainer
+    return trainer.processes
