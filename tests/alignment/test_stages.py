@@ -317,6 +317,15 @@ def test_a_window_beyond_the_model_is_refused(made):
         made["round"].run(sft_stage.STAGE, inputs, "++weights.seed=-1", "window=256")
 
 
+def test_a_reward_model_is_not_trained_to_write(made):
+    dialogs = {"tokens": made["tokens"].path, "base": made["reward"].path, "dialogs": {"seed": made["dialogs"].path}}
+    with pytest.raises(UserError, match=r"sft: inputs.base: .* is a reward model: it scores text and writes none"):
+        made["round"].run(sft_stage.STAGE, dialogs, *QUICK, node="refused")
+    pairs = {"tokens": made["tokens"].path, "model": made["reward"].path, "preferences": made["preferences"].path}
+    with pytest.raises(UserError, match=r"dpo: inputs.model: .* is a reward model: it scores text and writes none"):
+        made["round"].run(dpo_stage.STAGE, pairs, *QUICK, node="refused")
+
+
 def test_every_model_left_behind_loads(made):
     tokenizer = Tokenizer.load(made["tokens"] / "tokenizer")
     for name in ("sft", "dpo-a", "average"):

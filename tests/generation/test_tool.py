@@ -116,6 +116,7 @@ def test_more_stop_tokens(folder, tmp_path, capsys):
         (["prompt=a", "max_new_tokens=80", "max_kv_tokens=64"], "one sample needs 192 tokens of keys and values"),
         (["prompt=a", "max_new_tokens=96"], "leaves room for 0: lower max_new_tokens"),
         (["prompt=a", "device=cuda:99"], "device='cuda:99' is not available here"),
+        (["prompt=a", "device=foo"], "device='foo' is not available here: use cpu"),
         (["prompt=a", "stop=colour is it what"], "tokens: give the name of a special token"),
         (["prompt=a", "file=nowhere.jsonl"], "no such file"),
         (["prompt=a", "file=/"], "/: is a folder; give a file"),

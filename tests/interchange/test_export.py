@@ -282,6 +282,10 @@ def test_what_is_in_the_way_is_never_replaced(run, tmp_path, exported, capsys):
     assert "is a file" in refusal(capsys, "export", model, f"out={exported / 'config.json'}")
 
 
+def test_a_place_that_cannot_be_made_is_refused(run, capsys):
+    assert "out: '/proc/x' cannot be made" in refusal(capsys, "export", f"model={run / 'pretrain'}", "out=/proc/x")
+
+
 def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
     def fails(*_: object) -> None:
         raise OSError("disk full")

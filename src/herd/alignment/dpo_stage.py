@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train
+from herd.alignment.fine_tuning import FineTuning, load_tokenizer, load_writer, require_rows, train
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
@@ -42,7 +42,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     require_dialect("dpo", config.dialect, {"model": inputs["model"]})
     tokenizer = load_tokenizer(inputs)
     folder = inputs["model"] / "model"
-    model = load_model(folder)
+    model = load_writer("dpo", "model", inputs["model"])
     config.check_window(model.config)
     pairs, rows = {}, {}
     prompts: list[object] = []  # of the held-out pairs

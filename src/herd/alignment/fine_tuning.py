@@ -19,6 +19,8 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Prompt, read_jsonl
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token
+from herd.model.io import REWARD, load_model, open_model
+from herd.model.transformer import Transformer
 from herd.runs.stage import Artifact, Inputs, StageRun
 from herd.training.fit import FitResult, fit
 from herd.training.module import HerdModule
@@ -75,6 +77,14 @@ def require_rows(command: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     reasons = sum((Counter(counts["dropped"]) for counts in rows.values()), Counter[str]())
     why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "the input is empty"
     raise UserError(f"{command}: no row is left to train on ({why}); loosen filter.* or window, or give more data.")
+
+
+def load_writer(command: str, name: str, artifact: Artifact) -> Transformer:
+    """The model of the input ``name``, to be trained to write; UserError for a reward model."""
+    folder = artifact / "model"
+    if open_model(folder).kind == REWARD:
+        raise UserError(f"{command}: inputs.{name}: {folder} is a reward model: it scores text and writes none.")
+    return load_model(folder)
 
 
 def load_tokenizer(inputs: Inputs) -> Tokenizer:

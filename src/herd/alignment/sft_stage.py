@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from herd.alignment.fine_tuning import FineTuning, load_tokenizer, read_dialogs, require_rows, train, with_reference
+from herd.alignment.fine_tuning import FineTuning, load_tokenizer, load_writer, read_dialogs, require_rows, train, with_reference
 from herd.config.errors import UserError, nearest
 from herd.dialog.rows import Counted, read_prompts
 from herd.dialog.trained_in import require_dialect
@@ -33,7 +33,7 @@ class SFTConfig(FineTuning):
 def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     require_dialect("sft", config.dialect, {"base": inputs["base"]})
     tokenizer = load_tokenizer(inputs)
-    model = load_model(inputs["base"] / "model")
+    model = load_writer("sft", "base", inputs["base"])
     config.check_window(model.config)
     sources = inputs.group("dialogs", least=1)
     for label in config.weights:

@@ -97,7 +97,10 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill that takes the name ``out`` when all is written, and is removed otherwise."""
     _refuse(out, overwrite)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"out: '{out}' cannot be made ({error.strerror}): give another folder.") from error
     try:
         yield partial
         fsync_folder(partial)
