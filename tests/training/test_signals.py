@@ -12,6 +12,14 @@ from training_standin import Child, Points, assert_same, train, weights
 from herd.training.checkpoint import CheckpointStore, step_of
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """A shell starts what it puts in the background deaf to Ctrl-C, and so these tests, and their children, where they are."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def slow_run(folder):
     def work(tick):
         class Slow(pl.Callback):
