@@ -117,13 +117,22 @@ def once(side: str, folder: Path, turn: int, wall: bool) -> dict[str, float]:
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         theirs.apply_chat_template([{"role": "user", "content": ""}])  # the template is compiled
         items = rows
-        work = lambda some: [theirs.apply_chat_template(row) for row in some]  # noqa: E731
+
+        def work(some: list[Any]) -> Any:
+            return [theirs.apply_chat_template(row) for row in some]
+
     elif side == ALONE:
         items = [[message["content"] for message in row] for row in rows]
-        work = lambda some: tokenizer.encode_flat([text for row in some for text in row])  # noqa: E731
+
+        def work(some: list[Any]) -> Any:
+            return tokenizer.encode_flat([text for row in some for text in row])
+
     else:
         items = [list(parse_messages(row, "dialogs.json")) for row in rows]
-        work = lambda some: [(r, sft_mask(r)) for r in render_batch(some, tokenizer)]  # noqa: E731
+
+        def work(some: list[Any]) -> Any:
+            return [(r, sft_mask(r)) for r in render_batch(some, tokenizer)]
+
     start = clock()
     if side != THEIRS:
         tokenizer.encode("")  # makes the encoder

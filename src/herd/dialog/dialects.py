@@ -89,16 +89,16 @@ class Piece(NamedTuple):
 Dialect = Callable[[Sequence[Message], ChatTokenizer], Iterator[Piece]]
 DIALECTS: Registry[Dialect] = Registry("dialect")
 
-_ENVIRONMENT = "Environment: ipython"
-_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-_HF_TOOLS = (
+ENVIRONMENT = "Environment: ipython"
+DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+HF_TOOLS = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments that best "
     'answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of argument name '
     "and its value}.Do not use variables.\n\n"
 )
 # The dialect says where definitions stand, not in which words; these are ours.
-_META_TOOLS = "You may call these functions:\n\n{}Reply with a call in JSON, one at a time."
-_TAG_TOOLS = "You may call these functions:\n\n{}Reply with a call as <function=NAME>{{ARGUMENTS}}</function>, one at a time."
+META_TOOLS = "You may call these functions:\n\n{}Reply with a call in JSON, one at a time."
+TAG_TOOLS = "You may call these functions:\n\n{}Reply with a call as <function=NAME>{{ARGUMENTS}}</function>, one at a time."
 
 
 def header(index: int, role: Role, tokenizer: ChatTokenizer, wire: str = "") -> Piece:
@@ -121,7 +121,7 @@ def _one_call(message: Message, index: int) -> ToolCall | None:
 def _meta(messages: Sequence[Message], tokenizer: ChatTokenizer, tag: bool) -> Iterator[Piece]:
     """`tag`: calls by name as user-defined function tags."""
     yield _begin(tokenizer)
-    ipython = any(m.role is Role.SYSTEM and _ENVIRONMENT in m.content for m in messages)
+    ipython = any(m.role is Role.SYSTEM and ENVIRONMENT in m.content for m in messages)
     for index, message in enumerate(messages):
         role = message.role
         if message.tools:
@@ -151,11 +151,11 @@ def _definitions(index: int, message: Message, tokenizer: ChatTokenizer, tag: bo
     custom = [tool for tool in message.tools if not isinstance(tool, str)]
     if len(custom) < len(message.tools) and not ipython:
         raise UserError(
-            f"message {index}: built-in tools need a system message with the lines `{_ENVIRONMENT}` and `Tools: NAME, NAME`"
+            f"message {index}: built-in tools need a system message with the lines `{ENVIRONMENT}` and `Tools: NAME, NAME`"
         )
     if custom:
         yield header(index, Role.USER, tokenizer)
-        text = (_TAG_TOOLS if tag else _META_TOOLS).format(tool_text.definitions(custom))
+        text = (TAG_TOOLS if tag else META_TOOLS).format(tool_text.definitions(custom))
         yield Piece(text, Segment.BODY, index, Role.USER)
         yield Piece(tokenizer.eot_id, Segment.TERMINATION, index, Role.USER)
 
@@ -182,10 +182,10 @@ def hf(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Iterator[Piece]
         raise UserError("dialect hf: tools belong to the first message after the system's, a user's")
     built_in = [tool for tool in tools if isinstance(tool, str)]
     custom = [tool for tool in tools if not isinstance(tool, str)]
-    system = f"{_ENVIRONMENT}\n" if tools else ""
+    system = f"{ENVIRONMENT}\n" if tools else ""
     if built_in:
         system += "Tools: " + ", ".join(name for name in built_in if name != tool_text.INTERPRETER) + "\n\n"
-    system += _DATES + (messages[0].content.strip() if given else "")
+    system += DATES + (messages[0].content.strip() if given else "")
     yield _begin(tokenizer)
     at = 0 if given else NO_MESSAGE
     yield header(at, Role.SYSTEM, tokenizer)
@@ -209,7 +209,7 @@ def hf(messages: Sequence[Message], tokenizer: ChatTokenizer) -> Iterator[Piece]
         elif role is Role.IPYTHON:
             yield Piece(tool_text.to_json(message.content), Segment.TOOL_OUTPUT, index, role)
         else:
-            before = _HF_TOOLS + tool_text.definitions(custom) if custom and index == start else ""
+            before = HF_TOOLS + tool_text.definitions(custom) if custom and index == start else ""
             yield Piece(before + message.content.strip(), Segment.BODY, index, role)
         yield Piece(end, Segment.TERMINATION, index, role)
 

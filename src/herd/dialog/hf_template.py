@@ -16,7 +16,7 @@ characters, which our tokenizer cuts, may differ.)
 from collections.abc import Iterable
 
 from herd.config.errors import UserError, nearest
-from herd.dialog.dialects import _DATES, _ENVIRONMENT, _HF_TOOLS, _META_TOOLS, _TAG_TOOLS
+from herd.dialog.dialects import DATES, ENVIRONMENT, HF_TOOLS, META_TOOLS, TAG_TOOLS
 
 _RESERVED = "<|reserved_special_token_"
 
@@ -228,9 +228,9 @@ def _meta(tools: str, call: str, in_environment: str) -> str:
 
 
 _TEMPLATES = {
-    "meta": _meta(_META_TOOLS, _TYPED_CALL, "state.ipython"),
-    "meta_tag": _meta(_TAG_TOOLS, _TAG_CALL, "false"),
-    "hf": _HF.replace("DATES", _quoted(_DATES)).replace("TOOLS", _quoted(_HF_TOOLS)),
+    "meta": _meta(META_TOOLS, _TYPED_CALL, "state.ipython"),
+    "meta_tag": _meta(TAG_TOOLS, _TAG_CALL, "false"),
+    "hf": _HF.replace("DATES", _quoted(DATES)).replace("TOOLS", _quoted(HF_TOOLS)),
     "torchtune": _TORCHTUNE.replace("CALL", f"({_TYPED_CALL})"),
 }
 
@@ -247,4 +247,4 @@ def chat_template(special_tokens: Iterable[str], dialect: str = "meta") -> str:
         )
     names = dict.fromkeys(_RESERVED if name.startswith(_RESERVED) else name for name in special_tokens)
     template = _COMMON.replace("SPECIAL", ", ".join(f"'{name}'" for name in names)) + _TEMPLATES[dialect] + _END
-    return template.replace("NAMED", _NAMED).replace("ENVIRONMENT", _quoted(_ENVIRONMENT))
+    return template.replace("NAMED", _NAMED).replace("ENVIRONMENT", _quoted(ENVIRONMENT))

@@ -15,9 +15,8 @@ import torch
 from herd.model.cache import Decode, PagedCache, Part
 
 _SPARSE = 1.25  # pages in a stretch are read in place when it is at most this many times as long as they are many
-_FEWEST_USERS = (
-    4  # products of fewer than four rows, and of small heads and an odd number, take other kernels, which round otherwise
-)
+# Products of fewer than four rows, and of small heads and an odd number, take other kernels, which round otherwise.
+_FEWEST_USERS = 4
 _WHOLE = 4, 8  # pages and samples, see is_whole
 
 
