@@ -51,6 +51,19 @@ def project(x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
     return tuple(m(x) for m in maps)
 
 
+def side_by_side(*maps: nn.Linear) -> Tensor | None:
+    """The weights of ``maps`` as one (all outputs, inputs), if they lie in memory as :mod:`herd.model.layout` puts them."""
+    weights = [m.weight for m in maps]
+    if weights[0].requires_grad or torch.compiler.is_compiling() or weights[0].stride(0) != 1:
+        return None
+    outputs, stride, place = 0, weights[0].stride(), weights[0].data_ptr()
+    for weight in weights:
+        if weight.stride() != stride or weight.data_ptr() != place + outputs * weight.element_size():
+            return None
+        outputs += weight.shape[0]
+    return weights[0].as_strided((outputs, weights[0].shape[1]), stride) if stride[1] == outputs else None
+
+
 class _Projections(torch.autograd.Function):
     """Bfloat16 products of one tensor with several weights; the tensor is rounded and kept once, its gradient rounded once."""
 

@@ -96,7 +96,7 @@ def test_a_prompt_that_is_read_whole_is_as_indifferent_to_company(model):
     engine.cancel(first)  # leaves a hole of one page
     scattered = engine.submit(many)
     holes = engine.pool.holders == 0
-    engine.pool.holders[holes & (np.arange(60) % 12 == 11)] += 1  # no room for 11 in a row
+    engine.pool.holders[holes & (np.arange(60) % 12 == 0)] += 1  # no room for 11 in a row
     finish(engine, found)
     assert [found[scattered, k] for k in range(9)] == expected
     assert {number for number, _ in found} == {first, last, scattered}
@@ -111,8 +111,8 @@ def test_only_long_prompts_of_many_samples_are_read_whole(model):
         row = engine._rows[0]
         plan = decode_plan(engine.storage, [r.place for r in engine._rows])
         assert len(row.source.pages) == -(-len(PROMPTS[prompt]) // 4)
-        assert [part.whole for part in plan.parts] == [whole, False]
-        assert len(plan.merge) == samples * (2 if whole else len(row.source.pages) + 1)
+        assert (len(plan.whole), len(plan.paged)) == ((1, 1) if whole else (0, 2))
+        assert plan.columns == (1 if whole else len(row.source.pages) + 1)
 
 
 def test_another_page_size_changes_no_token(alone):
@@ -216,13 +216,13 @@ def test_weights_that_give_no_numbers_are_named():
 def test_pages_are_counted():
     pool = PagePool(6)
     pages = pool.take(3)
-    assert pages.tolist() == [0, 1, 2]  # prompts at the low end, what samples write at the high end
+    assert pages.tolist() == [3, 4, 5]  # prompts at the high end, what samples write at the low end
     pool.promise(2)
     assert (pool.used, pool.spare) == (3, 1)
     pool.hold(pages)
     pool.release(pages)
     assert pool.used == 3
-    assert pool.take_promised() == 5
+    assert pool.take_promised() == 0
     with pytest.raises(AssertionError, match="more pages promised"):
         pool.promise(2)
     with pytest.raises(AssertionError, match="fewer pages"):
@@ -235,10 +235,10 @@ def test_pages_are_counted():
 
 def test_a_prompt_takes_pages_that_follow_each_other_where_it_can():
     pool = PagePool(9)
-    pool.hold(np.array([1, 5]))
-    assert pool.take(2).tolist() == [2, 3]
-    assert pool.take(3).tolist() == [6, 7, 8]
-    assert pool.take(2).tolist() == [0, 4]
+    pool.hold(np.array([3, 7]))
+    assert pool.take(2).tolist() == [5, 6]
+    assert pool.take(3).tolist() == [0, 1, 2]
+    assert pool.take(2).tolist() == [4, 8]
 
 
 def test_an_engine_without_room_is_refused(model):

@@ -5,18 +5,21 @@ import torch
 
 from herd.model.cache import PagedCache, by_scores, partial_attention
 from herd.model.config import ModelConfig
+from herd.products import operand
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_parts_merge_to_the_whole(dtype):
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(3, 2, n, 8, generator=generator, dtype=torch.float64).to(dtype) for n in (4, 48, 48))
-    hidden = torch.zeros(3, 1, 1, 48, dtype=dtype)
-    hidden[1, :, :, 40:] = -torch.inf
+    q, k, v = (torch.randn(6, n, 8, generator=generator, dtype=torch.float64).to(dtype) for n in (4, 48, 48))
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
-    scores = (q.double() @ k.double().transpose(-1, -2)) / 8**0.5 + hidden.double()
-    for way in (partial_attention, by_scores):
-        parts = [way(q, k[:, :, a:b], v[:, :, a:b], hidden[..., a:b]) for a, b in ((0, 16), (16, 32), (32, 48))]
+    seen, unseen = operand(torch.zeros(2, 6, 1, 48), dtype)
+    unseen[1, :, 40:] = -torch.inf
+    for way, hidden in ((partial_attention, None), (by_scores, seen), (by_scores, unseen)):
+        scores = (q.double() @ k.double().transpose(-1, -2)) / 8**0.5 + (0 if hidden is None else hidden.double())
+        masks = [() if hidden is None else (hidden[..., a : a + 16],) for a in (0, 16, 32)]
+        q_, k_, v_ = (operand(x, dtype) for x in (q, k, v))
+        parts = [way(q_, k_[:, a : a + 16], v_[:, a : a + 16], *mask) for a, mask in zip((0, 16, 32), masks, strict=True)]
         sizes = torch.stack([size for _, size in parts])
         torch.testing.assert_close(sizes.logsumexp(0).double(), scores.logsumexp(-1), rtol=0, atol=tolerance)
         merged = (torch.stack([out for out, _ in parts]) * sizes.softmax(0).unsqueeze(-1)).sum(0)

@@ -1,8 +1,8 @@
 """Who holds which page of the key-value store: reference counts, promises, and the plan of a decoding step.
 
 The pages of a prompt are held by all of its samples, the last, partly filled one too: a sample's own tokens begin on a page of
-its own, so that nothing shared is ever written to and nothing is ever copied. Prompts take pages from the low end, samples from
-the high end, so that each kind lies together and is mostly read in place; a prompt takes pages that follow each other where it
+its own, so that nothing shared is ever written to and nothing is ever copied. Prompts take pages from the high end, samples from
+the low end, so that each kind lies together and is mostly read in place; a prompt takes pages that follow each other where it
 can.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from herd.model.cache import Decode, PagedCache, Part
+from herd.model.cache import Decode, Paged, PagedCache, Whole
+from herd.products import operand
 
 _SPARSE = 1.25  # pages in a stretch are read in place when it is at most this many times as long as they are many
 # Products of fewer than four rows, and of small heads and an odd number, take other kernels, which round otherwise.
@@ -47,18 +48,18 @@ class PagePool:
         self.promised += pages
 
     def take(self, count: int) -> np.ndarray:
-        """Pages for a prompt, (count,), held once each: the lowest that follow each other, or else the lowest."""
+        """Pages for a prompt, (count,), held once each: the highest that follow each other, or else the highest."""
         assert count <= self.spare, "fewer pages than asked for"
         free = np.flatnonzero(self.holders == 0)
         runs = np.flatnonzero(free[count - 1 :] - free[: len(free) - count + 1] == count - 1)
-        first = runs[0] if len(runs) else 0
+        first = runs[-1] if len(runs) else len(free) - count
         pages = free[first : first + count]
         self.holders[pages] = 1
         return pages
 
     def take_promised(self) -> int:
-        """One of the promised pages, from the high end, held once."""
-        page = int(np.flatnonzero(self.holders == 0)[-1])
+        """One of the promised pages, from the low end, held once."""
+        page = int(np.flatnonzero(self.holders == 0)[0])
         self.promise(-1)
         self.holders[page] = 1
         return page
@@ -115,7 +116,8 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     with the queries of all its users, made up to a multiple of four by stand-ins; a page of a sequence's own is one with its
     query.
     """
-    size, device = storage.page_size, storage.keys.device
+    size, device, heads = storage.page_size, storage.keys.device, storage.keys.shape[2]
+    dtype = operand(storage.keys[:0], storage.keys.dtype).dtype  # of scores
     position = np.array([p.position for p in places])
     length = np.array([p.length for p in places])
     shared = np.array([len(p.prompt) for p in places])
@@ -135,24 +137,16 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
         of_prompt, length[:, None] - columns * size, (position - length + 1 + shared * size)[:, None] - columns * size
     )
     merge = np.full(table.shape, -1)
-    parts: list[Part] = []
+    parts: list[Paged] = []
     results = 0
 
-    def add(pages: slice | np.ndarray, is_one: bool, readers: np.ndarray, filled: np.ndarray, width: int) -> None:
-        """One part: each of ``readers`` (n, u) sees the first ``filled`` (n,) of ``width`` positions."""
-        nonlocal results
-        hidden = torch.zeros(len(readers), 1, 1, width, dtype=storage.keys.dtype)
-        hidden.masked_fill_(torch.from_numpy(np.arange(width) >= filled[:, None])[:, None, None], -torch.inf)
-        read = pages if isinstance(pages, slice) else to_device(pages)
-        parts.append(Part(read, is_one, to_device(readers.ravel()), hidden.to(device)))
-        results += readers.size
-
-    def add_single(taken: np.ndarray, of_each: int, mine: np.ndarray) -> np.ndarray:
+    def add_paged(taken: np.ndarray, of_each: int, mine: np.ndarray) -> np.ndarray:
         """The pages ``taken`` of the table, one by one; ``mine`` is the number of each row among its pages' users.
 
         Returns:
             Where each page of the pool stands among those that are read.
         """
+        nonlocal results
         reads = taken & (mine == 0)[:, None]
         pages, found, count = _stretch(table[reads], len(storage))
         reader = rows[reads]
@@ -161,30 +155,47 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
         filled = np.full(count, size)
         filled[found[table[reads]]] = written[reads]
         merge[taken] = (results + found[table] * of_each + mine[:, None])[taken]
-        add(pages, False, readers, filled, size)
+        hidden = torch.zeros(count * heads, 1, size, dtype=dtype)
+        hidden.masked_fill_(torch.from_numpy(np.arange(size) >= filled.repeat(heads)[:, None])[:, None], -torch.inf)
+        read = pages if isinstance(pages, slice) else to_device(pages)
+        users = None if in_order(readers, len(places)) else to_device(readers.ravel())
+        parts.append(Paged(read, users, hidden.to(device)))
+        results += readers.size
         return found
+
+    def in_order(x: np.ndarray, count: int) -> bool:
+        return np.array_equal(x.ravel(), np.arange(count))
 
     def to_device(x: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(x).to(device)
 
+    prompts = []
     for row in first[whole[first]]:
-        merge[row : row + members[row], 0] = results + np.arange(members[row])
-        readers = row + np.minimum(np.arange(users[row]), members[row] - 1)
-        pages = places[row].prompt
-        add(in_place(pages) or pages, True, readers[None], length[row : row + 1], len(pages) * size)
+        standing_in = users[row] > members[row]
+        readers = to_device(row + np.minimum(np.arange(users[row]), members[row] - 1)) if standing_in else None
+        pages = in_place(places[row].prompt) or to_device(places[row].prompt)
+        prompts.append(Whole(pages, int(length[row]), slice(int(row), int(row + members[row])), readers))
     paged = of_prompt & ~whole[:, None]
     for of_each in np.unique(users[~whole]):
-        add_single(paged & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader)
-    found = add_single(~of_prompt & (columns < held[:, None]), 1, np.zeros(len(places), dtype=np.int64))
+        add_paged(paged & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader)
+    found = add_paged(~of_prompt & (columns < held[:, None]), 1, np.zeros(len(places), dtype=np.int64))
     # What is there first, and no more columns than the row with most of it needs.
     merge = np.take_along_axis(merge, (merge < 0).argsort(1, kind="stable"), 1)[:, : int((merge >= 0).sum(1).max())]
     offset = position - length
     page, offset = table[rows[:, 0], shared + offset // size], offset % size
-    slots = storage.slots(to_device(page), to_device(offset))
     absent = None
     if (merge < 0).any():
         absent = torch.zeros(*merge.shape, 1, device=device).masked_fill_(to_device(merge < 0).unsqueeze(2), -torch.inf)
-    return Decode(storage, slots, parts, to_device(np.maximum(merge, 0).ravel()), absent, to_device(found[page] * size + offset))
+    return Decode(
+        storage,
+        storage.slots(to_device(page), to_device(offset)),
+        prompts,
+        parts,
+        merge.shape[1],
+        None if in_order(merge, results) else to_device(np.maximum(merge, 0).ravel()),
+        absent,
+        to_device(((found[page][:, None] * heads + np.arange(heads)) * size + offset[:, None]).ravel()),
+    )
 
 
 def _stretch(pages: np.ndarray, total: int) -> tuple[slice | np.ndarray, np.ndarray, int]:

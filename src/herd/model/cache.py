@@ -111,38 +111,87 @@ class Prefill:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """Pages that are read together.
+class Whole:
+    """A prompt that is read as one matrix, by rows of the batch that follow each other.
 
     Attributes:
-        pages: which, as a slice (read in place) or (n,) int64 (copied first).
-        whole: whether they are one prompt, read as one matrix, or each is read apart, by as many users.
-        users: (n * u,) int64, rows of the batch that read each page, or (u,) those that read the whole; a row may stand in for
-            users that are not there.
-        hidden: (n, 1, 1, page_size) or (1, 1, 1, n * page_size) float, -inf at positions that hold nothing.
-        views: of each layer what the storage gave for a slice, once it has been asked for.
+        pages: of the prompt, as a slice (a run, read in place) or (n,) int64 (copied first).
+        length: tokens of the prompt.
+        rows: who reads it.
+        users: (u,) int64, the same with stand-ins, where their number needs any; else None.
+        views: what :meth:`_read` gave for each layer, where that is no copy.
     """
 
     pages: slice | Tensor
-    whole: bool
-    users: Tensor
+    length: int
+    rows: slice
+    users: Tensor | None
+    views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def attend(self, storage: PagedCache, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of the rows' queries among ``q`` (R, kv_heads, group, d): (rows, kv_heads, group, d) and log-sum-exps."""
+        asked = q[self.rows] if self.users is None else q.index_select(0, self.users)
+        users, heads, group, width = asked.shape
+        out, size = partial_attention(asked.transpose(0, 1).reshape(heads, -1, width), *self._read(storage, layer))
+        out, size = out.view(heads, users, group, width).transpose(0, 1), size.view(heads, users, group).transpose(0, 1)
+        if self.users is None:
+            return out, size
+        count = self.rows.stop - self.rows.start
+        return out[:count], size[:count]
+
+    def _read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, (kv_heads, length, d) each."""
+        if layer in self.views:
+            return self.views[layer]
+        stored = [x[0, :, : self.length] for x in storage.read_whole(layer, self.pages)]
+        return _kept(self, layer, stored, [operand(x, x.dtype) for x in stored])
+
+
+@dataclass(frozen=True, eq=False)
+class Paged:
+    """Pages that are read one by one, each by as many users.
+
+    Attributes:
+        pages: which, as a slice (read in place) or (n,) int64 (copied first).
+        users: (n * u,) int64, rows of the batch that read each page; a row may stand in for users that are not there. None: the
+            rows in their order, one a page.
+        hidden: (n * kv_heads, 1, page_size) float, -inf at positions that hold nothing.
+        views: what :meth:`_read` gave for each layer, where that is no copy.
+    """
+
+    pages: slice | Tensor
+    users: Tensor | None
     hidden: Tensor
     views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def attend(self, storage: PagedCache, layer: int, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """:func:`partial_attention` of the users' queries, rows of ``asked`` (R, group x kv_heads x head_dim)."""
+    def attend(self, storage: PagedCache, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of the users' queries among ``q`` (R, kv_heads, group, d): (n * u, kv_heads, group, d) and log-sum-exps."""
         keys, values = self._read(storage, layer)
-        q = asked.index_select(0, self.users).view(len(keys), -1, keys.shape[1], keys.shape[3]).transpose(1, 2)
-        # For few queries and keys at a time torch's kernel takes twice as long as single products, on two threads.
-        return (partial_attention if self.whole else by_scores)(q, keys, values, self.hidden)
+        asked = q if self.users is None else q.index_select(0, self.users)
+        users, heads, group, width = asked.shape
+        pages = len(keys) // heads
+        if users > pages:
+            asked = asked.view(pages, -1, heads, group, width).transpose(1, 2)
+        # For few queries and keys at a time torch's kernel takes twice as long, on two threads.
+        out, size = by_scores(asked.reshape(len(keys), -1, width), keys, values, self.hidden)
+        if users > pages:
+            out, size = (x.reshape(pages, heads, -1, group, *x.shape[2:]).transpose(1, 2) for x in (out, size))
+        return out.reshape(users, heads, group, width), size.reshape(users, heads, group)
 
     def _read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
-        read = storage.read_whole if self.whole else storage.read
-        if not isinstance(self.pages, slice):
-            return read(layer, self.pages)
-        if layer not in self.views:
-            self.views[layer] = read(layer, self.pages)
-        return self.views[layer]
+        """Keys and values, (n * kv_heads, page_size, d) each."""
+        if layer in self.views:
+            return self.views[layer]
+        stored = [x.flatten(0, 1) for x in storage.read(layer, self.pages)]
+        return _kept(self, layer, stored, [operand(x, x.dtype) for x in stored])
+
+
+def _kept(part: Whole | Paged, layer: int, stored: list[Tensor], found: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """``found``, kept for the steps to come if it is what is ``stored`` and no copy: views cost as much as small arithmetic."""
+    keys, values = found
+    if isinstance(part.pages, slice) and keys is stored[0] and values is stored[1]:
+        part.views[layer] = keys, values
+    return keys, values
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,18 +200,21 @@ class Decode:
 
     Attributes:
         slots: where the new positions go.
-        parts: every page that is read.
-        merge: (R * w,) int64, the results that belong to each row: indices into those of all parts, counted in the order
-            part, page, user.
+        whole: prompts that are read whole, each by some of the rows.
+        paged: every other page that is read; the last part has the sequences' own.
+        columns: results that a row has from ``paged`` at most, w.
+        merge: (R * w,) int64, the results that belong to each row: indices into those of ``paged``, counted in the order part,
+            page, user; None where they stand in this order.
         absent: (R, w, 1) float, -inf where a row has fewer than w results; None where all have w.
-        newest: (R,) int64, where the new positions stand in the flattened ``hidden`` of the last part, that of the sequences' own
-            pages.
+        newest: (R * kv_heads,) int64, where the new positions stand in the flattened ``hidden`` of the sequences' own pages.
     """
 
     storage: PagedCache
     slots: Tensor
-    parts: Sequence[Part]
-    merge: Tensor
+    whole: Sequence[Whole]
+    paged: Sequence[Paged]
+    columns: int
+    merge: Tensor | None
     absent: Tensor | None
     newest: Tensor
 
@@ -170,53 +222,70 @@ class Decode:
         """Go on to the next position of every sequence, on the same pages."""
         self.slots.add_(1)
         self.newest.add_(1)
-        self.parts[-1].hidden.view(-1).index_fill_(0, self.newest, 0)
+        self.paged[-1].hidden.view(-1).index_fill_(0, self.newest, 0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
         """Attention of each row's one query over its pages, (R, 1, heads, head_dim)."""
+        if torch.is_autocast_enabled(q.device.type):  # queries, keys and values are of its type already
+            with torch.autocast(q.device.type, enabled=False):
+                return self.attend(layer, q, k, v, way)
         self.storage.write(layer, self.slots, k, v)
-        rows, kv_heads, width = len(q), k.shape[2], q.shape[3]
-        # Queries of one key-value head apart, (R, group, kv_heads x head_dim): the order in which the kernel writes its results,
-        # so that whole rows are copied from here on.
-        asked = q.view(rows, kv_heads, -1, width).transpose(1, 2).reshape(rows, -1)
-        outputs, sizes = [], []
-        with torch.autocast(q.device.type, enabled=False):  # queries, keys and values are of its type already
-            for part in self.parts:
-                out, size = part.attend(self.storage, layer, asked)
-                outputs.append(out.transpose(1, 2).reshape(len(part.users), -1))
-                sizes.append(size.transpose(1, 2).reshape(len(part.users), -1))
-        merged, size = (torch.cat(x).index_select(0, self.merge).view(rows, -1, x[0].shape[1]) for x in (outputs, sizes))
+        asked = operand(q, q.dtype).reshape(len(q), k.shape[2], -1, q.shape[3])
+        out, size = self._over_pages(layer, asked)
+        for part in self.whole:
+            first, first_size = part.attend(self.storage, layer, asked)
+            one = len(first) == len(out)
+            # Two softmaxes over parts of the keys weigh as their sums of exponentials do. (Written out: torch's sigmoid rounds
+            # an element by its place in the tensor, so by a row's company; so do sums and softmaxes over a first dimension.)
+            weight = (first_size - (size if one else size[part.rows])).exp_().add_(1).reciprocal_().unsqueeze(3)
+            merged = torch.lerp(first, out if one else out[part.rows], weight)
+            if one:
+                out = merged
+            else:
+                out[part.rows] = merged
+        return out.reshape(q.shape).to(q.dtype)
+
+    def _over_pages(self, layer: int, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of each row over its pages in ``paged``: (R, kv_heads, group, head_dim) and the log-sum-exp of its scores."""
+        results = [part.attend(self.storage, layer, asked) for part in self.paged]
+        out, size = results[0] if len(results) == 1 else (torch.cat(x) for x in zip(*results, strict=True))
+        if self.merge is not None:
+            out, size = out.index_select(0, self.merge), size.index_select(0, self.merge)
+        if self.columns == 1:
+            return out, size
+        out, size = out.view(len(asked), self.columns, -1, out.shape[3]), size.view(len(asked), self.columns, -1)
         if self.absent is not None:
             size = size + self.absent
         weights = size.softmax(1)  # (R, w, heads)
-        attended = (merged.unflatten(2, (-1, width)) * weights.unsqueeze(3)).sum(1)
-        return attended.to(q.dtype).view(rows, -1, kv_heads, width).transpose(1, 2).reshape(q.shape)
+        merged = (out * weights.unsqueeze(3)).sum(1).view(asked.shape)
+        return merged, _log_sum(size, weights, 1).view(asked.shape[:3])
 
 
-def partial_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def partial_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over some of the keys, with what is needed to merge it with that over the others.
 
     Args:
-        q: (n, h, m, d).
-        k, v: (n, h, s, d).
-        hidden: (n, 1, 1, s), added to the scores.
+        q: (n, m, d).
+        k, v: (n, s, d).
 
     Returns:
-        softmax(q k^T / sqrt(d) + hidden) v, (n, h, m, d), and the log-sum-exp of the scores, (n, h, m) float32 or wider.
+        softmax(q k^T / sqrt(d)) v, (n, m, d), and the log-sum-exp of the scores, (n, m); float32 or wider.
     """
-    q, k, v = (operand(x, x.dtype) for x in (q, k, v))
     if q.device.type == "cpu":  # the kernel behind scaled_dot_product_attention, which does not hand out the log-sum-exp
-        out, size = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=hidden.to(q.dtype))
-        return out, size
-    return by_scores(q, k, v, hidden)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, size = kernel(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0))
+        return out.squeeze(0).to(size.dtype), size.squeeze(0)
+    return by_scores(q, k, v, q.new_zeros(1, 1, 1))
 
 
 def by_scores(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`partial_attention` written out, for any device."""
-    q, k, v = (operand(x, x.dtype) for x in (q, k, v))
-    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
-    scores = scores.mul_(q.shape[-1] ** -0.5).add_(hidden)
-    largest = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(largest).exp_()
-    total = weights.sum(-1, keepdim=True)
-    return weights.to(v.dtype) @ v / total, (total.log_() + largest).squeeze(-1)
+    """:func:`partial_attention` written out, for any device; ``hidden`` (n or 1, 1, s or 1) is added to the scores."""
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5)
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32))
+    weights = scores.softmax(-1)
+    return torch.bmm(weights.to(v.dtype), v).to(scores.dtype), _log_sum(scores, weights, -1)
+
+
+def _log_sum(scores: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """Log-sum-exp of ``scores`` from their softmax: the largest one's weight is exp(it) / the sum of exponentials."""
+    return scores.amax(dim).sub_(weights.amax(dim).log_())
