@@ -43,7 +43,6 @@ def test_projections_lie_side_by_side_until_one_is_replaced():
     assert side_by_side(*maps) is None
 
 
-
 def test_weights_that_train_keep_their_order():
     model = Transformer(SHAPE)
     lay_out_for_few_rows(model)
