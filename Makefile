@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help run install test test-graph test-slow lint format bench clean
 
 help:
-	@echo "make run        install, then the laptop recipe: raw pages to a report, about half an hour on 2 busy cores"
+	@echo "make run        install, then the laptop recipe: raw pages to a report, about 10 minutes on 2 quiet cores"
 	@echo "make test       install, then the test suite"
 	@echo "make test-graph the whole recipe in small, from pages to the report (2 minutes)"
 	@echo "make test-slow  the tests that take minutes"
