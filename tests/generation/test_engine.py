@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Engine, Request
-from herd.generation.pages import PagePool, decode_plan
+from herd.generation.pages import PagePool, decode_plan, pages_read
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
@@ -75,7 +75,7 @@ def test_company_order_memory_and_number_change_no_bit(model, alone, data):
     assert {*found} == {(number, k) for number, (_, samples) in asked.items() for k in range(samples)}
     for (number, k), tokens in found.items():
         assert tokens == alone[asked[number][0], size][k]  # log-probabilities too, to the bit
-    assert (engine.pool.used, engine.pool.promised) == (0, 0)
+    assert engine.pool.used == 0
 
 
 def test_a_prompt_that_is_read_whole_is_as_indifferent_to_company(model):
@@ -131,7 +131,7 @@ def test_a_prompt_is_stored_once(model):
     page = engine.storage.keys[:, 0].nbytes + engine.storage.values[:, 0].nbytes
     assert page == size * position
     engine.step()  # the prompt is run and every first token drawn
-    assert engine.pool.used * page == 3 * size * position
+    assert engine.pool.used * page == (3 + samples) * size * position
     assert engine.pool.holders.max() == samples
     stored = engine.storage.keys[:, engine.pool.holders == samples].clone()
     for _ in range(7):
@@ -150,7 +150,7 @@ def test_nothing_enters_that_may_not_fit_to_its_end(model):
     numbers = [engine.submit(request(PROMPTS[5], 4, stops=frozenset())), engine.submit(request(PROMPTS[0], 1, stops=frozenset()))]
     engine.step()
     assert [row.source.id for row in engine._rows] == [numbers[0]] * 2  # a third would need 2 pages: 11 + 2 x 2 + 2 > 16
-    assert (engine.pool.used, engine.pool.promised) == (11, 4)
+    assert engine.pool.used == 11 + 2 * 2
     while engine.busy:
         engine.step()
         assert engine.pool.spare >= 0
@@ -193,7 +193,7 @@ def test_cancelled_requests_leave_at_once_and_change_nothing(model, alone):
     finish(engine, found)
     assert [found[second, k] for k in range(3)] == alone[5, 16]
     assert not any(number == third for number, _ in found)
-    assert (engine.pool.used, engine.pool.promised) == (0, 0)
+    assert engine.pool.used == 0
 
 
 def test_what_other_requests_left_in_a_page_is_not_seen(model, alone):
@@ -217,20 +217,55 @@ def test_pages_are_counted():
     pool = PagePool(6)
     pages = pool.take(3)
     assert pages.tolist() == [3, 4, 5]  # prompts at the high end, what samples write at the low end
-    pool.promise(2)
-    assert (pool.used, pool.spare) == (3, 1)
+    run = pool.free_run(2)
+    assert run.tolist() == [0, 1]
+    pool.hold(run)
+    assert (pool.used, pool.spare) == (5, 1)
+    assert pool.free_run(2) is None
     pool.hold(pages)
     pool.release(pages)
-    assert pool.used == 3
-    assert pool.take_promised() == 0
-    with pytest.raises(AssertionError, match="more pages promised"):
-        pool.promise(2)
+    assert pool.used == 5
     with pytest.raises(AssertionError, match="fewer pages"):
         pool.take(2)
     pool.release(pages)
-    assert (pool.used, pool.promised) == (1, 1)
+    assert (pool.used, pool.spare) == (2, 4)
     with pytest.raises(AssertionError, match="more often than held"):
         pool.release(pages)
+
+
+def test_runs_begin_at_multiples_of_their_length():
+    pool = PagePool(13)
+    pool.hold(np.array([1]))
+    assert [pool.free_run(n).tolist() for n in (1, 2, 4)] == [[0], [2, 3], [4, 5, 6, 7]]
+    pool.hold(np.array([5]))
+    assert pool.free_run(4).tolist() == [8, 9, 10, 11]
+    assert pool.free_run(8) is None
+
+
+def test_an_answer_of_any_length_reads_a_power_of_two():
+    assert [pages_read(n, 8, 4) for n in (1, 4, 5, 8, 9, 16, 17, 32)] == [1, 1, 2, 2, 4, 4, 8, 8]
+    assert pages_read(17, 5, 4) == 5
+
+
+def test_long_answers_of_many_lengths_side_by_side(model):
+    """Every length is read as when alone, though runs are of 1, 2, 4, 8 and 16 pages, and one of 5 that memory forces."""
+    torch.set_num_threads(1)
+    lengths = (1, 3, 7, 17, 40, 55)
+    settings_of = [SamplingConfig(n, 1.0, seed=n) for n in lengths]
+
+    def drawn(numbers, pages):
+        engine = Engine(model, 12, 4 * pages, 4)
+        for i in numbers:
+            engine.submit(request(PROMPTS[4], 2, settings_of[i], frozenset()))
+        found = finish(engine)
+        assert engine.pool.used == 0
+        return [found[number, k] for number in range(1, len(numbers) + 1) for k in range(2)]
+
+    single = [drawn([i], 80) for i in range(len(lengths))]
+    assert drawn(range(len(lengths)), 80) == drawn(range(len(lengths)), 200) == [x for pair in single for x in pair]
+    assert [len(x) for x in drawn([3], 40)] == [17, 17]
+    forced = drawn([4], 20)  # 10 pages for the prompt, and for the answer 10 instead of 16
+    assert [[t for t, _ in x] for x in forced] == [[t for t, _ in x] for x in single[4]]
 
 
 def test_a_prompt_takes_pages_that_follow_each_other_where_it_can():

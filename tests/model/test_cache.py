@@ -47,6 +47,12 @@ def test_a_run_is_one_matrix_in_place_and_scattered_pages_are_copied_to_the_same
     place, scattered = torch.arange(10), torch.tensor([5, 0, 4])
     cache.write(0, cache.slots(torch.full((10,), 1), place, run=3), k, v)
     cache.write(0, cache.slots(scattered[place // 4], place % 4), k, v)
+    runs = cache.read(0, slice(0, 1), 3, 8), cache.read(0, torch.tensor([1]), 3)
+    assert [x.shape for x in runs[0] + runs[1]] == [(1, 2, 8, 4)] * 2 + [(1, 2, 12, 4)] * 2
+    moved = PagedCache(shape, pages=6, page_size=4)
+    moved.write(0, moved.slots(torch.full((10,), 3), place, run=torch.full((10, 1), 3)), k, v)
+    for read, narrow, written in zip(moved.read(0, torch.tensor([1]), 3), moved.read(0, slice(1, 2), 3, 8), (k, v), strict=True):
+        assert torch.equal(read[0, :, :10], written.transpose(0, 1)) and torch.equal(narrow, read[:, :, :8])
     for pages in (slice(1, 4), scattered):
         for read, written in zip(cache.read_whole(0, pages), (k, v), strict=True):
             assert read.shape == (1, 2, 12, 4) and torch.equal(read[0, :, :10], written.transpose(0, 1))

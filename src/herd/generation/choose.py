@@ -64,7 +64,7 @@ def choose(logits: Tensor, draws: Tensor, temperature: float, top_p: float, top_
         likeliest, ids = logits.topk(top_k, dim=-1)
         kept = _nucleus((likeliest / temperature).softmax(-1), top_p)
         return ids.gather(1, _invert(kept, draws)[:, None]).squeeze(1)
-    probabilities = (logits / temperature).softmax(-1)
+    probabilities = (logits if temperature == 1 else logits / temperature).softmax(-1)
     if top_p == 1:
         return _invert(probabilities, draws)
     # Most nuclei are small. The few likeliest tokens are found fast; only rows that need more are sorted in full.

@@ -2,7 +2,7 @@
 
 - A prompt is run through the model once, packed with others that enter at the same time. Its pages are held by all of its
   samples, each of which goes on in pages of its own.
-- A sample enters when a row is free and its longest answer fits beside all that was promised before: nothing is ever swapped
+- A sample enters when a row is free and there is a run of pages for its longest answer: nothing is ever swapped
   out or run again (the Llama 3 paper, section 4.2.2).
 - A sample is a function of the model, its prompt, its settings and its index, and by rounding of whether many samples were asked
   for (:mod:`herd.generation.pages`). Its random numbers come from a stream of its own, and no product in the model takes another
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig, choose, digest_of, draws_of
-from herd.generation.pages import PagePool, Place, decode_plan, in_place, is_whole
+from herd.generation.pages import PagePool, Place, decode_plan, in_place, is_whole, pages_read
 from herd.model.cache import Decode, PagedCache, Prefill
 from herd.model.layout import lay_out_for_few_rows
 from herd.model.masks import Grouped
@@ -71,9 +71,8 @@ class _Row:
 
     source: _Waiting
     sample: int
-    owed: int  # pages that are promised to it
+    run: np.ndarray  # pages of its own
     draws: np.ndarray
-    pages: list[int] = field(default_factory=list)  # of its own
     tokens: list[int] = field(default_factory=list)
 
     @property
@@ -85,7 +84,7 @@ class _Row:
     def place(self) -> Place:
         """Where its keys and values are."""
         of, request = self.source, self.source.request
-        return Place(of.pages, len(request.prompt), self.pages, self.position, of.id, request.samples)
+        return Place(of.pages, len(request.prompt), self.run, self.position, of.id, request.samples)
 
 
 class Engine:
@@ -115,8 +114,9 @@ class Engine:
         self._waiting: deque[_Waiting] = deque()
         self._rows: list[_Row] = []
         self._submitted = 0
-        # Of the step before, while its rows stay and none needs a page, as every new one does.
+        # Of the step before, while its rows stay and read as many pages each.
         self._plan: Decode | None = None
+        self._reads: list[int] = []
 
     @property
     def busy(self) -> bool:
@@ -139,7 +139,7 @@ class Engine:
             )
         if request.samples < 1:
             raise UserError(f"the number of samples is {request.samples}: must be at least 1.")
-        needed = self._pages(len(request.prompt)) + self._tail(request)
+        needed = self._pages(len(request.prompt)) + self._run(request)
         if needed > len(self.pool.holders):
             raise UserError(
                 f"the prompt has {len(request.prompt)} tokens; with max_new_tokens={longest} one sample needs "
@@ -176,9 +176,14 @@ class Engine:
     def _pages(self, positions: int) -> int:
         return -(-positions // self.page_size)
 
-    def _tail(self, request: Request) -> int:
-        """Pages that a sample takes beside those of the prompt, at most; the last token drawn is never run, so never stored."""
-        return self._pages(request.sampling.max_new_tokens - 1)
+    def _run(self, request: Request) -> int:
+        """Pages of a sample's run; the last token drawn is never run, so never stored.
+
+        A power of two, so that runs of many lengths fill memory without holes, but no more than fits beside the prompt.
+        """
+        exact, prompt = self._pages(request.sampling.max_new_tokens - 1), self._pages(len(request.prompt))
+        rounded = 1 << (exact - 1).bit_length() if exact else 0
+        return rounded if prompt + rounded <= len(self.pool.holders) else exact
 
     def _admit(self) -> list[_Row]:
         """New rows for the samples at the head of the queue, as far as rows and pages go."""
@@ -189,20 +194,24 @@ class Engine:
         prompts: list[_Waiting] = []
         while self._waiting and len(self._rows) + len(entered) < self.max_rows:
             head = self._waiting[0]
-            tail, prompt = self._tail(head.request), self._pages(len(head.request.prompt))
-            if tail + (0 if len(head.pages) else prompt) > self.pool.spare:
+            size, prompt = self._run(head.request), self._pages(len(head.request.prompt))
+            run = self.pool.free_run(size) if size else np.zeros(0, dtype=np.int64)
+            if run is None or size + (0 if len(head.pages) else prompt) > self.pool.spare:
                 break
+            self.pool.hold(run)
             if not len(head.pages):
                 head.pages = self.pool.take(prompt)
                 prompts.append(head)
-            self.pool.promise(tail)
             self.pool.hold(head.pages)
             draws = draws_of(head.request.sampling, head.digest, head.started)
-            entered.append(_Row(head, head.started, tail, draws))
+            entered.append(_Row(head, head.started, run, draws))
             head.started += 1
             if head.started == head.request.samples:
                 self.pool.release(head.pages)  # of the queue's own hold; its samples have theirs
                 self._waiting.popleft()
+        if entered:
+            self._plan = None
+            self.storage.clear(self._tensor(np.concatenate([row.run for row in entered])))
         self._prefill(prompts)
         return entered
 
@@ -254,27 +263,15 @@ class Engine:
 
     def _decode(self) -> Tensor:
         """Run the tokens that were drawn last: logits of every row, (R, vocab_size)."""
-        self._make_room()
         rows = [*self._rows, *[self._rows[-1]] * (_FEWEST_ROWS - len(self._rows))]
         tokens, positions = self._tensor([r.tokens[-1] for r in rows]), self._tensor([r.position for r in rows])
-        if self._plan is None:
-            self._plan = decode_plan(self.storage, [r.place for r in rows])
+        reads = [pages_read(len(r.tokens), len(r.run), self.page_size) for r in rows]
+        if self._plan is None or reads != self._reads:
+            self._plan, self._reads = decode_plan(self.storage, [r.place for r in rows]), reads
         else:
             self._plan.advance()
         hidden = self.model(tokens[:, None], positions[:, None], cache=self._plan)
         return self.model.logits(hidden[:, 0])[: len(self._rows)]
-
-    def _make_room(self) -> None:
-        """Give every row whose own pages are full another one."""
-        fresh = []
-        for row in self._rows:
-            if (len(row.tokens) - 1) // self.page_size == len(row.pages):
-                row.pages.append(self.pool.take_promised())
-                row.owed -= 1
-                fresh.append(row.pages[-1])
-        if fresh:
-            self.storage.clear(self._tensor(fresh))
-            self._plan = None
 
     def _draw(self, logits: Tensor) -> list[Drawn]:
         device = logits.device
@@ -308,5 +305,4 @@ class Engine:
     def _leave(self, row: _Row) -> None:
         self._plan = None
         self.pool.release(row.source.pages)
-        self.pool.release(np.array(row.pages, dtype=np.int64))
-        self.pool.promise(-row.owed)
+        self.pool.release(row.run)

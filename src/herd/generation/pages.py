@@ -1,9 +1,10 @@
-"""Who holds which page of the key-value store: reference counts, promises, and the plan of a decoding step.
+"""Who holds which page of the key-value store: reference counts, and the plan of a decoding step.
 
 The pages of a prompt are held by all of its samples, the last, partly filled one too: a sample's own tokens begin on a page of
-its own, so that nothing shared is ever written to and nothing is ever copied. Prompts take pages from the high end, samples from
-the low end, so that each kind lies together and is mostly read in place; a prompt takes pages that follow each other where it
-can.
+its own, so that nothing shared is ever written to and nothing is ever copied. A sample gets the pages of its longest answer when
+it enters, as a run: pages that follow each other, in which each head's keys lie as one matrix, of which a step reads as much as
+is written. Runs begin at a multiple of their length and are taken from the low end, prompts from the high end, so that each kind
+lies together and is mostly read in place.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ _WHOLE = 4, 8  # pages and samples, see is_whole
 
 
 class PagePool:
-    """Reference counts of pages, and how many are promised to sequences that have yet to grow.
+    """Reference counts of pages.
 
     Args:
         pages: how many there are.
@@ -30,7 +31,6 @@ class PagePool:
 
     def __init__(self, pages: int) -> None:
         self.holders = np.zeros(pages, dtype=np.int64)
-        self.promised = 0
 
     @property
     def used(self) -> int:
@@ -39,13 +39,8 @@ class PagePool:
 
     @property
     def spare(self) -> int:
-        """Pages neither held nor promised."""
-        return len(self.holders) - self.used - self.promised
-
-    def promise(self, pages: int) -> None:
-        """Keep ``pages`` for later; negative gives them back."""
-        assert -self.promised <= pages <= self.spare, "more pages promised than there are"
-        self.promised += pages
+        """Pages that nobody holds."""
+        return len(self.holders) - self.used
 
     def take(self, count: int) -> np.ndarray:
         """Pages for a prompt, (count,), held once each: the highest that follow each other, or else the highest."""
@@ -57,12 +52,11 @@ class PagePool:
         self.holders[pages] = 1
         return pages
 
-    def take_promised(self) -> int:
-        """One of the promised pages, from the low end, held once."""
-        page = int(np.flatnonzero(self.holders == 0)[0])
-        self.promise(-1)
-        self.holders[page] = 1
-        return page
+    def free_run(self, count: int) -> np.ndarray | None:
+        """The lowest ``count`` free pages that follow each other from a multiple of ``count`` on; None if there are none."""
+        whole = len(self.holders) // count * count
+        runs = np.flatnonzero((self.holders[:whole] == 0).reshape(-1, count).all(1))
+        return np.arange(runs[0] * count, (runs[0] + 1) * count) if len(runs) else None
 
     def hold(self, pages: np.ndarray) -> None:
         """One more holder of each page."""
@@ -81,7 +75,7 @@ class Place:
     Attributes:
         prompt: pages of the prompt, in order.
         length: tokens of the prompt.
-        own: pages of what follows, in order.
+        own: its run, where what follows is.
         position: of the token that comes next, in the sequence.
         group: sequences of one prompt have the same number.
         samples: how many were asked of the prompt, though some may have ended.
@@ -89,7 +83,7 @@ class Place:
 
     prompt: np.ndarray
     length: int
-    own: Sequence[int]
+    own: np.ndarray
     position: int
     group: int
     samples: int
@@ -104,6 +98,14 @@ def is_whole(pages: int, samples: int) -> bool:
     return pages >= _WHOLE[0] and samples >= _WHOLE[1]
 
 
+def pages_read(positions: int, run: int, page_size: int) -> int:
+    """How many pages of its run a sample with ``positions`` of its own reads: a power of two, or all.
+
+    Samples that read as many share a call, and what runs beside a sample does not change how much it reads.
+    """
+    return min(1 << (-(-positions // page_size) - 1).bit_length(), run)
+
+
 def in_place(pages: np.ndarray) -> slice | None:
     """``pages`` as a slice if they follow each other."""
     return slice(int(pages[0]), int(pages[-1]) + 1) if (np.diff(pages) == 1).all() else None
@@ -113,61 +115,42 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     """What a step that adds one position to each of ``places`` reads and writes; a group's places stand together.
 
     The arithmetic of a sequence must not depend on the others: a prompt that is read whole, or a page of another, is one product
-    with the queries of all its users, made up to a multiple of four by stand-ins; a page of a sequence's own is one with its
+    with the queries of all its users, made up to a multiple of four by stand-ins; what a sequence has of its own is one with its
     query.
     """
     size, device, heads = storage.page_size, storage.keys.device, storage.keys.shape[2]
     dtype = operand(storage.keys[:0], storage.keys.dtype).dtype  # of scores
-    position = np.array([p.position for p in places])
     length = np.array([p.length for p in places])
+    written = np.array([p.position for p in places]) - length + 1  # of a sequence's own positions, once this step is done
     shared = np.array([len(p.prompt) for p in places])
-    held = shared + np.array([len(p.own) for p in places])
-    table = np.zeros((len(places), int(held.max())), dtype=np.int64)
+    table = np.zeros((len(places), int(shared.max())), dtype=np.int64)
     for row, place in zip(table, places, strict=True):
         row[: len(place.prompt)] = place.prompt
-        row[len(place.prompt) : len(place.prompt) + len(place.own)] = place.own
     rows, columns = np.indices(table.shape)
     _, first, group, members = np.unique([p.group for p in places], return_index=True, return_inverse=True, return_counts=True)
     leader, members = first[group], members[group]  # of each row: the first row of its group, and how many they are
     users = -(-members // _FEWEST_USERS) * _FEWEST_USERS
-    of_prompt = columns < shared[:, None]
     whole = np.array([is_whole(len(p.prompt), p.samples) for p in places])
-    # Positions of a page that are filled once this step has written.
-    written = np.where(
-        of_prompt, length[:, None] - columns * size, (position - length + 1 + shared * size)[:, None] - columns * size
-    )
-    merge = np.full(table.shape, -1)
+    merge = np.full((len(places), table.shape[1] + 1), -1)  # results of each row: of its prompt's pages, and of its own
     parts: list[Paged] = []
     results = 0
 
-    def add_paged(taken: np.ndarray, of_each: int, mine: np.ndarray) -> np.ndarray:
-        """The pages ``taken`` of the table, one by one; ``mine`` is the number of each row among its pages' users.
-
-        Returns:
-            Where each page of the pool stands among those that are read.
-        """
-        nonlocal results
-        reads = taken & (mine == 0)[:, None]
-        pages, found, count = _stretch(table[reads], len(storage))
-        reader = rows[reads]
-        readers = np.zeros((count, of_each), dtype=np.int64)
-        readers[found[table[reads]]] = reader[:, None] + np.minimum(np.arange(of_each), members[reader][:, None] - 1)
-        filled = np.full(count, size)
-        filled[found[table[reads]]] = written[reads]
-        merge[taken] = (results + found[table] * of_each + mine[:, None])[taken]
-        hidden = torch.zeros(count * heads, 1, size, dtype=dtype)
-        hidden.masked_fill_(torch.from_numpy(np.arange(size) >= filled.repeat(heads)[:, None])[:, None], -torch.inf)
-        read = pages if isinstance(pages, slice) else to_device(pages)
-        users = None if in_order(readers, len(places)) else to_device(readers.ravel())
-        parts.append(Paged(read, users, hidden.to(device)))
-        results += readers.size
-        return found
+    def to_device(x: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(x).to(device)
 
     def in_order(x: np.ndarray, count: int) -> bool:
         return np.array_equal(x.ravel(), np.arange(count))
 
-    def to_device(x: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(x).to(device)
+    def add(read: slice | np.ndarray, run: int, readers: np.ndarray, filled: np.ndarray, width: int, newest: np.ndarray) -> None:
+        """One part: each of ``readers`` (n, u) sees the first ``filled`` (n,) of the ``width`` positions that are read."""
+        nonlocal results
+        hidden = torch.zeros(len(readers) * heads, 1, width, dtype=dtype)
+        hidden.masked_fill_(torch.from_numpy(np.arange(width) >= filled.repeat(heads)[:, None])[:, None], -torch.inf)
+        of_heads = ((newest[:, None] // width * heads + np.arange(heads)) * width + newest[:, None] % width).ravel()
+        asking = None if in_order(readers, len(places)) else to_device(readers.ravel())
+        place = read if isinstance(read, slice) else to_device(read)
+        parts.append(Paged(place, run, width, asking, hidden.to(device), to_device(of_heads)))
+        results += readers.size
 
     prompts = []
     for row in first[whole[first]]:
@@ -175,26 +158,43 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
         readers = to_device(row + np.minimum(np.arange(users[row]), members[row] - 1)) if standing_in else None
         pages = in_place(places[row].prompt) or to_device(places[row].prompt)
         prompts.append(Whole(pages, int(length[row]), slice(int(row), int(row + members[row])), readers))
-    paged = of_prompt & ~whole[:, None]
     for of_each in np.unique(users[~whole]):
-        add_paged(paged & (users == of_each)[:, None], int(of_each), rows[:, 0] - leader)
-    found = add_paged(~of_prompt & (columns < held[:, None]), 1, np.zeros(len(places), dtype=np.int64))
+        taken = (columns < shared[:, None]) & (~whole & (users == of_each))[:, None]
+        asked = taken & (rows == leader[:, None])
+        reader = rows[asked]
+        pages, found, count = _stretch(table[asked], len(storage))
+        readers = np.zeros((count, int(of_each)), dtype=np.int64)
+        readers[found[table[asked]]] = reader[:, None] + np.minimum(np.arange(of_each), members[reader][:, None] - 1)
+        filled = np.full(count, size)
+        filled[found[table[asked]]] = (length[:, None] - columns * size)[asked]
+        merge[:, :-1][taken] = (results + found[table] * of_each + rows - leader[:, None])[taken]
+        add(pages, 1, readers, filled, size, np.zeros(0, dtype=np.int64))
+    kinds = np.array([(len(p.own), pages_read(int(w), len(p.own), size)) for p, w in zip(places, written, strict=True)])
+    for run, of_run in np.unique(kinds, axis=0):
+        mine = np.flatnonzero((kinds == (run, of_run)).all(1))
+        start = np.array([places[i].own[0] // run for i in mine])
+        runs, found, count = _stretch(start, len(storage) // run)
+        readers = np.zeros((count, 1), dtype=np.int64)
+        readers[found[start], 0] = mine
+        width = int(of_run * size)
+        filled = np.full(count, width)
+        filled[found[start]] = written[mine]
+        merge[mine, -1] = results + found[start]
+        add(runs, int(run), readers, filled, width, found[start] * width + written[mine] - 1)
     # What is there first, and no more columns than the row with most of it needs.
     merge = np.take_along_axis(merge, (merge < 0).argsort(1, kind="stable"), 1)[:, : int((merge >= 0).sum(1).max())]
-    offset = position - length
-    page, offset = table[rows[:, 0], shared + offset // size], offset % size
     absent = None
     if (merge < 0).any():
         absent = torch.zeros(*merge.shape, 1, device=device).masked_fill_(to_device(merge < 0).unsqueeze(2), -torch.inf)
+    own = np.array([p.own[0] for p in places])
     return Decode(
         storage,
-        storage.slots(to_device(page), to_device(offset)),
+        storage.slots(to_device(own), to_device(written - 1), to_device(kinds[:, :1].copy())),
         prompts,
         parts,
         merge.shape[1],
         None if in_order(merge, results) else to_device(np.maximum(merge, 0).ravel()),
         absent,
-        to_device(((found[page][:, None] * heads + np.arange(heads)) * size + offset[:, None]).ravel()),
     )
 
 

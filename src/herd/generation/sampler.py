@@ -83,5 +83,5 @@ def enough(longest: int, prompts: int, samples: int, config: SamplingConfig, bat
     rows = min(batch_size, prompts * samples)
     # Samples of at most so many prompts run together: the last of one, whole ones, the first of another.
     together = min(prompts, rows // samples + 2)
-    pages, tail = -(-longest // PAGE_SIZE), -(-config.max_new_tokens // PAGE_SIZE)
-    return (together * pages + rows * tail) * PAGE_SIZE
+    pages, run = -(-longest // PAGE_SIZE), 1 << (-(-config.max_new_tokens // PAGE_SIZE) - 1).bit_length()
+    return (together * pages + rows * run) * PAGE_SIZE

@@ -57,13 +57,13 @@ class PagedCache:
         self.keys.index_fill_(1, pages, 0)
         self.values.index_fill_(1, pages, 0)
 
-    def slots(self, pages: Tensor, offsets: Tensor, run: int = 1) -> Tensor:
+    def slots(self, pages: Tensor, offsets: Tensor, run: int | Tensor = 1) -> Tensor:
         """Where :meth:`write` puts positions, (n * n_kv_heads,) int64.
 
         Args:
             pages: of each position, (n,), or the first page of its run.
             offsets: its place within the page or run, (n,).
-            run: pages that follow each other and lie as one.
+            run: pages that follow each other and lie as one, or (n, 1) such numbers.
         """
         heads = torch.arange(self.keys.shape[2], device=pages.device)
         return ((pages[:, None] * len(heads) + heads * run) * self.page_size + offsets[:, None]).flatten()
@@ -74,9 +74,17 @@ class PagedCache:
         keys.index_copy_(0, slots, k.reshape(-1, k.shape[-1]))
         values.index_copy_(0, slots, v.reshape(-1, v.shape[-1]))
 
-    def read(self, layer: int, pages: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of ``pages``, (n, n_kv_heads, page_size, head_dim) each: a view of a slice, a copy of others."""
-        keys, values = self.keys[layer], self.values[layer]
+    def read(self, layer: int, pages: slice | Tensor, run: int = 1, width: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of ``pages``, (n, n_kv_heads, width, head_dim) each: a view of a slice, a copy of others.
+
+        Args:
+            pages: in units of ``run`` pages that lie as one.
+            width: positions that are read of each, from the first on; None reads all.
+        """
+        _, total, heads, size, head_dim = self.keys.shape
+        keys, values = (
+            x[layer, : total // run * run].view(-1, heads, run * size, head_dim)[:, :, :width] for x in (self.keys, self.values)
+        )
         if isinstance(pages, slice):
             return keys[pages], values[pages]
         return keys.index_select(0, pages), values.index_select(0, pages)
@@ -149,19 +157,25 @@ class Whole:
 
 @dataclass(frozen=True, eq=False)
 class Paged:
-    """Pages that are read one by one, each by as many users.
+    """Pages, or runs of them, that are read one by one, each by as many users.
 
     Attributes:
-        pages: which, as a slice (read in place) or (n,) int64 (copied first).
+        pages: which, in units of ``run``, as a slice (read in place) or (n,) int64 (copied first).
+        run: pages that lie as one.
+        width: positions that are read of each.
         users: (n * u,) int64, rows of the batch that read each page; a row may stand in for users that are not there. None: the
             rows in their order, one a page.
-        hidden: (n * kv_heads, 1, page_size) float, -inf at positions that hold nothing.
+        hidden: (n * kv_heads, 1, width) float, -inf at positions that hold nothing.
+        newest: int64, where the new positions stand in the flattened ``hidden``; none for a prompt.
         views: what :meth:`_read` gave for each layer, where that is no copy.
     """
 
     pages: slice | Tensor
+    run: int
+    width: int
     users: Tensor | None
     hidden: Tensor
+    newest: Tensor
     views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(self, storage: PagedCache, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,10 +193,10 @@ class Paged:
         return out.reshape(users, heads, group, width), size.reshape(users, heads, group)
 
     def _read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values, (n * kv_heads, page_size, d) each."""
+        """Keys and values, (n * kv_heads, width, d) each."""
         if layer in self.views:
             return self.views[layer]
-        stored = [x.flatten(0, 1) for x in storage.read(layer, self.pages)]
+        stored = [x.flatten(0, 1) for x in storage.read(layer, self.pages, self.run, self.width)]
         return _kept(self, layer, stored, [operand(x, x.dtype) for x in stored])
 
 
@@ -201,12 +215,11 @@ class Decode:
     Attributes:
         slots: where the new positions go.
         whole: prompts that are read whole, each by some of the rows.
-        paged: every other page that is read; the last part has the sequences' own.
+        paged: every other page that is read.
         columns: results that a row has from ``paged`` at most, w.
         merge: (R * w,) int64, the results that belong to each row: indices into those of ``paged``, counted in the order part,
             page, user; None where they stand in this order.
         absent: (R, w, 1) float, -inf where a row has fewer than w results; None where all have w.
-        newest: (R * kv_heads,) int64, where the new positions stand in the flattened ``hidden`` of the sequences' own pages.
     """
 
     storage: PagedCache
@@ -216,13 +229,13 @@ class Decode:
     columns: int
     merge: Tensor | None
     absent: Tensor | None
-    newest: Tensor
 
     def advance(self) -> None:
         """Go on to the next position of every sequence, on the same pages."""
         self.slots.add_(1)
-        self.newest.add_(1)
-        self.paged[-1].hidden.view(-1).index_fill_(0, self.newest, 0)
+        for part in self.paged:
+            if len(part.newest):
+                part.hidden.view(-1).index_fill_(0, part.newest.add_(1), 0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
         """Attention of each row's one query over its pages, (R, 1, heads, head_dim)."""
