@@ -155,9 +155,9 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     prompts = []
     for row in first[whole[first]]:
         standing_in = users[row] > members[row]
-        readers = to_device(row + np.minimum(np.arange(users[row]), members[row] - 1)) if standing_in else None
-        pages = in_place(places[row].prompt) or to_device(places[row].prompt)
-        prompts.append(Whole(pages, int(length[row]), slice(int(row), int(row + members[row])), readers))
+        asking = to_device(row + np.minimum(np.arange(users[row]), members[row] - 1)) if standing_in else None
+        pages_of = in_place(places[row].prompt) or to_device(places[row].prompt)
+        prompts.append(Whole(pages_of, int(length[row]), slice(int(row), int(row + members[row])), asking))
     for of_each in np.unique(users[~whole]):
         taken = (columns < shared[:, None]) & (~whole & (users == of_each))[:, None]
         asked = taken & (rows == leader[:, None])
@@ -169,10 +169,11 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
         filled[found[table[asked]]] = (length[:, None] - columns * size)[asked]
         merge[:, :-1][taken] = (results + found[table] * of_each + rows - leader[:, None])[taken]
         add(pages, 1, readers, filled, size, np.zeros(0, dtype=np.int64))
+    first_own = np.array([p.own[0] for p in places])
     kinds = np.array([(len(p.own), pages_read(int(w), len(p.own), size)) for p, w in zip(places, written, strict=True)])
     for run, of_run in np.unique(kinds, axis=0):
         mine = np.flatnonzero((kinds == (run, of_run)).all(1))
-        start = np.array([places[i].own[0] // run for i in mine])
+        start = first_own[mine] // run
         runs, found, count = _stretch(start, len(storage) // run)
         readers = np.zeros((count, 1), dtype=np.int64)
         readers[found[start], 0] = mine
@@ -186,10 +187,9 @@ def decode_plan(storage: PagedCache, places: Sequence[Place]) -> Decode:
     absent = None
     if (merge < 0).any():
         absent = torch.zeros(*merge.shape, 1, device=device).masked_fill_(to_device(merge < 0).unsqueeze(2), -torch.inf)
-    own = np.array([p.own[0] for p in places])
     return Decode(
         storage,
-        storage.slots(to_device(own), to_device(written - 1), to_device(kinds[:, :1].copy())),
+        storage.slots(to_device(first_own), to_device(written - 1), to_device(kinds[:, :1].copy())),
         prompts,
         parts,
         merge.shape[1],
