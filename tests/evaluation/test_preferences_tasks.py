@@ -105,7 +105,7 @@ def test_win_rate_counts_ties_half(
 
     monkeypatch.setattr(win_rate, "sample_answers", answers)
     monkeypatch.setattr(win_rate, "pair_rewards", by_length)
-    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]]), prompts)
+    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]], first_prompt=0), prompts)
     for current in ("dpo", "sft"):
         task.language_model(make_lm(current))
     task.reward_model("another", object())  # type: ignore[arg-type]
@@ -119,6 +119,17 @@ def test_win_rate_counts_ties_half(
     assert result.comparisons[0]["win_rate"] == metrics["win_rate,none"]
 
 
+def test_prompts_that_chose_a_checkpoint_do_not_score_it(prompts: Bench) -> None:
+    assert prompts.dialogs is not None
+    settings = {"config": {"first_prompt": 0, "prompts": 10}, "input_addresses": {"prompts": prompts.dialogs.address}}
+    chosen = {"stage": "best", "address": "b", "node": "round-1/best", "inputs": {}} | settings
+    bench = replace(prompts, models={"dpo": replace(prompts.dialogs, manifest=chosen)})
+    pairs = [["dpo", "sft", "judge"]]
+    with pytest.raises(UserError, match=r"prompts 9 to 11, and 1 of them .*`herd best` \(round-1/best, which dpo comes from\)"):
+        WinRate(WinRateConfig(pairs=pairs, first_prompt=9), bench)
+    assert len(WinRate(WinRateConfig(pairs=pairs, first_prompt=10), bench).prompts) == 2
+
+
 def test_the_grader_gives_its_own_verdict_on_the_same_answers(
     prompts: Bench, make_lm: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +141,7 @@ def test_the_grader_gives_its_own_verdict_on_the_same_answers(
         lambda *args: [[Answer(text, (1, 2), current == "sft" or i > 0, 0.0)] for i, text in enumerate(texts[current])],
     )
     monkeypatch.setattr(win_rate, "pair_rewards", by_length)
-    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]]), prompts)
+    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]], first_prompt=0), prompts)
     for current in ("dpo", "sft"):
         task.language_model(make_lm(current))
     task.reward_model("judge", object())  # type: ignore[arg-type]
@@ -185,7 +196,7 @@ def test_an_average_meets_the_best_of_its_members(
 
 def test_a_model_against_itself_ties_everywhere(prompts: Bench, make_lm: Callable[..., LanguageModel]) -> None:
     """The real sampler and a real reward model: equal weights answer alike, and alike is a tie, not a win."""
-    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]], prompts=5, max_new_tokens=6), prompts)
+    task = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]], first_prompt=0, prompts=5, max_new_tokens=6), prompts)
     task.language_model(make_lm("dpo", seed=4))
     task.language_model(make_lm("sft", seed=4))
     with torch.inference_mode():
@@ -212,7 +223,10 @@ def test_each_model_answers_and_judges_in_the_dialect_that_it_was_trained_in(
     for task in (win_rate, reward_accuracy):
         monkeypatch.setattr(task, "pair_rewards", judged)
     bench = replace(prompts, dialects={"dpo": "hf", "sft": "torchtune", "judge": "meta_tag"}, preferences=preferences.preferences)
-    wins, accuracy = WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]]), bench), RewardAccuracy(RewardAccuracyConfig(), bench)
+    wins, accuracy = (
+        WinRate(WinRateConfig(pairs=[["dpo", "sft", "judge"]], first_prompt=0), bench),
+        RewardAccuracy(RewardAccuracyConfig(), bench),
+    )
     for current in ("dpo", "sft"):
         wins.language_model(make_lm(current))
     judge = "judge"

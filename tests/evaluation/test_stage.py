@@ -52,7 +52,7 @@ def evaluated(small: Small) -> tuple[Artifact, dict]:
         "needle.distractors=3",
         "resamples=200",
     ]
-    overrides += ["needle.lengths=[96,192,512]", "win_rate.prompts=6", "win_rate.max_new_tokens=8"]
+    overrides += ["needle.lengths=[96,192,512]", "win_rate.first_prompt=10", "win_rate.prompts=6", "win_rate.max_new_tokens=8"]
     config = configure("evaluate", *overrides, "win_rate.pairs=[[round-1/dpo,base,round-1/reward]]")
     inputs = {
         "tokens": small.tokens.path,

@@ -35,7 +35,7 @@ class BestConfig:
 
     seed: int  # nothing here is random; every stage has one
     dialect: str  # how messages become tokens: meta, meta_tag, hf, torchtune
-    first_prompt: int  # index of the first held-out prompt used; an evaluation of the result should use others
+    first_prompt: int  # index of the first held-out prompt used; an evaluation must use others
     prompts: int  # held-out prompts at most
     max_new_tokens: int  # longest answer, tokens
     batch_size: int  # sequences generated or scored together

@@ -41,6 +41,7 @@ class Bench:
     dialogs: Artifact | None
     preferences: Mapping[str, Artifact]
     labels: tuple[str, ...]  # language models under test, in order
+    models: Mapping[str, Artifact] = field(default_factory=dict)  # of these labels: where each comes from
     dialects: Mapping[str, str] = field(default_factory=dict)  # model or reward model -> the dialect in which it reads messages
     _nll: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 

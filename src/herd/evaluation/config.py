@@ -44,3 +44,8 @@ class EvaluateConfig:
             raise UserError(f"evaluate.tasks={self.tasks} names a task twice.")
         if self.batch_tokens < 1 or self.resamples < 100 or self.threads < 0:
             raise UserError("evaluate: need batch_tokens >= 1, resamples >= 100 and threads >= 0.")
+
+    @property
+    def scores_answers(self) -> bool:
+        """Whether models answer held-out prompts and a reward model judges them."""
+        return "win_rate" in self.tasks and bool(self.win_rate.pairs or self.win_rate.averages)

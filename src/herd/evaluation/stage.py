@@ -50,6 +50,7 @@ def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
             dialogs=inputs.get("dialogs"),
             preferences=inputs.group("preferences"),
             labels=tuple(models),
+            models=models,
             # Each model is asked, and each reward model reads, in the dialect that it was trained in.
             dialects={label: trained_in(artifact) or config.dialect for label, artifact in (models | rewards).items()},
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from herd.config.errors import UserError, nearest
 from herd.config.loader import compose
+from herd.evaluation.prompts_apart import CHOOSES, require_apart
 from herd.recipe.job import Job, make_job
 from herd.recipe.node import Node
 from herd.recipe.rounds import RoundsConfig
@@ -84,13 +85,29 @@ def job_of(recipe: RecipeConfig, name: str) -> Job:
     return Job(job.stage, job.config, single | groups, job.run)
 
 
+def jobs_of(recipe: RecipeConfig) -> dict[str, Job]:
+    """The checked jobs of the selected stages.
+
+    Raises:
+        UserError: a configuration is wrong, or an evaluation would score models on prompts that chose a checkpoint.
+    """
+    jobs = {name: job_of(recipe, name) for name in recipe.selected()}
+    for name, job in jobs.items():
+        if job.stage.name == "evaluate" and job.config.scores_answers:
+            used = job.config.win_rate
+            for other, best in jobs.items():
+                if best.stage.name == CHOOSES and best.inputs["prompts"] == job.inputs.get("dialogs"):
+                    where, by, chose = f"Stage '{name}'", f"stage '{other}'", best.config
+                    require_apart(used.first_prompt, used.prompts, by, chose.first_prompt, chose.prompts, where)
+    return jobs
+
+
 def run_recipe(recipe: RecipeConfig) -> Artifact:
     """Run the stages in order; a finished one is skipped, an interrupted one goes on. Returns the last one's result.
 
     Every stage's configuration is composed and checked before the first one starts.
     """
-    nodes = recipe.selected()
-    jobs = {name: job_of(recipe, name) for name in nodes}
+    jobs = jobs_of(recipe)
     start = time.monotonic()
     artifact: Artifact | None = None
     for number, (name, job) in enumerate(jobs.items(), 1):
@@ -130,8 +147,8 @@ def highlights(metrics: dict[str, Any], most: int = 4) -> str:
 def plan_lines(recipe: RecipeConfig) -> Iterator[str]:
     """What a recipe would do: every stage with its inputs and overrides, and the details a stage can plan ahead."""
     yield f"{recipe.name}: {recipe.description}"
-    for number, (name, node) in enumerate(recipe.selected().items(), 1):
-        job = job_of(recipe, name)
+    for number, (name, job) in enumerate(jobs_of(recipe).items(), 1):
+        node = recipe.nodes[name]
         needs = f" <- {', '.join(dict.fromkeys(node.needs()))}" if node.needs() else ""
         yield f"{number:>3}. {name}: herd {node.command} {' '.join([*node.overrides, *node.extra])}".rstrip() + needs
         if node.command == "pretrain":

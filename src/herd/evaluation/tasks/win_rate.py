@@ -20,6 +20,7 @@ from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.rows import Prompt, read_prompts
 from herd.evaluation.bench import TASKS, BaseTask, Bench, Metrics, score
+from herd.evaluation.prompts_apart import choices_behind, require_apart
 from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.scoring import LanguageModel
 from herd.generation.chat import Answer, fits, sample_answers
@@ -37,7 +38,7 @@ class WinRateConfig:
 
     pairs: list[list[str]] = field(default_factory=list)  # [model, opponent, judging reward model] by their labels
     averages: list[list[str]] = field(default_factory=list)  # [averaged model, its members ..., judging reward model]
-    first_prompt: int = 0  # index of the first held-out prompt used: those before it may have chosen settings
+    first_prompt: int = 300  # index of the first held-out prompt used: those before it choose checkpoints (herd best)
     prompts: int = 200  # held-out prompts at most
     max_new_tokens: int = 48  # longest answer, tokens
     batch_size: int = 64  # prompts answered together
@@ -104,7 +105,14 @@ class WinRate(BaseTask):
             file = bench.dialogs / "heldout_prompts.jsonl"
             self.prompts = read_prompts(file)[config.first_prompt : config.first_prompt + config.prompts]
             if not self.prompts:
-                raise UserError(f"{file}: no prompts from index {config.first_prompt} on; lower evaluate.{NAME}.first_prompt.")
+                raise UserError(
+                    f"{file}: no prompts from index {config.first_prompt} on; lower evaluate.{NAME}.first_prompt (and with it "
+                    "best's `prompts`, where one chose), or make more held-out prompts."
+                )
+            asked = {label: model for label, model in bench.models.items() if label in self.asked}
+            for label, best in choices_behind(asked, bench.dialogs):
+                by, chose = f"`herd best` ({best['node']}, which {label} comes from)", best["config"]
+                require_apart(config.first_prompt, len(self.prompts), by, chose["first_prompt"], chose["prompts"])
 
     def language_model(self, lm: LanguageModel) -> None:
         if not self.prompts or lm.label not in self.asked:

@@ -1,0 +1,67 @@
+"""Prompts that chose a checkpoint do not score it, nor what comes from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.config.errors import UserError
+from herd.config.loader import compose, load
+from herd.evaluation.prompts_apart import choices_behind, overlap, require_apart
+from herd.recipe.graph import RecipeConfig, jobs_of
+from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
+
+numbers = st.integers(0, 30)
+
+
+@given(numbers, numbers, numbers, numbers)
+def test_overlap_counts_common_indices(first: int, count: int, other: int, more: int) -> None:
+    assert overlap(first, count, other, more) == len({*range(first, first + count)} & {*range(other, other + more)})
+
+
+def test_the_message_names_a_way_out() -> None:
+    require_apart(300, 200, "x", 0, 300)
+    with pytest.raises(UserError, match="prompts 250 to 449, and 50 of them chose a checkpoint: x used 0 to 299"):
+        require_apart(250, 200, "x", 0, 300)
+
+
+@dataclass(frozen=True)
+class Settings:
+    first_prompt: int = 0
+    prompts: int = 5
+    seed: int = 0
+
+
+def make(root: Path, command: str, seed: int = 0, **inputs: Artifact) -> Artifact:
+    def write(config: Settings, given: Inputs, run: StageRun) -> dict:
+        return {}
+
+    stage = Stage(command, 1, Settings, write, "nothing", inputs=tuple(inputs))
+    paths = {name: artifact.path for name, artifact in inputs.items()}
+    return execute(stage, Settings(seed=seed), paths, root, "test", f"{command}-{seed}")
+
+
+def test_a_choice_is_found_behind_the_rows_that_it_wrote(tmp_path: Path) -> None:
+    dialogs, others = make(tmp_path, "dialogs"), make(tmp_path, "dialogs", 1)
+    first = make(tmp_path, "sft", prompts=dialogs)
+    best, elsewhere = make(tmp_path, "best", model=first, prompts=dialogs), make(tmp_path, "best", 1, model=first, prompts=others)
+    rows = make(tmp_path, "reject", best=best, elsewhere=elsewhere)
+    models = {"first": first, "second": make(tmp_path, "sft", 1, dialogs=rows)}
+    assert [(label, manifest["node"]) for label, manifest in choices_behind(models, dialogs)] == [("second", "best-0")]
+    assert [(label, manifest["node"]) for label, manifest in choices_behind(models, others)] == [("second", "best-1")]
+
+
+@pytest.mark.parametrize("recipe", ["ci", "laptop"])
+def test_a_recipe_that_scores_on_prompts_that_choose_is_refused(recipe: str) -> None:
+    changed = '+stages.evaluate.extra=["win_rate.first_prompt=29"]'
+    loaded = load(RecipeConfig, compose("recipe", [f"recipe={recipe}", changed]))
+    with pytest.raises(UserError, match=r"Stage 'evaluate' asks held-out prompts 29 to .* stage 'round-1/best' used 0 to"):
+        jobs_of(loaded)
+
+
+def test_the_commands_own_defaults_keep_apart() -> None:
+    best, evaluate, dialogs = (compose(command) for command in ("best", "evaluate", "dialogs"))
+    require_apart(evaluate.win_rate.first_prompt, evaluate.win_rate.prompts, "x", best.first_prompt, best.prompts)
+    assert dialogs.heldout_prompts >= evaluate.win_rate.first_prompt + evaluate.win_rate.prompts
