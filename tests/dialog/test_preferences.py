@@ -53,6 +53,8 @@ def test_responses_may_be_plain_text(tmp_path):
         (pair(grade=Grade.MARGINALLY_BETTER), "grade_marginally_better"),
         (pair(rejected="a clear answer"), "chosen_equals_rejected"),
         (pair(chosen="x" * 50 + "y", rejected="x" * 50 + "z"), "similar_responses"),
+        (pair(chosen="other", rejected="x" * 50 + "y", edited="x" * 50 + "z"), "edited_similar_to_rejected"),
+        (pair(chosen="x" * 50 + "y", rejected="z", edited="x" * 50 + "z"), None),  # a small edit is a clear verdict
         (pair(rejected=""), "empty_response"),
         (pair(edited=" "), "empty_response"),
         (pair(edited="a clear answer"), "edited_equals_chosen"),

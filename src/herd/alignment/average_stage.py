@@ -185,7 +185,7 @@ def _implicit_rewards(
 
 STAGE = Stage(
     name="average",
-    version=3,
+    version=4,
     config=AverageConfig,
     run=run,
     summary="average the weights of models",

@@ -113,7 +113,7 @@ def cached_reference(
 
 STAGE = Stage(
     name="dpo",
-    version=2,
+    version=3,
     config=DPOConfig,
     run=run,
     summary="direct preference optimisation",

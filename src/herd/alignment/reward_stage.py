@@ -119,7 +119,7 @@ def heldout_accuracy(model: RewardModel, rounds: dict[str, HeldoutPairs], chosen
 
 STAGE = Stage(
     name="reward",
-    version=3,
+    version=4,
     config=RewardConfig,
     run=run,
     summary="train a reward model on preferences",

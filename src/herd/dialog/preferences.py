@@ -93,7 +93,7 @@ class PreferenceFilter:
     """Which pairs are trained on."""
 
     grades: list[str] = field(default_factory=lambda: ["significantly_better", "better"])  # grades kept
-    max_similarity: float = 0.95  # a pair whose responses are more alike (0..1, see `similarity`) is dropped
+    max_similarity: float = 0.95  # a row whose rejected response is more like its chosen or edited one (0..1) is dropped
 
     def __post_init__(self) -> None:
         for grade in self.grades:
@@ -107,7 +107,8 @@ class PreferenceFilter:
     def reason(self, row: Preference) -> str | None:
         """Why the pair is not trained on, as a word to count; None when it is.
 
-        An edited response that is one of the other two would rank a text above itself.
+        An edited response that is one of the other two would rank a text above itself. One that is like the rejected one is
+        filtered as a chosen one is, for both are ranked above it. Edited and chosen are alike by their making: not compared.
         """
         for response in (row.chosen, row.rejected, *([row.edited] if row.edited is not None else [])):
             reason = reject_reason(row.prompt + response, first=len(row.prompt))
@@ -123,6 +124,8 @@ class PreferenceFilter:
             return f"grade_{row.grade.value}"
         if more_alike(row.chosen, row.rejected, self.max_similarity):
             return "similar_responses"
+        if row.edited is not None and more_alike(row.edited, row.rejected, self.max_similarity):
+            return "edited_similar_to_rejected"
         return None
 
     def select(self, rows: Iterable[Preference], counted: Counted) -> list[Preference]:
