@@ -36,6 +36,7 @@ from sklearn.linear_model import LogisticRegression
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import save
 
+from herd.alignment.length_limit import length_limit
 from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from herd.dialog.messages import Message, Role
 from herd.dialog.preferences import Grade, Preference, PreferenceFilter
@@ -191,7 +192,7 @@ def main() -> None:
         tokenizer = Tokenizer.load(options.run / "tokenize" / "tokenizer")
     else:
         tokenizer = train_tokenizer([texts], TokenizerConfig(vocab_size=1024, special_tokens=11, fill_with_reserved=True))
-    dropped, fitted = Counted(), Counted()
+    dropped, fitted, single = Counted(), Counted(), Counted()
     usable = PreferenceFilter(grades=["better", "slightly_better"]).select(preferences(graded), dropped)
     rows, data = [], []
     for row in usable:  # the same comparisons for every kind of row: those whose whole causal row fits
@@ -199,6 +200,7 @@ def main() -> None:
         if made:
             rows.append(row)
             data += made
+    comparisons(usable, tokenizer, WINDOW, single)
     prompts = [row.prompt_id for row in rows]
     folds = folds_of(prompts)
     lengths = np.array([comparison.response_tokens for comparison in data], dtype=np.float64)
@@ -232,6 +234,9 @@ def main() -> None:
             "prompts": len(set(prompts)),
             "dropped": dropped.dropped | fitted.dropped,
             "mean_response_tokens": float(lengths.mean()),
+            # At the window as measured (a row of all responses), and at that of rows of single responses.
+            "length_limit": length_limit(fitted.lengths, WINDOW).to_dict(),
+            "length_limit_single": length_limit(single.lengths, WINDOW).to_dict(),
         },
         "people": agreement(graded),
         "settings": {"folds": FOLDS, "lr": LEARNING_RATE, "epochs": EPOCHS, "batch": BATCH, "seed": SEED, "backbones": backbones},

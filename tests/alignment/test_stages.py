@@ -236,6 +236,17 @@ def test_dpo_moves_the_held_out_margin(made):
     assert any(not torch.equal(a[name], b[name]) for name in a)
 
 
+def test_what_the_window_drops_is_in_the_metrics(made):
+    for stage in ("reward", "dpo-a"):
+        metrics = made[stage].metrics
+        for split, file in (("train", "preferences.jsonl"), ("heldout", "heldout.jsonl")):
+            limit = metrics["length_limit"][split]
+            rows = read_preferences(made["preferences"] / file)
+            assert 0 < limit["left"]["pairs"] <= limit["pairs"] <= len(rows)
+            assert limit["dropped"] == limit["pairs"] - limit["left"]["pairs"] == sum(limit["over"].values())
+        assert metrics["dropped_too_long"] == metrics["length_limit"]["train"]["dropped"]
+
+
 def test_average_is_the_mean_and_is_measured_beside_its_members(made):
     a, b, mean = (read_weights(made[name] / "model") for name in ("dpo-a", "dpo-b", "average"))
     for name in mean:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, load_writer, require_rows, train
+from herd.alignment.length_limit import length_limit, told
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
@@ -44,7 +45,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     folder = inputs["model"] / "model"
     model = load_writer("dpo", "model", inputs["model"])
     config.check_window(model.config)
-    pairs, rows = {}, {}
+    pairs, rows, limits = {}, {}, {}
     prompts: list[object] = []  # of the held-out pairs
     for split, file in (("train", "preferences.jsonl"), ("heldout", "heldout.jsonl")):
         counted, fitted = Counted(), Counted()
@@ -52,6 +53,8 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         found = fitting_pairs(kept, tokenizer, config.window, config.objective, fitted, config.dialect)
         pairs[split], prompts = [pair for _, pair in found], [row.prompt_key for row, _ in found]
         rows[split] = {"kept": fitted.kept, "dropped": counted.dropped | fitted.dropped}
+        limits[split] = length_limit(fitted.lengths, config.window)
+    too_long = told("dpo", limits)
     require_rows("dpo", {"train": rows["train"]})
     if not pairs["heldout"]:
         raise UserError("dpo: no held-out pair is left to measure on; use more held-out prompts")
@@ -84,6 +87,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         "tokens": result.tokens,
         "seconds": result.seconds,
         "rows": rows,
+        **too_long,
     }
 
 

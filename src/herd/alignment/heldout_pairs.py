@@ -9,7 +9,7 @@ import numpy as np
 
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.preferences import Grade, Preference, PreferenceFilter
-from herd.dialog.rows import Counted
+from herd.dialog.rows import Counted, PairLength
 from herd.model.heads import RewardModel
 from herd.training.ranking import RankingAccuracy, ranking_accuracy
 from herd.training.reward import Comparison, comparisons, score_groups
@@ -24,19 +24,20 @@ class HeldoutPairs:
 
     rows: list[Preference]
     pairs: list[Comparison]  # of each row; an edited response is left out
+    lengths: list[PairLength]  # of these pairs and of those that do not fit
 
     @classmethod
     def read(
         cls, rows: Iterable[Preference], chosen_by: PreferenceFilter, tokenizer: Tokenizer, window: int, dialect: str = "meta"
     ) -> HeldoutPairs:
         """The pairs that `chosen_by` keeps and that fit `window` tokens."""
-        kept, pairs = [], []
+        kept, pairs, counted = [], [], Counted()
         for row in chosen_by.select(rows, Counted()):
-            pair = comparisons([replace(row, edited=None)], tokenizer, window, Counted(), dialect=dialect)
+            pair = comparisons([replace(row, edited=None)], tokenizer, window, counted, dialect=dialect)
             if pair:
                 kept.append(row)
                 pairs += pair
-        return cls(kept, pairs)
+        return cls(kept, pairs, counted.lengths)
 
     def scores(self, model: RewardModel) -> np.ndarray:
         """(n, 2) rewards of chosen and rejected."""

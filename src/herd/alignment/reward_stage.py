@@ -7,6 +7,7 @@ from typing import Any
 
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train
 from herd.alignment.heldout_pairs import EVERY_GRADE, HeldoutPairs
+from herd.alignment.length_limit import length_limit, told
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import Grade, PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
@@ -39,12 +40,13 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     backbone = load_model(inputs["base"] / "model")
     config.check_window(backbone.config)
     rounds = inputs.group("preferences", least=1)
-    data, rows = [], {}
+    data, rows, lengths = [], {}, []
     for label, artifact in rounds.items():
         counted, packed = Counted(), Counted()
         kept = config.filter.select(read_preferences(artifact / "preferences.jsonl"), counted)
         data += comparisons(kept, tokenizer, config.window, packed, config.row == "causal", config.dialect)
         rows[label] = {"kept": packed.kept, "dropped": counted.dropped | packed.dropped}
+        lengths += packed.lengths
     require_rows("reward", rows)
     heldout = {
         label: HeldoutPairs.read(
@@ -52,6 +54,9 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         )
         for label, artifact in rounds.items()
     }
+    measured = [length for pairs in heldout.values() for length in pairs.lengths]
+    limits = {"train": length_limit(lengths, config.window), "heldout": length_limit(measured, config.window)}
+    too_long = told("reward", limits)
     if not any(trained_on(pairs, config.filter) for pairs in heldout.values()):  # said now, not when all is trained
         raise UserError("reward: no held-out pair is left to measure accuracy on; use more held-out prompts")
     source = reward_steps(
@@ -80,6 +85,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         "tokens": result.tokens,
         "seconds": result.seconds,
         "rows": rows,
+        **too_long,
     }
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from herd.config.errors import UserError
 from herd.dialog.messages import Message, Role, parse_messages
@@ -108,12 +108,23 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
+class PairLength(NamedTuple):
+    """Tokens of a preference pair that was held against a length limit."""
+
+    prompt: int
+    chosen: int  # of the best response alone: the edited one where there is one
+    rejected: int  # of that response alone
+    fits: bool
+    prompt_key: Hashable  # pairs of one prompt are not independent
+
+
 @dataclass
 class Counted:
     """How many rows were kept, and how many were dropped for which reason."""
 
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    lengths: list[PairLength] = field(default_factory=list)  # of preference pairs, whether they fit or not
 
     def drop(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1

@@ -24,7 +24,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.masks import dpo_mask, nll_mask
 from herd.dialog.preferences import Preference
 from herd.dialog.render import render_batch
-from herd.dialog.rows import Counted
+from herd.dialog.rows import Counted, PairLength
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import token_logprobs
 from herd.objectives.dpo import LOSSES, SMOOTHED, dpo_loss
@@ -119,12 +119,16 @@ def fitting_pairs(
             dialog = next(rendered)
             preferred = dpo_mask(dialog, first, objective.train_python_tag)
             pair.append(TrainingSequence(dialog.tokens, nll_mask(dialog, first), preferred))
-        if max(map(len, pair)) > window:
+        prompt = int((dialog.messages >= first).argmax())
+        chosen, rejected = (len(sequence) - prompt for sequence in pair)
+        fits = max(map(len, pair)) <= window
+        counted.lengths.append(PairLength(prompt, chosen, rejected, fits, row.prompt_key))
+        if not fits:
             counted.drop("too_long")
         elif not all(sequence.preferred.any() for sequence in pair):
             counted.drop("nothing_to_train")
         else:
-            pairs.append((row, Group.of(pair, prompt=int((dialog.messages >= first).argmax()))))
+            pairs.append((row, Group.of(pair, prompt)))
     counted.kept += len(pairs)
     return pairs
 

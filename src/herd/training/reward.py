@@ -27,7 +27,7 @@ from herd.dialog.masks import reward_position, sft_mask
 from herd.dialog.messages import Message, Role
 from herd.dialog.preferences import Grade, Preference
 from herd.dialog.render import Rendered, render_batch
-from herd.dialog.rows import Counted
+from herd.dialog.rows import Counted, PairLength
 from herd.model.heads import RewardModel
 from herd.objectives.ranking import centering_loss, ranking_loss
 from herd.runs.seeds import stream
@@ -127,9 +127,13 @@ def comparisons(
         dialogs = [next(rendered) for _ in responses]
         prompt_tokens = _prompt_tokens(dialogs[0], len(preference.prompt))
         comparison = Comparison(tuple(map(_scored, dialogs)), prompt_tokens, preference.grade)
-        if max(map(len, dialogs)) > window:
+        tokens = comparison.response_tokens
+        each = max(map(len, dialogs)) <= window
+        fits = each and (not causal or prompt_tokens + sum(tokens) <= window)
+        counted.lengths.append(PairLength(prompt_tokens, tokens[0], tokens[-1], fits, preference.prompt_key))
+        if not each:
             counted.drop("too_long")
-        elif causal and prompt_tokens + sum(comparison.response_tokens) > window:
+        elif not fits:
             counted.drop("row_too_long")
         else:
             kept.append(comparison)
