@@ -1,11 +1,11 @@
-"""Lets the tests of this room import their shared stand-ins, and gives them a table of documented functions."""
+"""Lets the tests of this room import their shared stand-ins and those of training, and gives them a table of documented functions."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "training")]
 
 
 @pytest.fixture

@@ -565,9 +565,9 @@ def test_the_reference_is_found_again_for_the_same_model_alone(made, tmp_path):
 
 def test_processes_that_cannot_share_a_step_are_refused_before_the_first(made, tmp_path):
     config = config_of("sft", "parallel@trainer=ddp", "trainer.devices=2")
-    source = EpochSteps([10] * 5, 4, 1.0, 0, lambda step, units: StepBatch(step, list(units), 1.0, 10))
+    source = EpochSteps([10] * 4, 3, 1.0, 0, lambda step, units: StepBatch(step, list(units), 1.0, 10))
     module = SFTModule(load_model(made["sft"] / "model"), config.optimizer, lambda step: 0.0)
-    with pytest.raises(UserError, match="Step 1 has 1 micro-batches, which 2 ranks cannot share"):
+    with pytest.raises(UserError, match="Step 0 has 3 micro-batches, which 2 processes cannot share"):
         train(module, source, config, module.model.config, StageRun(tmp_path, seed=0))
 
 

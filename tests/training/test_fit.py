@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from herd.config.errors import UserError
 from herd.runs.metrics import read_metrics
 from herd.training.garbage import collected_on_demand
 from herd.training.spikes import Diverged
-from herd.training.steps import step_loader
+from herd.training.steps import Filler, step_loader
 from herd.training.trainer_config import TrainerConfig
 
 
@@ -92,8 +93,18 @@ def test_ranks_share_a_step(tmp_path):
     shares = [batch.for_rank(rank, 2) for rank in range(2)]
     assert torch.equal(shares[1].micro_batches[1], batch.micro_batches[3])
     assert {share.normalizer for share in shares} == {8.0}
-    with pytest.raises(UserError, match="3 ranks cannot share"):
-        batch.for_rank(0, 3)
+
+
+def test_a_rank_that_has_less_gets_a_filler():
+    batch = Points(rows=8, micro=2)[0]
+    shares = [batch.for_rank(rank, 3).micro_batches for rank in range(3)]
+    assert [len(share) for share in shares] == [2, 2, 2]
+    assert [type(share[1]) for share in shares] == [torch.Tensor, Filler, Filler]
+    assert isinstance(batch.for_rank(4, 5).micro_batches[0], Filler)
+    assert not replace(batch, micro_batches=[]).for_rank(1, 2).micro_batches
+    with pytest.raises(UserError, match="Step 0 has 4 micro-batches, which 3 processes cannot share equally"):
+        batch.check_shares(3)
+    batch.check_shares(2)
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):

@@ -2,15 +2,13 @@
 
 import os
 import signal
-import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from pretrain_standin import config as pretrain_config
 from pretrain_standin import finished_corpus, write_corpus
-from training_standin import Child, Points, Poisoned, Regression
+from training_standin import Points, Poisoned, Regression, on_two_ranks
 
 from herd.config.errors import UserError
 from herd.config.loader import from_dict, to_plain
@@ -27,12 +25,6 @@ from herd.training.trainer_config import TrainerConfig
 STEPS = Points(steps=6, rows=8, micro=2)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def train(folder: Path, module: Regression, **settings) -> None:
     config = TrainerConfig(checkpoint_every_steps=4, log_every_steps=3, **settings)
     fit(module, STEPS, config, StageRun(folder, seed=0))
@@ -44,32 +36,12 @@ def double() -> Regression:
     return module
 
 
-def on_two_ranks(work: Callable[[int], None]) -> list[int]:
-    """Run ``work(rank)`` in two forked processes, each told its rank as torchrun would; their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-
-    def ranked(rank: int):
-        def run(tick):
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-            os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-            work(rank)
-
-        return run
-
-    children = [Child(ranked(rank)) for rank in range(2)]
-    return [child.end() for child in children]
-
-
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_equal_one(tmp_path, strategy):
     def work(rank: int) -> None:
         module = double()
         train(tmp_path / strategy, module, strategy=strategy, devices=2)
-        state = module.model.state_dict()
-        whole = {name: w.full_tensor() if hasattr(w, "full_tensor") else w for name, w in state.items()}
-        torch.save(whole, tmp_path / f"rank-{rank}.pt")
+        torch.save(module.model.state_dict(), tmp_path / f"rank-{rank}.pt")
 
     single = double()
     train(tmp_path / "single", single)
@@ -150,8 +122,7 @@ def test_two_ranks_go_back_before_a_spike_together(tmp_path, strategy):
     def work(rank: int) -> None:
         module = double()
         assert run(tmp_path / "ranks", module, strategy=strategy, devices=2).left_out == [(8, 10)]
-        state = module.model.state_dict()
-        torch.save({n: w.full_tensor() if hasattr(w, "full_tensor") else w for n, w in state.items()}, tmp_path / f"{rank}.pt")
+        torch.save(module.model.state_dict(), tmp_path / f"{rank}.pt")
 
     single = double()
     assert run(tmp_path / "single", single).left_out == [(8, 10)]

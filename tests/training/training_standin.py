@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,6 +110,24 @@ class Child:
         self.ticks.close()
         assert self.process.exitcode is not None, "the child hangs"
         return self.process.exitcode
+
+
+def on_two_ranks(work: Callable[[int], None]) -> list[int]:
+    """Run ``work(rank)`` in two forked processes, each told its rank as torchrun would; their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+
+    def ranked(rank: int):
+        def run(tick):
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+            os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+            work(rank)
+
+        return run
+
+    children = [Child(ranked(rank)) for rank in range(2)]
+    return [child.end() for child in children]
 
 
 def train(folder: Path, source=None, module=None, callbacks=(), **settings):

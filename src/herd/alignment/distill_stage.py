@@ -107,7 +107,9 @@ def run(config: DistillConfig, inputs: Inputs, stage_run: StageRun) -> dict[str,
         config.seed,
     )
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
-    result = train(EncoderModule(encoder, config.optimizer, schedule), source, config, encoder.backbone.config, stage_run)
+    module = EncoderModule(encoder, config.optimizer, schedule)
+    result = train(module, source, config, encoder.backbone.config, stage_run)
+    encoder = module.model
 
     def logits(texts: Sequence[str]) -> np.ndarray:
         return encoder_logits(encoder, read(texts), tokenizer.pad_id, config.trainer.micro_batch_tokens)

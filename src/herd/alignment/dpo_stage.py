@@ -72,6 +72,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     module = DPOModule(model, config.optimizer, schedule)
     module.objective = config.objective
     result = train(module, source, config, model.config, stage_run)
+    model = module.model
     if stage_run.writes:
         save_model(model, stage_run.folder / "model")
     terms = heldout_terms(model, load_model(folder), pairs["heldout"], config.objective)

@@ -56,10 +56,8 @@ class FineTuning:
 
 def train(module: HerdModule, source: EpochSteps, config: FineTuning, model: ModelConfig, stage_run: StageRun) -> FitResult:
     """Fits and books the cost: 6N FLOPs a token. UserError when the processes of the run cannot share the steps equally."""
-    ranks = config.trainer.processes
-    if ranks > 1:  # said now: the last step of an epoch has what is left, and would end the run there
-        for step in sorted({0, min(source.steps_per_epoch, len(source)) - 1}):
-            source[step].for_rank(0, ranks)
+    if source.steps_per_epoch > 1:  # not the last step of an epoch, which has what is left
+        source[0].check_shares(config.trainer.processes)
     result = fit(module, source, config.trainer, stage_run, description=stage_run.node or "fine-tuning")
     stage_run.cost(tokens=result.tokens, flops=flops_per_token(model, config.window, "6N") * result.tokens)
     return result

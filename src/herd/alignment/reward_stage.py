@@ -73,6 +73,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     module = RewardModule(model, config.optimizer, schedule)
     module.objective = config.objective
     result = train(module, source, config, backbone.config, stage_run)
+    model = module.model
     if stage_run.writes:
         save_model(model, stage_run.folder / "model")
     return {

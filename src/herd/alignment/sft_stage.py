@@ -53,7 +53,9 @@ def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         sequences, config.window, tokenizer.pad_id, config.batch_size, micro_batch_rows, config.epochs, config.seed
     )
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
-    result = train(SFTModule(model, config.optimizer, schedule), source, config, model.config, stage_run)
+    module = SFTModule(model, config.optimizer, schedule)
+    result = train(module, source, config, model.config, stage_run)
+    model = module.model
     if stage_run.writes:
         save_model(model, stage_run.folder / "model")
     metrics: dict[str, Any] = {"train_loss": result.last["loss"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch.nn.functional import log_softmax
 
 from herd.corpus.tokenizer import Tokenizer
 from herd.model.encoder import DocumentEncoder
-from herd.training.module import HerdModule, Metrics
+from herd.training.module import HerdModule, Metrics, without_output_head
+from herd.training.optimizer import OptimizerConfig
 from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, group_size, pack_sequences
 from herd.training.steps import StepBatch
 
@@ -65,6 +66,9 @@ class EncoderModule(HerdModule):
     """Mean over documents of the cross-entropy between stated and predicted classes."""
 
     model: DocumentEncoder
+
+    def __init__(self, model: DocumentEncoder, optimizer: OptimizerConfig, schedule: Callable[[int], float]) -> None:
+        super().__init__(without_output_head(model), optimizer, schedule)
 
     def micro_batch_loss(self, micro_batch: EncoderBatch) -> tuple[Tensor, Metrics]:
         rows = micro_batch.rows

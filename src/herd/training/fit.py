@@ -82,7 +82,8 @@ def fit(
     one.
 
     The final weights depend on the module's initial weights, the source and the configuration alone, not on how often
-    the run was killed and started again. They are left in ``module.model``, on the CPU.
+    the run was killed and started again. They are left in ``module.model``, on the CPU; under parallel=fsdp that is another
+    object than before, whole again on every rank.
 
     Args:
         module: its model must be initialised.
@@ -125,6 +126,8 @@ def fit(
         "optimizer": to_plain(module.optimizer_config),
     } | (fingerprint or {})
     module.gradient_clip = config.gradient_clip
+    if config.strategy == "fsdp":
+        module.prepare_sharding()
     io = StoreIO(store, config.checkpoint_async)
     wandb = config.wandb if first else WandbConfig(mode="disabled")
     with ExitStack() as stack:

@@ -12,12 +12,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from herd.training.meters import Flops, StepClock
 from herd.training.optimizer import OptimizerConfig, build_optimizer
 from herd.training.spikes import SpikeConfig, StepGuard, guarded_step
-from herd.training.steps import StepBatch, to_device
+from herd.training.steps import Filler, StepBatch, to_device
+from herd.training.whole import Model, filled, is_sharded, whole_tensor, without_weights
 
 # Name -> (sum, count): the reported value is the sum over micro-batches, steps and ranks, divided by the summed count.
 Metrics = dict[str, tuple[Tensor, Tensor | float]]
@@ -79,6 +79,16 @@ def _row(total: Tensor, count: Tensor | float, finite: Tensor) -> Tensor:
     return torch.stack((total, counted.reshape(()), finite.to(total).reshape(())))
 
 
+def without_output_head(model: Model) -> Model:
+    """``model``, whose ``backbone`` is a Transformer used without its output head, with that head frozen.
+
+    It gets no gradient, for which ranks would wait, and no state in the optimizer, which a resumed run would miss.
+    """
+    if model.backbone.output is not None:
+        model.backbone.output.requires_grad_(False)
+    return model
+
+
 class HerdModule(pl.LightningModule):
     """Base of the modules for pre-training, reward modelling, SFT and DPO.
 
@@ -104,6 +114,7 @@ class HerdModule(pl.LightningModule):
         self.evaluated: tuple[int, float] | None = None  # finished steps at the newest evaluation, and its loss
         self.extra: dict[str, Any] = {}  # fields for the row of this step, see `report`
         self.idle_seconds = 0.0  # spent inside this fit on other things than training
+        self._empty: tuple[nn.Module] | None = None  # see `prepare_sharding`; in a tuple, outside the module tree
 
     # What a subclass gives.
 
@@ -145,6 +156,17 @@ class HerdModule(pl.LightningModule):
 
     # The step.
 
+    def prepare_sharding(self) -> None:
+        """Put aside what :meth:`whole_model` needs; called while the model is as it was made."""
+        self._empty = (without_weights(self.model),)
+
+    def whole_model(self) -> Any:
+        """The model itself, or a copy with whole weights on the CPU where it is sharded; then every rank must ask."""
+        if not is_sharded(self.model):
+            return self.model
+        assert self._empty is not None, "prepare_sharding comes first"
+        return filled(self._empty[0], self.model)
+
     def configure_model(self) -> None:
         """Under parallel=fsdp: shard each block, then the rest (FSDP2). Called by Lightning, more than once."""
         mesh = self.device_mesh
@@ -160,6 +182,9 @@ class HerdModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.guard.to(self.device)
+
+    def on_fit_end(self) -> None:
+        self.model = self.whole_model()  # while the ranks are connected and the shards on the devices that connect them
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["guard"] = self.guard.state_dict()
@@ -195,7 +220,11 @@ class HerdModule(pl.LightningModule):
         last = len(batch.micro_batches) - 1
         total = torch.zeros((), device=self.device)
         for i, micro_batch in enumerate(batch.micro_batches):
-            loss, metrics = self.micro_batch_loss(micro_batch)
+            if isinstance(micro_batch, Filler):
+                loss, metrics = self.micro_batch_loss(micro_batch.micro_batch)
+                loss, metrics = 0.0 * loss, {name: (0.0 * value, 0.0 * count) for name, (value, count) in metrics.items()}
+            else:
+                loss, metrics = self.micro_batch_loss(micro_batch)
             with self._gradient_sync(i == last):
                 # Data parallelism averages gradients over ranks; the loss is a sum over them, hence the factor.
                 self.manual_backward(loss * (world / batch.normalizer))
@@ -205,7 +234,7 @@ class HerdModule(pl.LightningModule):
             for name, (value, count) in metrics.items():
                 self.meter.add(name, value, count)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip or float("inf"))
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = whole_tensor(norm)
         self.meter.add("grad_norm", norm / world, 1.0 / world)  # a share too: ranks may be more or fewer after a resume
         if world > 1:
             torch.distributed.all_reduce(total)

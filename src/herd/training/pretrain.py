@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from herd.config.errors import UserError
 from herd.corpus.mixture import Mixture
@@ -28,6 +27,7 @@ from herd.training.module import HerdModule, Metrics
 from herd.training.optimizer import OptimizerConfig
 from herd.training.start import save_training, set_moments, whole_moments
 from herd.training.steps import StepBatch, Unmade
+from herd.training.whole import set_whole_weights, whole_weights
 
 
 class PretrainSource:
@@ -202,7 +202,7 @@ class AtStageEnds(pl.Callback):
         if step not in self._ends:
             return
         stage = self._ends[step]
-        self._save(trainer, model, self.folder / "stages" / stage)
+        self._save(trainer, pl_module, self.folder / "stages" / stage)
         moments = whole_moments(model, trainer.optimizers[0]) if self.moments else None  # every rank takes part
         if trainer.is_global_zero:
             save_training(self.folder / "stages" / stage, self.training(stage), moments)
@@ -210,7 +210,7 @@ class AtStageEnds(pl.Callback):
             set_whole_weights(model, {name: total / self._count for name, total in self._sums.items()})
             self._sums, self._count = {}, 0
         if step == self.curriculum.steps:
-            self._save(trainer, model, self.folder / "model")
+            self._save(trainer, pl_module, self.folder / "model")
         self.evaluations[stage] = self.evaluate(model)
         losses = {f"eval_loss/{name}": value for name, value in self.evaluations[stage]["loss_by_domain"].items()}
         verdict = self.judge(stage, model, self.evaluations)
@@ -244,33 +244,7 @@ class AtStageEnds(pl.Callback):
         self.evaluations = dict(state_dict["evaluations"])
         self.verdicts = dict(state_dict["verdicts"])
 
-    def _save(self, trainer: pl.Trainer, model: Transformer, folder: Path) -> None:
-        whole = unsharded(model)  # every rank takes part
+    def _save(self, trainer: pl.Trainer, module: HerdModule, folder: Path) -> None:
+        whole = module.whole_model()  # every rank takes part
         if trainer.is_global_zero:
             save_model(whole, folder)
-
-
-def whole_weights(model: Transformer) -> dict[str, Tensor]:
-    """Name -> weight on the CPU, gathered from all ranks where it is sharded."""
-    state = model.state_dict()
-    return {n: (w.full_tensor() if isinstance(w, DTensor) else w).detach().cpu() for n, w in state.items()}
-
-
-@torch.no_grad()
-def set_whole_weights(model: Transformer, weights: dict[str, Tensor]) -> None:
-    """Copy whole weights into a model, to each rank its shard."""
-    for name, weight in model.state_dict().items():
-        source = weights[name].to(weight.device, weight.dtype)
-        if isinstance(weight, DTensor):
-            source = distribute_tensor(source, weight.device_mesh, weight.placements)
-        weight.copy_(source)
-
-
-def unsharded(model: Transformer) -> Transformer:
-    """The model itself, or a copy with whole weights on the CPU where it is sharded."""
-    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
-        return model
-    with torch.device("meta"):
-        whole = Transformer(model.config)
-    whole.load_state_dict(whole_weights(model), assign=True)
-    return whole

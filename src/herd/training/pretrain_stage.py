@@ -148,9 +148,11 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         write_json(stage_run.folder / "curriculum.json", plan)
         training = partial(training_of, prepared, tokens=inputs["tokens"])
         at_ends = AtStageEnds(curriculum, stage_run.folder, evaluate, judge_stage, training, config.save_optimizer)
+        moments = start.moments(model) if start else None
+        module = PretrainModule(model, config.optimizer, curriculum, moments, config.z_loss)
         try:
             result = fit(
-                PretrainModule(model, config.optimizer, curriculum, start.moments(model) if start else None, config.z_loss),
+                module,
                 PretrainSource(prepared.mixture, curriculum, config.trainer.micro_batch_tokens, prepared.behind),
                 config.trainer,
                 stage_run,
@@ -160,6 +162,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
                 fingerprint=fingerprint,
             )
             at_ends.check_gate(curriculum.steps)
+            model = module.model
             break
         except ExtendStage as end:
             extensions.add(end.stage, writes=first)

@@ -13,7 +13,7 @@ Rows of several comparisons are packed under the document mask in each of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -32,7 +32,8 @@ from herd.model.heads import RewardModel
 from herd.objectives.ranking import centering_loss, ranking_loss
 from herd.runs.seeds import stream
 from herd.training.meters import Flops, transformer_flops
-from herd.training.module import HerdModule, Metrics
+from herd.training.module import HerdModule, Metrics, without_output_head
+from herd.training.optimizer import OptimizerConfig
 from herd.training.sequences import (
     EpochSteps,
     Group,
@@ -255,6 +256,9 @@ class RewardModule(HerdModule):
 
     model: RewardModel
     objective: RewardObjective = RewardObjective()
+
+    def __init__(self, model: RewardModel, optimizer: OptimizerConfig, schedule: Callable[[int], float]) -> None:
+        super().__init__(without_output_head(model), optimizer, schedule)
 
     def micro_batch_loss(self, micro_batch: RewardBatch) -> tuple[Tensor, Metrics]:
         scores = scores_of(self.model, micro_batch.rows)

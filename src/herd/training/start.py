@@ -25,6 +25,7 @@ from herd.model.transformer import Transformer
 from herd.runs.atomic import sha256_file, write_bytes, write_json
 from herd.runs.stage import Artifact
 from herd.training.optimizer import misfit
+from herd.training.whole import whole_tensor
 
 TRAINING, MOMENTS = "training.json", "optimizer.safetensors"
 _MOVED = ("max_seq_len", "rope_theta", "rope_scaling")  # by the curriculum: what a checkpoint has of them is taken over
@@ -158,7 +159,7 @@ def whole_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     """``<parameter>/<entry>`` -> the optimizer's state on the CPU, gathered from all ranks where it is sharded."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"{names[id(parameter)]}/{entry}": (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
+        f"{names[id(parameter)]}/{entry}": whole_tensor(value).detach().cpu()
         for parameter, state in optimizer.state.items()
         for entry, value in state.items()
         if isinstance(value, Tensor)

@@ -39,6 +39,13 @@ class Unmade(Sequence[Any]):
 
 
 @dataclass(frozen=True)
+class Filler:
+    """A micro-batch for a rank that has one less than the others: its passes are made, in which ranks meet, and count nothing."""
+
+    micro_batch: Any  # some micro-batch of the same step
+
+
+@dataclass(frozen=True)
 class StepBatch:
     """Everything one optimizer step trains on.
 
@@ -61,13 +68,20 @@ class StepBatch:
         return replace(self, micro_batches=pinned)
 
     def for_rank(self, rank: int, world: int) -> "StepBatch":
-        """The share of one data-parallel rank, made; every rank must get equally many micro-batches."""
-        if len(self.micro_batches) % world:
+        """The share of one data-parallel rank, made; every rank gets equally many micro-batches, the last may be a :class:`Filler`."""
+        share = list(self.micro_batches[rank::world])
+        if len(share) < -(-len(self.micro_batches) // world):
+            share.append(Filler(share[-1] if share else self.micro_batches[0]))
+        return replace(self, micro_batches=share)
+
+    def check_shares(self, world: int) -> None:
+        """UserError when so many ranks cannot share the step equally, so that some would be idle in every step like it."""
+        count = len(self.micro_batches)
+        if count % world:
             raise UserError(
-                f"Step {self.step} has {len(self.micro_batches)} micro-batches, which {world} ranks cannot share "
+                f"Step {self.step} has {count} micro-batch{'es' if count > 1 else ''}, which {world} processes cannot share "
                 "equally: lower trainer.micro_batch_tokens or change the batch size."
             )
-        return replace(self, micro_batches=list(self.micro_batches[rank::world]))
 
 
 class StepSource(Protocol):
