@@ -1,4 +1,4 @@
-"""Lets the tests of this room import their shared stand-ins and those of training, and gives them a table of documented functions."""
+"""Lets the tests of this room import the stand-ins of theirs and of training, and gives them a table of documented functions."""
 
 import sys
 from pathlib import Path

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from herd.model.transformer import Transformer
 from herd.training.meters import Flops, StepClock
 from herd.training.optimizer import OptimizerConfig, build_optimizer
 from herd.training.spikes import SpikeConfig, StepGuard, guarded_step
@@ -84,8 +85,10 @@ def without_output_head(model: Model) -> Model:
 
     It gets no gradient, for which ranks would wait, and no state in the optimizer, which a resumed run would miss.
     """
-    if model.backbone.output is not None:
-        model.backbone.output.requires_grad_(False)
+    backbone = model.backbone
+    assert isinstance(backbone, Transformer)
+    if backbone.output is not None:
+        backbone.output.requires_grad_(False)
     return model
 
 

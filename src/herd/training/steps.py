@@ -68,7 +68,7 @@ class StepBatch:
         return replace(self, micro_batches=pinned)
 
     def for_rank(self, rank: int, world: int) -> "StepBatch":
-        """The share of one data-parallel rank, made; every rank gets equally many micro-batches, the last may be a :class:`Filler`."""
+        """The share of one data-parallel rank, made; all get equally many micro-batches, the last perhaps a :class:`Filler`."""
         share = list(self.micro_batches[rank::world])
         if len(share) < -(-len(self.micro_batches) // world):
             share.append(Filler(share[-1] if share else self.micro_batches[0]))
