@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from documented import NOUNS, VERBS, documents_in
 
 from herd.alignment import (
@@ -30,11 +31,12 @@ from herd.dialog.rows import Counted, read_jsonl, read_prompts, write_jsonl
 from herd.generation.chat import Answer
 from herd.model.config import ModelConfig
 from herd.model.io import load_model, load_reward_model, read_weights, save_model
-from herd.model.transformer import Transformer
+from herd.model.transformer import Linear, Transformer
 from herd.recipe.job import make_job
 from herd.runs.atomic import sha256_json, write_json
 from herd.runs.stage import Artifact, StageRun, execute
-from herd.training.dpo import DPOSteps, dpo_pairs
+from herd.training import engine as training_engine
+from herd.training.dpo import DPOSteps, dpo_pairs, dpo_terms
 from herd.training.sequences import EpochSteps
 from herd.training.sft import SFTModule
 from herd.training.steps import StepBatch
@@ -561,6 +563,39 @@ def test_the_reference_is_found_again_for_the_same_model_alone(made, tmp_path):
         found.append(torch.cat(dpo_stage.cached_reference(load_model(folder), source, config, run, folder)))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
     assert len(list(run.scratch.glob("reference-*.pt"))) == 2 and not list(run.scratch.glob("*.tmp"))
+
+
+def test_the_reference_is_in_the_policys_arithmetic(made, tmp_path, monkeypatch):
+    """In 8 bits (stood in for on a CPU by weights rounded at each use) both still agree to the bit at the first step."""
+
+    def rounded(block, recipe):
+        assert recipe == "rowwise"
+        maps = [module for module in block.modules() if isinstance(module, Linear)]
+        for module in maps:
+            exact = module.forward
+            module.forward = lambda x, m=module: F.linear(x, m.weight.to(torch.float8_e4m3fn).to(x.dtype))
+            assert exact is not module.forward
+        return lambda: [module.__dict__.pop("forward") for module in maps]
+
+    monkeypatch.setattr(training_engine, "fp8_linears", rounded)
+    monkeypatch.setattr(training_engine, "require_fp8", lambda accelerator: None)
+    tokenizer, folder = Tokenizer.load(made["tokens"] / "tokenizer"), made["sft"] / "model"
+    rows = read_preferences(made["preferences"] / "preferences.jsonl")
+    run, found = StageRun(tmp_path / "run", seed=0), {}
+    for kind in ("none", "rowwise"):
+        config = config_of("dpo", *QUICK, f"+trainer.engine.fp8={kind}")
+        source = DPOSteps(dpo_pairs(rows, tokenizer, 256, config.objective, Counted()), config.objective, 8, 4096, 1.0, 0)
+        source.reference = dpo_stage.cached_reference(load_model(folder), source, config, run, folder)
+        found[kind] = torch.cat(source.reference)
+        policy = load_model(folder)
+        with training_engine.engine(policy, config.trainer.engine, "cpu"), torch.no_grad():
+            terms = [dpo_terms(policy, batch, config.objective) for batch in source[0].micro_batches]
+        assert all(torch.equal(t["rewards/margins"], torch.zeros_like(t["rewards/margins"])) for t in terms)
+    assert (found["none"] - found["rowwise"]).abs().max() > 1e-3
+    config = config_of("dpo", *QUICK, "trainer.accelerator=gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="cuda"):
+            dpo_stage.cached_reference(load_model(folder), source, config, run, folder)
 
 
 def test_processes_that_cannot_share_a_step_are_refused_before_the_first(made, tmp_path):

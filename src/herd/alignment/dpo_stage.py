@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
 from herd.dialog.trained_in import require_dialect
+from herd.model.device import find_device
 from herd.model.io import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
 from herd.model.transformer import Transformer
 from herd.runs.atomic import atomic_file, sha256_file
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.runs.statistics import clustered_wilson
 from herd.training.dpo import ROWS, DPOModule, DPOObjective, DPOSteps, fitting_pairs, heldout_terms, reference_logprobs
+from herd.training.engine import engine
 from herd.training.schedule import step_schedule
 from herd.training.trainer_config import EXECUTION, processes_of
 
@@ -97,20 +99,23 @@ def cached_reference(
 ) -> list[torch.Tensor]:
     """The reference's log-probabilities, kept in the scratch folder for a run that resumes.
 
+    They are computed as training computes the policy's: same precision, 8-bit linear maps included, same attention, compiled or
+    not. A reference in another arithmetic would move every log-ratio by the difference, and the pull back would be towards that.
+
     Their name holds the hash of all that they depend on: the reference in ``folder``, its weights and its configuration (the same
     weights at another RoPE base give other numbers); the rows as they are laid out (tokens, masks, grouping); the arithmetic.
     """
-    bf16, accelerator = config.trainer.precision == "bf16", config.trainer.accelerator
+    trainer = config.trainer
+    bf16, how = trainer.precision == "bf16", replace(trainer.engine, recompute="none")  # nothing is kept to compute again
     reference_files = tuple(sha256_file(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE))
-    made_from = (reference_files, source.fingerprint(), accelerator, bf16, torch.__version__)
+    made_from = (reference_files, source.fingerprint(), trainer.accelerator, bf16, how, torch.__version__)
     path = stage_run.scratch / f"reference-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}.pt"
     if path.exists():
         cached: list[torch.Tensor] = torch.load(path, weights_only=True)
         return cached
-    if accelerator == "gpu":
-        reference = reference_logprobs(model.cuda(), source.groups, "cuda", bf16)
-    else:
-        reference = reference_logprobs(model, source.groups, "cpu", bf16)
+    device = find_device("cuda" if trainer.accelerator == "gpu" else "cpu")
+    with engine(model.to(device), how, trainer.accelerator):
+        reference = reference_logprobs(model, source.groups, device, bf16)
     with atomic_file(path) as file:  # every rank of a run computes them
         torch.save(reference, file)
     return reference
