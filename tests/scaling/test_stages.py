@@ -151,6 +151,14 @@ def test_a_child_streams_its_output_and_ends_with_us(tmp_path: Path, capsys: pyt
     code, last = run_child([sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS']); print('end'); exit(3)"])
     assert (code, last) == (3, "end")
     assert capsys.readouterr().err == "1\nend\n"
+    # Under torchrun it is no rank: a cell would wait for others that never come.
+    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", "SLURM_PROCID": "0"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in launch.items():
+            patch.setenv(name, value)
+        script = f"import os; print([name for name in {list(launch)} if name in os.environ])"
+        assert run_child([sys.executable, "-c", script]) == (0, "[]")
+        capsys.readouterr()
     # A child of the child sleeps on; an interrupt of ours must end it too.
     script = (
         "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"

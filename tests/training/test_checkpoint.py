@@ -48,6 +48,31 @@ def test_moments_of_another_shape_are_refused_before_the_first_step(tmp_path, sh
     assert not module.steps_seen and "\n" not in str(caught.value)
 
 
+def test_missing_moments_are_refused_before_the_first_step(tmp_path):
+    """They would begin at zero again, in the midst of a run."""
+    with pytest.raises(Killed):
+        train(tmp_path, callbacks=[kill_at(7)])
+    store = checkpoints(tmp_path)
+    state = torch.load(store.files()[0], weights_only=True)
+    del state["optimizer_states"][0]["state"][1]
+    store.save(state, 6)
+    module = Regression()
+    with pytest.raises(UserError, match=r"step-00000006.* the optimizer's state of model\.2\.weight has no step") as caught:
+        train(tmp_path, module=module)
+    assert not module.steps_seen and "\n" not in str(caught.value)
+
+
+def test_a_run_that_begins_by_leaving_steps_out_is_resumed(tmp_path):
+    """No gradient yet, and yet a state of the optimizer."""
+    left_out = [[0, 4]]
+    straight, _ = train(tmp_path / "straight", left_out=left_out)
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", left_out=left_out, callbacks=[kill_at(4)])
+    resumed, result = train(tmp_path / "killed", left_out=left_out)
+    assert result.resumed_at == 3
+    assert_same(weights(straight), weights(resumed))
+
+
 def test_only_the_newest_checkpoints_stay(tmp_path):
     train(tmp_path)
     assert [step_of(path) for path in checkpoints(tmp_path).files()] == [12, 9]

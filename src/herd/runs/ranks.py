@@ -26,6 +26,8 @@ from herd.runs.manifest import MANIFEST
 PATIENCE = 600.0  # seconds for the processes of a launch to come, while nobody works on the stage
 GRACE = 10.0  # seconds for what another node has written to be seen here
 _GLANCE = 0.1  # seconds between two looks
+# Variables by which a process knows its place in a launch.
+_OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 
 
 def launched() -> bool:
@@ -45,6 +47,11 @@ def _rank() -> str | None:
         node, local = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")), os.environ["LOCAL_RANK"]
         return local if node == "0" else f"{node}.{local}"
     return found if found is not None else os.environ.get("SLURM_PROCID")
+
+
+def outside_launch() -> dict[str, str]:
+    """The environment for a process of one's own, which is no part of the launch that has started this one."""
+    return {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH and not name.startswith("TORCHELASTIC_")}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 from herd.config.errors import UserError
 from herd.config.loader import compose, to_plain
 from herd.runs.metrics import read_metrics
+from herd.runs.ranks import outside_launch
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.scaling.choice.adaptive import Wave, WavesConfig
 from herd.scaling.records.readers import read_table
@@ -185,7 +186,7 @@ def _to_stderr(line: str) -> None:
 def run_child(command: Sequence[str], show: Callable[[str], None] = _to_stderr) -> tuple[int, str]:
     """Run a sweep as a child that ends with us; each line that it prints is shown. Returns its status and last line."""
     environment = {
-        **os.environ,
+        **outside_launch(),  # or a cell would wait for processes that have no part in the sweep
         # A job per core, a thread each: faster than one job with all the threads.
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         "HERD_SWEEP_PARENT": str(os.getpid()),

@@ -31,9 +31,9 @@ class SaveCheckpoints(Checkpoint):
         self.store, self.due, self.signals, self.fingerprint = store, due, signals, fingerprint
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            make_state(optimizer)  # before the first checkpoint: one without is then known to be damaged
         if trainer.global_step == 0 and self.due(0):
-            for optimizer in trainer.optimizers:
-                make_state(optimizer)
             self._save(trainer)
 
     def on_train_batch_end(
@@ -62,7 +62,7 @@ def check_checkpoint(path: Path, fingerprint: dict[str, Any], module: HerdModule
     """Refuse a checkpoint that ``module`` cannot go on from, before anything of it is loaded: its tensors are mapped, not read.
 
     Raises:
-        UserError: another run's, or the optimizer's moments are not of the shapes of the model's parameters.
+        UserError: another run's, or the optimizer's moments are missing or not of the shapes of the model's parameters.
     """
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     theirs = state["callbacks"][SaveCheckpoints.__name__]["fingerprint"]
@@ -79,8 +79,7 @@ def check_checkpoint(path: Path, fingerprint: dict[str, Any], module: HerdModule
     ]
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     for number, parameter in zip(numbers, parameters, strict=True):
-        moments = saved["state"].get(number)  # none before the first step
-        if moments is not None and (problem := misfit(moments, parameter)):
+        if problem := misfit(saved["state"].get(number, {}), parameter):
             raise UserError(
                 f"The checkpoint '{path}' does not fit the model: the optimizer's state of {names[id(parameter)]} {problem}. "
                 "Remove that file to go on from the one before it, or its folder to start anew."
