@@ -51,7 +51,7 @@ def _rank() -> str | None:
 
 def outside_launch() -> dict[str, str]:
     """The environment for a process of one's own, which is no part of the launch that has started this one."""
-    return {name: value for name, value in os.environ.items() if name not in _OF_A_LAUNCH and not name.startswith("TORCHELASTIC_")}
+    return {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCH and not k.startswith("TORCHELASTIC_")}
 
 
 @dataclass(frozen=True)
