@@ -112,11 +112,11 @@ def _stage(command: str, argv: list[str]) -> None:
         composed[key] = given[-1].replace("${", r"\${")
     result = run_command(command, composed)
     folder = result.pop("artifact")
-    show = get_stage(command).show
-    if show is not None:
-        show(Artifact.open(folder))
+    stage = get_stage(command)
+    if stage.show is not None:
+        stage.show(Artifact.open(folder))
     else:
-        say(f"{command}: done{highlights(result)}")
+        say(f"{command}: done{highlights(result, stage.headline)}")
     print(folder)
 
 

@@ -269,7 +269,7 @@ def test_average_is_the_mean_and_is_measured_beside_its_members(made):
     assert metrics["status"] in ("ok", "worse")
 
 
-def test_reward_models_are_averaged_by_weight_and_measured(made, tmp_path):
+def test_reward_models_are_averaged_by_weight_and_measured(made, tmp_path, monkeypatch):
     reward, tokens, preferences = (str(made[name].path) for name in ("reward", "tokens", "preferences"))
     other = load_reward_model(made["reward"] / "model")
     with torch.no_grad():
@@ -289,14 +289,13 @@ def test_reward_models_are_averaged_by_weight_and_measured(made, tmp_path):
         made["round"].run(average_stage.STAGE, inputs, "+weights.on=1")
     with pytest.raises(UserError, match=r"weights.turned is missing"):
         made["round"].run(average_stage.STAGE, inputs, "+weights.one=1")
-    manifest = json.loads((tmp_path / "turned" / "manifest.json").read_text())
-    write_json(tmp_path / "turned" / "manifest.json", manifest | {"input_addresses": {"tokens": "elsewhere"}})
-    with pytest.raises(UserError, match="one and turned come from different `herd tokenize` runs"):
+    monkeypatch.setattr(average_stage, "tokenizer_of", lambda artifact: artifact.path.name)
+    with pytest.raises(UserError, match="one and turned were trained with different tokenizers"):
         made["round"].run(average_stage.STAGE, inputs)
 
 
 def test_weights_of_an_average_are_checked():
-    for given, words in (("-1", "at least 0"), ("0", "one of them above 0"), ("nan", "at least 0")):
+    for given, words in (("-1", "at least 0"), ("0", "one of them above 0"), ("nan", "finite")):
         with pytest.raises(UserError, match=words):
             config_of("average", f"+weights.a={given}")
 
@@ -366,7 +365,9 @@ def test_the_best_for_its_task_answers_each_prompt(made, tmp_path, monkeypatch):
     asked = []
     for stage in (reject_stage, preferences_stage):
         monkeypatch.setattr(
-            stage, "load_model", lambda folder, real=stage.load_model: asked.append(folder.parent) or real(folder)
+            stage,
+            "load_writer",
+            lambda command, name, artifact, real=stage.load_writer: asked.append(artifact.path) or real(command, name, artifact),
         )
     write_json(tmp_path / "best.json", {"by_task": {"what": "sft", "call": "average"}, "otherwise": "average"})
     best = {"best": finished(tmp_path, "best").path, "models": {name: made[name].path for name in ("sft", "average", "dpo-a")}}
@@ -488,9 +489,49 @@ def test_models_of_another_dialect_are_refused_by_every_stage(made):
             r.run(stage.STAGE, tokens | inputs, "dialect=hf", node="x")
 
 
+def test_a_reward_model_writes_nothing_in_any_stage(made):
+    r, reward, dialogs = made["round"], made["reward"].path, made["dialogs"].path
+    tokens, two = {"tokens": made["tokens"].path}, {"a": made["dpo-a"].path, "b": reward}
+    measured = {"preferences": made["preferences"].path, "reference": reward}
+    for stage, inputs, name in (
+        (reject_stage, {"generator": reward, "reward": reward, "prompts": dialogs}, "generator"),
+        (best_stage, {"models": two, "prompts": dialogs, "reward": reward}, "models.b"),
+        (preferences_stage, {"models": two, "dialogs": dialogs}, "models.b"),
+        (average_stage, {"models": {"a": made["dpo-a"].path, "b": made["dpo-b"].path}} | measured, "reference"),
+    ):
+        with pytest.raises(UserError, match=rf"{stage.STAGE.name}: inputs.{name}: .* is a reward model: it scores text"):
+            r.run(stage.STAGE, tokens | inputs, node="x")
+    with pytest.raises(UserError, match=r"Cannot average .* the one is a transformer model, the other a reward model"):
+        r.run(average_stage.STAGE, {"models": two}, node="x")
+
+
+def test_models_of_another_tokenizer_are_refused_by_every_stage(made, monkeypatch):
+    """Tokens of another `herd tokenize`: ids stand for other text, and numbers come out all the same."""
+    r, reward, dialogs, sft = made["round"], made["reward"].path, made["dialogs"].path, made["sft"].path
+    monkeypatch.setattr("herd.dialog.trained_in.tokenizer_of", lambda artifact: artifact.manifest["stage"])
+    two, pairs = {"a": made["dpo-a"].path, "b": made["dpo-b"].path}, made["preferences"].path
+    for stage, inputs, name in (
+        (reject_stage, {"generator": sft, "reward": reward, "prompts": dialogs}, "reward"),
+        (best_stage, {"models": two, "prompts": dialogs, "reward": reward}, "reward"),
+        (preferences_stage, {"models": two, "dialogs": dialogs}, "models.a"),
+        (dpo_stage, {"model": sft, "preferences": pairs}, "model"),
+        (sft_stage, {"base": made["base"].path, "dialogs": {"seed": dialogs}}, "base"),
+        (reward_stage, {"base": made["base"].path, "preferences": {"one": pairs}}, "base"),
+    ):
+        with pytest.raises(UserError, match=rf"{stage.STAGE.name}: inputs.{name} .* trained with another tokenizer"):
+            r.run(stage.STAGE, {"tokens": made["tokens"].path} | inputs, node="x")
+
+
+def test_answers_longer_than_every_window_are_refused_before_sampling(made):
+    inputs = {"tokens": made["tokens"].path, "generator": made["sft"].path, "reward": made["reward"].path}
+    with pytest.raises(UserError, match=r"no prompt leaves 1001 of 256 positions free; lower max_new_tokens"):
+        made["round"].run(reject_stage.STAGE, inputs | {"prompts": made["dialogs"].path}, "max_new_tokens=1000", node="x")
+
+
 def test_the_same_model_under_two_names_is_refused(made):
     inputs = {"tokens": made["tokens"].path, "models": {"a": made["dpo-a"].path, "again": made["dpo-a"].path}}
-    for stage, more in ((preferences_stage, {"dialogs": made["dialogs"].path}), (average_stage, {})):
+    judged = {"prompts": made["dialogs"].path, "reward": made["reward"].path}
+    for stage, more in ((preferences_stage, {"dialogs": made["dialogs"].path}), (average_stage, {}), (best_stage, judged)):
         with pytest.raises(UserError, match=r"inputs.models.a and inputs.models.again are the same model"):
             made["round"].run(stage.STAGE, inputs | more, node="x")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from herd.config.errors import UserError
-from herd.dialog.trained_in import of_group, require_dialect, trained_in
+from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer, tokenizer_of, trained_in
+from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact
 
 
@@ -28,4 +29,26 @@ def test_another_dialect_is_refused_with_the_remedy():
     assert str(error.value) == (
         "reject: inputs.models.a was trained in dialect hf (herd dpo), and rows are rendered in meta here: "
         "set dialect=hf, or give a model trained in meta."
+    )
+
+
+def tokens_of(folder: Path, digest: str) -> Artifact:
+    outputs = {"tokenizer/tokenizer.json": {"sha256": digest}}
+    write_json(folder / "manifest.json", {"stage": "tokenize", "outputs": outputs, "inputs": {}, "metrics": {}})
+    return Artifact.open(folder)
+
+
+def test_the_tokenizer_is_found_through_the_stages_that_made_a_model(tmp_path):
+    tokens, again, other = (tokens_of(tmp_path / name, digest) for name, digest in (("one", "a"), ("again", "a"), ("other", "b")))
+    sft = Artifact(tmp_path / "sft", {"stage": "sft", "inputs": {"tokens": "one", "base": "pretrain"}})
+    write_json(tmp_path / "sft" / "manifest.json", sft.manifest | {"metrics": {}})
+    mean = Artifact(tmp_path / "mean", {"stage": "average", "inputs": {"models": {"a": "sft"}}})
+    assert [tokenizer_of(made) for made in (tokens, sft, mean, made_by("pretrain", None))] == ["a", "a", "a", None]
+    models = of_group("models", {"a": sft, "mean": mean, "unknown": made_by("pretrain", None)}) | {"reward": None}
+    for same in (tokens, again, None):  # shards made anew with the same tokenizer are no other tokenizer
+        require_tokenizer("best", same, models)
+    with pytest.raises(UserError) as error:
+        require_tokenizer("best", other, models)
+    assert str(error.value).startswith(
+        "best: inputs.models.a (sft) was trained with another tokenizer than inputs.tokens has: its ids stand for other text. "
     )

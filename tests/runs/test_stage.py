@@ -167,7 +167,8 @@ def test_killed_stage_finds_its_scratch_again(tmp_path: Path) -> None:
     [
         ({}, "needs inputs.source"),
         ({"sauce": "x"}, "no input 'sauce'. Did you mean 'source'"),
-        ({"source": "nowhere"}, "'.*nowhere' is no finished stage"),
+        ({"source": "nowhere"}, "inputs.source: '.*nowhere' is no finished stage"),
+        ({"source": "FIRST", "more": {"a": "nowhere"}}, "inputs.more.a: '.*nowhere' is no finished stage"),
         ({"source": {"a": "x"}}, "one folder, not a group"),
         ({"source": "FIRST", "more": "x"}, "is a group"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from herd.alignment.fine_tuning import load_tokenizer, with_reference
+from herd.alignment.fine_tuning import load_tokenizer, load_writer, with_reference
 from herd.alignment.heldout_pairs import HeldoutPairs
 from herd.alignment.members import Measure, against_best, require_different
 from herd.config.errors import UserError, nearest
@@ -19,7 +19,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.preferences import Preference, PreferenceFilter, read_preferences
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts
-from herd.dialog.trained_in import of_group, require_dialect
+from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer, tokenizer_of
 from herd.model.heads import RewardModel
 from herd.model.io import average_models, load_model, load_reward_model, save_model
 from herd.model.transformer import Transformer
@@ -54,7 +54,8 @@ class AverageConfig:
             return [1.0] * len(members)
         for label in self.weights:
             if label not in members:
-                raise UserError(f"weights.{label}: no such model among inputs.models.{nearest(label, list(members))}")
+                near = nearest(label, list(members))
+                raise UserError(f"weights.{label}: no such model among inputs.models, only {', '.join(members)}.{near}")
         for label in members:
             if label not in self.weights:
                 raise UserError(f"weights.{label} is missing: give every member of inputs.models a weight, or none")
@@ -67,8 +68,10 @@ Measures = dict[str, Measure]
 def run(config: AverageConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     models = inputs.group("models", least=2)
     require_different("average", models)
-    check_tokenizers(models, inputs.get("tokens"))
-    require_dialect("average", config.dialect, {"reference": inputs.get("reference"), **of_group("models", models)})
+    check_tokenizers(models)
+    read = {"reference": inputs.get("reference"), **of_group("models", models)}
+    require_tokenizer("average", inputs.get("tokens"), read)
+    require_dialect("average", config.dialect, read)
     folders = {label: artifact / "model" for label, artifact in models.items()}
     weights = config.weights_of(list(folders))
     state = average_models(list(folders.values()), weights)
@@ -97,16 +100,13 @@ def run(config: AverageConfig, inputs: Inputs, stage_run: StageRun) -> dict[str,
     }
 
 
-def check_tokenizers(models: Mapping[str, Artifact], tokens: Artifact | None) -> None:
-    """UserError when two members, or a member and the input `tokens`, were made with different tokens, as manifests say."""
-    known = {label: artifact.manifest.get("input_addresses", {}).get("tokens") for label, artifact in models.items()}
-    if tokens is not None:
-        known["inputs.tokens"] = tokens.address
-    known = {label: address for label, address in known.items() if address}
-    for label, address in known.items():
+def check_tokenizers(models: Mapping[str, Artifact]) -> None:
+    """UserError when two members were trained with different tokenizers, as manifests say."""
+    known = {label: tokenizer for label, artifact in models.items() if (tokenizer := tokenizer_of(artifact))}
+    for label, tokenizer in known.items():
         first = next(iter(known))
-        if address != known[first]:
-            raise UserError(f"average: {first} and {label} come from different `herd tokenize` runs: their tokens differ")
+        if tokenizer != known[first]:
+            raise UserError(f"average: {first} and {label} were trained with different tokenizers: their tokens differ")
 
 
 def evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[Transformer], Measures] | None:
@@ -130,7 +130,7 @@ def evaluation(config: AverageConfig, inputs: Inputs) -> Callable[[Transformer],
     if preferences is not None and reference is not None:
         kept = config.filter.select(read_preferences(preferences / "heldout.jsonl"), Counted())
         pairs = fitting_pairs(kept, tokenizer, config.window, config.objective, Counted(), config.dialect)
-        start = load_model(reference / "model")
+        start = load_writer("average", "reference", reference)
         if pairs:
             measures.append(lambda model: _implicit_rewards(model, start, pairs, config))
     return (lambda model: {name: m for measure in measures for name, m in measure(model).items()}) if measures else None
@@ -189,6 +189,7 @@ STAGE = Stage(
     config=AverageConfig,
     run=run,
     summary="average the weights of models",
+    headline=("members", "accuracy", "loss", "rewards/accuracies", "rewards/margins", "nll_loss", "status"),
     optional=("tokens", "heldout", "preferences", "reference"),
     groups=("models",),
 )

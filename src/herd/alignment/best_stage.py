@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from herd.alignment.fine_tuning import load_tokenizer, mean_interval
+from herd.alignment.fine_tuning import load_tokenizer, load_writer, mean_interval
+from herd.alignment.members import require_different
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
-from herd.dialog.trained_in import of_group, require_dialect
+from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
-from herd.model.io import load_model, load_reward_model
+from herd.model.io import load_reward_model
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.reward import score_if_read
@@ -48,9 +49,12 @@ class BestConfig:
 
 def run(config: BestConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     candidates = inputs.group("models", least=2)
-    require_dialect("best", config.dialect, {"reward": inputs["reward"], **of_group("models", candidates)})
+    require_different("best", candidates)
+    named = {"reward": inputs["reward"], **of_group("models", candidates)}
+    require_dialect("best", config.dialect, named)
+    require_tokenizer("best", inputs["tokens"], named)
     tokenizer = load_tokenizer(inputs)
-    models = {label: load_model(artifact / "model") for label, artifact in candidates.items()}
+    models = {label: load_writer("best", f"models.{label}", artifact) for label, artifact in candidates.items()}
     judge = load_reward_model(inputs["reward"] / "model")
     path = inputs["prompts"] / "heldout_prompts.jsonl"
     counted = Counted()
@@ -152,6 +156,7 @@ STAGE = Stage(
     config=BestConfig,
     run=run,
     summary="the best checkpoint for each kind of task, by reward",
+    headline=("best", "best_overall"),
     inputs=("tokens", "prompts", "reward"),
     groups=("models",),
 )

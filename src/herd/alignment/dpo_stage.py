@@ -14,7 +14,7 @@ from herd.alignment.length_limit import length_limit, told
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
-from herd.dialog.trained_in import require_dialect
+from herd.dialog.trained_in import require_dialect, require_tokenizer
 from herd.model.device import find_device
 from herd.model.io import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
 from herd.model.transformer import Transformer
@@ -43,6 +43,7 @@ class DPOConfig(FineTuning):
 
 def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     require_dialect("dpo", config.dialect, {"model": inputs["model"]})
+    require_tokenizer("dpo", inputs["tokens"], {"model": inputs["model"]})
     tokenizer = load_tokenizer(inputs)
     folder = inputs["model"] / "model"
     model = load_writer("dpo", "model", inputs["model"])
@@ -127,6 +128,7 @@ STAGE = Stage(
     config=DPOConfig,
     run=run,
     summary="direct preference optimisation",
+    headline=("rewards/accuracies", "rewards/margins", "eval_nll_loss", "train_loss", "heldout_pairs"),
     inputs=("tokens", "model", "preferences"),
     # Not the size of a micro-batch: it draws the groups of pairs, whose order is that of training.
     execution=tuple(key for key in EXECUTION if key != "trainer.micro_batch_tokens"),

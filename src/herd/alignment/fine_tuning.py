@@ -19,7 +19,7 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Prompt, read_jsonl
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token
-from herd.model.io import REWARD, load_model, open_model
+from herd.model.io import load_language_model
 from herd.model.transformer import Transformer
 from herd.runs.stage import Artifact, Inputs, StageRun
 from herd.training.fit import FitResult, fit
@@ -78,11 +78,8 @@ def require_rows(command: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def load_writer(command: str, name: str, artifact: Artifact) -> Transformer:
-    """The model of the input ``name``, to be trained to write; UserError for a reward model."""
-    folder = artifact / "model"
-    if open_model(folder).kind == REWARD:
-        raise UserError(f"{command}: inputs.{name}: {folder} is a reward model: it scores text and writes none.")
-    return load_model(folder)
+    """The model of the input ``name``, which writes or is trained to; UserError for a reward model."""
+    return load_language_model(artifact / "model", f"{command}: inputs.{name}")
 
 
 def load_tokenizer(inputs: Inputs) -> Tokenizer:

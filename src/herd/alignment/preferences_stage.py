@@ -14,6 +14,7 @@ from typing import Any
 
 from herd.alignment.annotation import AnnotationConfig, Exchange, Pairs, fingerprint, pair_id
 from herd.alignment.best_stage import BestModels
+from herd.alignment.fine_tuning import load_writer
 from herd.alignment.members import require_different
 from herd.alignment.pairs import Candidate, flawed_candidates, make_preference, not_comparable, preference_of_people
 from herd.alignment.verdicts import Verdict, agreement
@@ -24,10 +25,9 @@ from herd.dialog.grader import GraderConfig
 from herd.dialog.preferences import Grade, Preference
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
-from herd.dialog.trained_in import of_group, require_dialect
+from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
-from herd.model.io import load_model
 from herd.runs.atomic import sha256_json
 from herd.runs.seeds import stream, torch_seed
 from herd.runs.stage import Inputs, Stage, StageRun
@@ -71,6 +71,7 @@ class PreferencesConfig:
 def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     models = inputs.group("models")
     require_dialect("preferences", config.dialect, of_group("models", models))
+    require_tokenizer("preferences", inputs.get("tokens"), of_group("models", models))
     require_different("preferences", models)
     if len(models) == 1:
         raise UserError("preferences: give two or more `models`, each prompt is answered by two different ones (or give none)")
@@ -197,7 +198,8 @@ def sampled(
     labels = list(inputs.group("models"))
     measured = inputs.get("best")
     best = BestModels.read(measured, labels) if measured is not None else None
-    models = {label: load_model(artifact / "model") for label, artifact in inputs.group("models").items()}
+    writers = inputs.group("models")
+    models = {label: load_writer("preferences", f"models.{label}", artifact) for label, artifact in writers.items()}
     window = min(model.config.max_seq_len for model in models.values())
     chosen: dict[str, list[str]] = {}  # prompt -> its two models
     for prompt in prompts:

@@ -17,7 +17,7 @@ from herd.alignment.quality.topics import BY_JUDGE
 from herd.config.errors import UserError
 from herd.curation.sources import content_hashes
 from herd.dialog.rows import write_jsonl
-from herd.dialog.trained_in import require_dialect
+from herd.dialog.trained_in import require_dialect, require_tokenizer
 from herd.runs.progress import progress
 from herd.runs.stage import Inputs, Stage, StageRun
 
@@ -26,7 +26,9 @@ _JUDGED = {"grade": "quality", "difficulty_grade": "difficulty", "fine_topic": "
 
 def run(config: PruneConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     """Writes `dialogs.jsonl` (for `herd sft`), `dropped.jsonl` (each with its rule), and `judged.jsonl`."""
-    require_dialect("prune", config.dialect, {name: inputs.get(name) for name in ("reward", "judge")})
+    read = {name: inputs.get(name) for name in ("reward", "judge")}
+    require_dialect("prune", config.dialect, read)
+    require_tokenizer("prune", inputs.get("tokens"), read)
     sources = inputs.group("dialogs", least=1)
     before = [d for label, artifact in sources.items() for d in read_dialogs(label, dialogs_file(artifact))]
     context = Context(config, inputs, stage_run)

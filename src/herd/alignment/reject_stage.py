@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from herd.alignment.best_stage import BestModels
-from herd.alignment.fine_tuning import load_tokenizer
+from herd.alignment.fine_tuning import load_tokenizer, load_writer
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
-from herd.dialog.trained_in import of_group, require_dialect
+from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.sampler import SamplingConfig
 from herd.generation.steering import steer
-from herd.model.io import load_model, load_reward_model
+from herd.model.io import load_reward_model
 from herd.runs.seeds import torch_seed
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.reward import score_if_read
@@ -47,12 +47,16 @@ class RejectConfig:
 
 
 def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
+    writers, writer_of = generators(inputs)
+    named = of_group("models", inputs.group("models"))
+    read = {"reward": inputs["reward"], "generator": None if named else inputs.get("generator")} | named
+    require_dialect("reject", config.dialect, read)
+    require_tokenizer("reject", inputs["tokens"], read)
     tokenizer = load_tokenizer(inputs)
     reward_model = load_reward_model(inputs["reward"] / "model")
-    writers, writer_of = generators(inputs)
-    read = {"reward": inputs["reward"], "generator": inputs.get("generator")}
-    require_dialect("reject", config.dialect, read | of_group("models", inputs.group("models")))
-    models = {label: load_model(artifact / "model") for label, artifact in writers.items()}
+    models = {
+        label: load_writer("reject", f"models.{label}" if named else label, artifact) for label, artifact in writers.items()
+    }
     path = inputs["prompts"] / "train_prompts.jsonl"
     prompts = read_prompts(path)[config.first_prompt : config.first_prompt + config.prompts]
     if not prompts:
@@ -67,6 +71,8 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
             asked.append(prompt)
         else:
             counted.drop("prompt_too_long")
+    if not asked:
+        raise UserError(f"{path}: no prompt leaves {config.max_new_tokens + 1} of {window} positions free; lower max_new_tokens")
     sampling = SamplingConfig(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -168,6 +174,7 @@ STAGE = Stage(
     config=RejectConfig,
     run=run,
     summary="rejection sampling: K answers, the best by reward",
+    headline=("dialogs", "finished", "reward_best", "reward_all", "score_best", "score_all"),
     inputs=("tokens", "reward", "prompts"),
     optional=("generator", "best"),
     groups=("models",),

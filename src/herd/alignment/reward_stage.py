@@ -11,7 +11,7 @@ from herd.alignment.length_limit import length_limit, told
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import Grade, PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
-from herd.dialog.trained_in import require_dialect
+from herd.dialog.trained_in import require_dialect, require_tokenizer
 from herd.model.heads import RewardModel
 from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
@@ -36,6 +36,7 @@ class RewardConfig(FineTuning):
 
 def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     require_dialect("reward", config.dialect, {"base": inputs["base"]})
+    require_tokenizer("reward", inputs["tokens"], {"base": inputs["base"]})
     tokenizer = load_tokenizer(inputs)
     backbone = load_model(inputs["base"] / "model")
     config.check_window(backbone.config)
@@ -130,6 +131,7 @@ STAGE = Stage(
     config=RewardConfig,
     run=run,
     summary="train a reward model on preferences",
+    headline=("accuracy", "length_accuracy", "margin", "heldout_pairs"),
     inputs=("tokens", "base"),
     groups=("preferences",),
     execution=EXECUTION,

@@ -9,7 +9,7 @@ from typing import Any
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, load_writer, read_dialogs, require_rows, train, with_reference
 from herd.config.errors import UserError, nearest
 from herd.dialog.rows import Counted, read_prompts
-from herd.dialog.trained_in import require_dialect
+from herd.dialog.trained_in import require_dialect, require_tokenizer
 from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.training.schedule import step_schedule
@@ -32,6 +32,7 @@ class SFTConfig(FineTuning):
 
 def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     require_dialect("sft", config.dialect, {"base": inputs["base"]})
+    require_tokenizer("sft", inputs["tokens"], {"base": inputs["base"]})
     tokenizer = load_tokenizer(inputs)
     model = load_writer("sft", "base", inputs["base"])
     config.check_window(model.config)
@@ -76,6 +77,7 @@ STAGE = Stage(
     config=SFTConfig,
     run=run,
     summary="supervised fine-tuning on dialogs",
+    headline=("loss", "base_loss", "train_loss", "steps"),
     inputs=("tokens", "base"),
     optional=("heldout",),
     groups=("dialogs",),

@@ -8,6 +8,7 @@ Values are then checked by pydantic: OmegaConf cannot merge into nested frozen d
 import copy
 import dataclasses
 import functools
+import math
 import re
 import types
 import typing
@@ -103,6 +104,9 @@ def explain(error: BaseException, command: str, overrides: Sequence[str] = ()) -
         keys = known_keys(command, overrides)
         if name in keys:  # a mapping whose keys are the user's: Hydra takes it for a fixed set
             return UserError(f"'{name}' for `herd {command}` takes names of your own: write ++{name}.NAME=VALUE.")
+        parent, _, own = name.rpartition(".")
+        if parent in keys and not any(known.startswith(f"{parent}.") for known in keys):
+            return UserError(f"'{parent}' for `herd {command}` takes names of your own: write ++{parent}.{own}=VALUE.")
         return UserError(f"Unknown key '{name}' for `herd {command}`.{nearest(name, keys)}")
     first, *rest = [line.strip() for line in text.splitlines() if line.strip()]
     if re.match(r"In '[^']+': Could not find", first) or "Could not find" in first:
@@ -174,9 +178,11 @@ def to_plain(value: Any) -> Any:
 
 
 def _refuse_unknown(schema: Any, values: Any, where: str) -> None:
-    """Walk ``values`` beside the types of ``schema``; raise for the first key that has no field or no value (``???``)."""
+    """Walk ``values`` beside the types of ``schema``; raise for the first key that has no field, no value (``???``) or NaN."""
     if isinstance(values, str) and values == "???":
         raise UserError(f"'{where}' is not set: give {where}=VALUE.")
+    if isinstance(values, float) and not math.isfinite(values):  # no comparison with a limit holds for NaN, and JSON has neither
+        raise UserError(f"'{where}' is {values}: give a finite number.")
     schema = _strip_optional(schema)
     if dataclasses.is_dataclass(schema) and isinstance(values, Mapping):
         hints = typing.get_type_hints(schema)

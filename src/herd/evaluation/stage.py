@@ -16,13 +16,14 @@ from herd.config.errors import UserError, nearest
 from herd.config.loader import to_plain
 from herd.corpus.shards import TokenShards
 from herd.corpus.tokenizer import Tokenizer
-from herd.dialog.trained_in import trained_in
+from herd.dialog.trained_in import of_group, require_tokenizer, trained_in
 from herd.evaluation.bench import TASKS, Bench, Task, TaskResult
 from herd.evaluation.config import EvaluateConfig
 from herd.evaluation.scoring import LanguageModel
+from herd.evaluation.show import show_scores
 from herd.model.counts import flops_per_token, parameter_count
 from herd.model.device import find_device
-from herd.model.io import load_model, load_reward_model
+from herd.model.io import load_language_model, load_reward_model
 from herd.runs.atomic import write_json, write_text
 from herd.runs.manifest import commit, now, versions
 from herd.runs.progress import progress
@@ -37,6 +38,7 @@ def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
         rewards = {"reward": reward, **rewards}
     models = inputs.group("models", least=0 if rewards else 1)
     _check_judges(config, models, rewards)
+    require_tokenizer("evaluate", inputs["tokens"], of_group("models", models) | of_group("rewards", rewards))
     shards = TokenShards(inputs["tokens"] / "tokens")
     with _threads(config.threads):
         bench = Bench(
@@ -63,9 +65,8 @@ def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
                     tasks[name] = TASKS.get(name)(getattr(config, name), bench)
                 bar.advance(1, task=name)
             for label, artifact in models.items():
-                lm = LanguageModel(
-                    label, load_model(artifact / "model").to(device).eval(), device, batch_tokens=config.batch_tokens
-                )
+                model = load_language_model(artifact / "model", f"evaluate: inputs.models.{label}")
+                lm = LanguageModel(label, model.to(device).eval(), device, batch_tokens=config.batch_tokens)
                 parameters[label] = parameter_count(lm.model.config, "6N")
                 for name, task in tasks.items():
                     with _timed(seconds, name):
@@ -177,4 +178,5 @@ STAGE = Stage(
     inputs=("tokens", "documents"),
     optional=("reward", "dialogs"),
     groups=("models", "rewards", "preferences"),
+    show=show_scores,
 )

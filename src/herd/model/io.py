@@ -104,6 +104,13 @@ def load_model(folder: Path) -> Transformer:
     return _fill(model, state, Path(folder), model)
 
 
+def load_language_model(folder: Path, given_as: str) -> Transformer:
+    """As :func:`load_model`, of a model that writes; UserError, naming the input ``given_as``, for a reward model."""
+    if open_model(folder).kind == REWARD:
+        raise UserError(f"{given_as}: {folder} is a reward model: it scores text and writes none.")
+    return load_model(folder)
+
+
 def load_reward_model(folder: Path) -> RewardModel:
     """The RewardModel saved in ``folder``.
 
@@ -139,7 +146,9 @@ def average_models(folders: Sequence[Path], weights: Sequence[float] | None = No
     for folder, weight in zip(map(Path, folders), weights, strict=True):
         other_kind, other_config = _read_config(folder)
         other = read_weights(folder)
-        if (other_kind, other_config) != (kind, config) or _shapes(other) != _shapes(state):
+        if other_kind != kind:
+            raise UserError(f"Cannot average {first} and {folder}: the one is a {kind} model, the other a {other_kind} model.")
+        if other_config != config or _shapes(other) != _shapes(state):
             raise UserError(f"Cannot average {first} and {folder}: {_difference(config, other_config, state, other)}.")
         for name, tensor in other.items():
             total[name].add_(tensor.double(), alpha=weight)

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,7 +119,7 @@ def run_recipe(recipe: RecipeConfig) -> Artifact:
         say(f"{title}: {job.stage.summary}")
         clock = time.monotonic()
         artifact = job.execute()
-        say(f"{title}: done in {time.monotonic() - clock:.1f} s{highlights(artifact.metrics)}")
+        say(f"{title}: done in {time.monotonic() - clock:.1f} s{highlights(artifact.metrics, job.stage.headline)}")
     assert artifact is not None, "a recipe has at least one stage"
     say(f"{recipe.name}: {len(jobs)} stages, {time.monotonic() - start:.0f} s")
     publish(artifact, Path(recipe.root) / recipe.name)
@@ -134,14 +134,25 @@ def publish(last: Artifact, folder: Path) -> None:
         say(f"Report: {folder / 'report' / 'index.html'}\nSummary: {folder / 'summary.json'}")
 
 
-def highlights(metrics: dict[str, Any], most: int = 4) -> str:
-    """The first few plain numbers among a stage's metrics, for its closing line."""
-    shown = [
-        f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value:,}"
-        for key, value in metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    return f" ({', '.join(shown[:most])})" if shown else ""
+def highlights(metrics: dict[str, Any], headline: Sequence[str] = (), most: int = 4) -> str:
+    """What a stage's closing line tells: the metrics of its ``headline``, each with its interval where there is one.
+
+    Without a headline, the first few plain numbers. A metric that the stage had nothing to make of is left out.
+    """
+    numbers = [key for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    chosen = [key for key in headline if metrics.get(key) is not None] or numbers[:most]
+    shown = [f"{key} {_plain(metrics[key])}{_bounds(metrics.get(f'{key}_interval'))}" for key in chosen]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_plain(one)}" for key, one in value.items())
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _bounds(interval: Sequence[float] | None) -> str:
+    return f" [{', '.join(f'{bound:,.4g}' for bound in interval)}]" if interval else ""
 
 
 def plan_lines(recipe: RecipeConfig) -> Iterator[str]:

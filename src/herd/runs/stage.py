@@ -53,6 +53,7 @@ class Stage:
     # Of a configuration: how many processes of one launch run the stage together. One, unless given.
     processes: Callable[[Any], int] = lambda config: 1
     show: Callable[["Artifact"], None] | None = None  # prints the finished result for the person who gave the command
+    headline: tuple[str, ...] = ()  # metrics of the closing line, each with its `NAME_interval`; none: the first plain numbers
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,19 @@ def open_inputs(stage: Stage, given: InputPaths) -> Inputs:
         if name in stage.groups:
             if not isinstance(value, Mapping):
                 raise UserError(f"inputs.{name} of `herd {stage.name}` is a group: give inputs.{name}.LABEL=FOLDER.")
-            groups[name] = {label: Artifact.open(path) for label, path in value.items()}
+            groups[name] = {label: _open(f"inputs.{name}.{label}", path) for label, path in value.items()}
         elif isinstance(value, Mapping):
             raise UserError(f"inputs.{name} of `herd {stage.name}` is one folder, not a group of them.")
         elif value:
-            single[name] = Artifact.open(value)
+            single[name] = _open(f"inputs.{name}", value)
     return Inputs(single, groups)
+
+
+def _open(name: str, path: str | Path) -> Artifact:
+    try:
+        return Artifact.open(path)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def address_of(stage: Stage, config: Any, inputs: Inputs) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from herd.alignment.choices import choice_probabilities, longest
-from herd.alignment.fine_tuning import load_tokenizer
+from herd.alignment.fine_tuning import load_tokenizer, load_writer
 from herd.alignment.quality.judges import JudgeConfig, Question, Verdict
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
-from herd.model.io import load_model
 from herd.model.transformer import Transformer
 from herd.runs.progress import progress
 from herd.runs.stage import Inputs
@@ -29,7 +28,7 @@ class ModelJudge:
         judge = inputs.get("judge")
         if judge is None or inputs.get("tokens") is None:
             raise UserError("judge.kind=model needs inputs.judge=FOLDER (a chat model) and inputs.tokens=FOLDER (its tokenizer).")
-        return cls(load_model(judge / "model"), load_tokenizer(inputs), config.batch_size, dialect)
+        return cls(load_writer("prune", "judge", judge), load_tokenizer(inputs), config.batch_size, dialect)
 
     def ask(self, questions: Sequence[Question]) -> list[Verdict]:
         verdicts: list[Verdict] = [Verdict((), "too long for the judge")] * len(questions)
