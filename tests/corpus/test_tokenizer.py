@@ -137,6 +137,9 @@ def test_token_bytes_count_utf8(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.token_bytes[ids].sum() == len(text.encode())
     assert not tokenizer.token_bytes[list(tokenizer.special_tokens.values())].any()
+    spelled = [tokenizer.bytes_of(token) for token in range(tokenizer.vocab_size)]
+    assert [len(b or b"") for b in spelled] == tokenizer.token_bytes.tolist()
+    assert b"".join(tokenizer.bytes_of(token) or b"" for token in ids) == text.encode()
 
 
 def test_training_gives_the_same_bytes_in_another_process(sources: list[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from herd.cli import main
 from herd.corpus.tokenizer import Tokenizer
@@ -11,6 +12,7 @@ from herd.dialog.messages import Message, Role
 from herd.dialog.render import render
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Engine
+from herd.generation.openai_logprobs import TokenTrail
 from herd.generation.sampler import generate
 from herd.generation.service import Service
 from herd.model.io import load_model
@@ -109,6 +111,72 @@ def test_stop_texts_end_an_answer_before_them(client, folder, tokenizer):
     assert "".join(c["choices"][0]["delta"]["content"] for c in chunks) == text[: text.index(stop)]
 
 
+def test_health(client):
+    assert client.get("/health").status_code == 200
+    assert client.post("/health").status_code == 405
+
+
+def test_health_ends_with_the_engine(folder, tokenizer):
+    from herd.generation.openai_app import Served, make_app
+
+    service = Service(Engine(load_model(folder / "model").requires_grad_(False), 1, 64))
+    client = testclient.TestClient(make_app(Served("m", tokenizer, service, window=64, longest=8)))
+    service.close()
+    assert client.get("/health").status_code == 503
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_logprobs_are_the_models_own_of_the_tokens_whose_text_is_given(client, folder, tokenizer, stop):
+    """Of a whole answer, of one cut by a stop text, and of a stream's parts."""
+    seed = next(s for s in range(99) if len(wanted(folder, tokenizer, CHAT | {"seed": s})[2][0]) > 5)
+    body = CHAT | {"seed": seed, "temperature": 0.7, "logprobs": True, "top_logprobs": 0}
+    ids, (sample,), (text,) = wanted(folder, tokenizer, body)
+    if stop:
+        body |= {"stop": text[stop : stop + 2]}
+    choice = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    found = choice["logprobs"]["content"]
+    model = load_model(folder / "model")
+    with torch.no_grad():
+        scores = model.logits(model(torch.tensor([[*ids, *sample.tokens]]))).log_softmax(-1)[0, len(ids) - 1 :]
+    own = [t for t in sample.tokens if t not in tokenizer.stop_ids]
+    exact = [float(scores[i, token]) for i, token in enumerate(own)]
+    assert [t["logprob"] for t in found] == pytest.approx(exact[: len(found)], abs=1e-4)
+    assert all({*t} == {"token", "logprob", "bytes", "top_logprobs"} and t["top_logprobs"] == [] for t in found)
+    assert [t["bytes"] and bytes(t["bytes"]) for t in found] == [tokenizer.bytes_of(token) for token in own[: len(found)]]
+    spelled = b"".join(bytes(t["bytes"] or ()) for t in found).decode("utf-8", "replace")
+    assert len(found) == len(own) and spelled == text if not stop else spelled.startswith(choice["message"]["content"])
+    assert choice["logprobs"]["refusal"] is None
+    chunks = events(client.post("/v1/chat/completions", json=body | {"stream": True}))
+    parts = [c["choices"][0]["logprobs"] for c in chunks]
+    assert [t for part in parts if part for t in part["content"]] == found
+    plain = client.post("/v1/chat/completions", json={k: v for k, v in body.items() if "logprobs" not in k}).json()["choices"][0]
+    assert plain == choice | {"logprobs": None}
+
+
+def test_logprobs_of_texts_have_four_lists(client, tokenizer):
+    body = {"prompt": "what", "n": 2, "max_tokens": 6, "seed": 1, "logprobs": 0}
+    for choice in client.post("/v1/completions", json=body).json()["choices"]:
+        told, text = choice["logprobs"], choice["text"]
+        assert told["top_logprobs"] is None
+        assert len(told["tokens"]) == len(told["token_logprobs"]) == len(told["text_offset"])
+        assert all(score <= 0 for score in told["token_logprobs"])
+        for token, at in zip(told["tokens"], told["text_offset"], strict=True):
+            assert "\ufffd" in token or not token or text[at:].startswith(token) or "\ufffd" in text
+
+
+def test_a_character_of_several_tokens_comes_with_the_text_in_which_it_is_whole(tokenizer):
+    trail, text = TokenTrail(tokenizer), "a\u20ac b"
+    ids = [i for byte in text.encode() for i in range(tokenizer.vocab_size) if tokenizer.bytes_of(i) == bytes([byte])]
+    for n, token in enumerate(ids):
+        trail.push(token, -float(n))
+    assert [t.logprob for t in trail.take(1)] == [0.0]
+    assert [(t.offset, t.text) for t in trail.take(2)] == [(1, "\ufffd")] * 3
+    trail.push(tokenizer.eot_id, -9.0)
+    assert [t.spelled for t in trail.take(4)] == [b" ", b"b"]
+    [special] = trail.take(4, last=True)
+    assert (special.spelled, special.text, special.offset) == (None, "<|eot_id|>", 4)
+
+
 def test_requests_at_the_same_time_share_the_batch_and_change_nothing(client):
     bodies = [CHAT | {"seed": seed, "n": 2} for seed in range(8)]
     alone = [client.post("/v1/chat/completions", json=body).json()["choices"] for body in bodies]
@@ -148,6 +216,9 @@ def test_without_a_seed_answers_differ(client):
         ("chat/completions", CHAT | {"stop": [""]}, 400, "none of them empty", "stop"),
         ("chat/completions", CHAT | {"tempreature": 1}, 400, "Did you mean 'temperature'", "tempreature"),
         ("chat/completions", CHAT | {"stream": "yes"}, 400, "true or false", "stream"),
+        ("chat/completions", CHAT | {"logprobs": 3}, 400, "`logprobs` must be true or false", "logprobs"),
+        ("chat/completions", CHAT | {"logprobs": True, "top_logprobs": 2}, 400, "`top_logprobs` is not offered", "top_logprobs"),
+        ("completions", {"prompt": "a", "logprobs": 5}, 400, "`logprobs` may be 0", "logprobs"),
         ("chat/completions", [], 400, "must be a JSON object", None),
         ("completions", {"prompt": [1, 2]}, 400, "`prompt` must be a text", "prompt"),
         ("completions", {"prompt": "a", "echo": True}, 400, "`echo` is not offered", "echo"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import models
 
 from herd.config.errors import UserError
-from herd.corpus.tokenizer import Tokenizer, byte_level, with_special_tokens
+from herd.corpus.tokenizer import Tokenizer, byte_level, byte_names, with_special_tokens
 
 _SPECIAL_TOKENS = 256  # of llama-models' Tokenizer; they follow the ranks
 
@@ -22,7 +22,7 @@ def read_tiktoken(path: Path) -> Tokenizer:
         UserError: the file is missing or of another format (SentencePiece, as before Llama 3), or its ranks have gaps.
     """
     ranks = _read_ranks(Path(path))
-    alphabet = _byte_names()
+    alphabet = byte_names()
     spelled = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
     merges = []
     for token in sorted(ranks, key=ranks.__getitem__):
@@ -53,10 +53,3 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
         raise UserError(f"'{path}' is damaged: ranks have gaps, or a byte has no token. Fetch it again.")
     return ranks
-
-
-def _byte_names() -> list[str]:
-    """The character that stands for each byte in a byte-level model: itself when it is printable, else 256 and on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

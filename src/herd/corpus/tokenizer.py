@@ -150,6 +150,15 @@ class Tokenizer:
             sizes[i] = len(token)  # one character of the alphabet stands for one byte
         return sizes
 
+    @cached_property
+    def _byte_of(self) -> dict[str, int]:
+        return {name: byte for byte, name in enumerate(byte_names())}
+
+    def bytes_of(self, token: int) -> bytes | None:
+        """The bytes of text that an id stands for; None for a special token."""
+        name = self._backend.id_to_token(token)
+        return None if name is None or name in self._special else bytes(self._byte_of[character] for character in name)
+
     def save(self, folder: str | Path, more: Mapping[str, object] | None = None) -> None:
         """Write ``tokenizer.json``, ``special_tokens.json`` (name -> id), transformers' ``tokenizer_config.json``.
 
@@ -223,6 +232,13 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     tokenizer = with_special_tokens(backend, specials)
     assert tokenizer.vocab_size == config.vocab_size
     return tokenizer
+
+
+def byte_names() -> list[str]:
+    """The character that stands for each byte in a byte-level model: itself when it is printable, else 256 and on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
 def byte_level(model: models.BPE) -> tokenizers.Tokenizer:

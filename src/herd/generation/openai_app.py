@@ -20,6 +20,7 @@ from starlette.routing import Route
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.generation.engine import Drawn
+from herd.generation.openai_logprobs import SpelledToken, TokenTrail, logprobs_of
 from herd.generation.openai_requests import Refused, Wish, choices, read_body
 from herd.generation.service import Service
 from herd.generation.text_stream import TextStream
@@ -47,6 +48,7 @@ class Piece:
     choice: int
     text: str
     reason: str | None  # why it ended: stop, length; None while it goes on
+    tokens: tuple[SpelledToken, ...] = ()  # that begin in this text, where log-probabilities are asked for
 
 
 class Answers:
@@ -59,6 +61,7 @@ class Answers:
     def __init__(self, served: Served, wish: Wish) -> None:
         self._served, self._wish = served, wish
         self._streams = [TextStream(served.tokenizer, wish.stops) for _ in range(choices(wish.requests))]
+        self._trails = [TokenTrail(served.tokenizer) for _ in self._streams] if wish.logprobs else []
         self._first: dict[int, int] = {}  # number of a request -> its first choice
         self.drawn = 0
 
@@ -96,13 +99,23 @@ class Answers:
             return None
         self.drawn += 1
         text = stream.push(drawn.token)
+        reason = None
         if drawn.ended:
             text += stream.end()
-            return Piece(choice, text, "stop" if drawn.stopped or stream.stopped else "length")
-        if stream.stopped:
+            reason = "stop" if drawn.stopped or stream.stopped else "length"
+        elif stream.stopped:
             self._served.service.cancel(drawn.request, drawn.sample)
-            return Piece(choice, text, "stop")
-        return Piece(choice, text, None)
+            reason = "stop"
+        return Piece(choice, text, reason, self._tokens(choice, drawn))
+
+    def _tokens(self, choice: int, drawn: Drawn) -> tuple[SpelledToken, ...]:
+        """The tokens of the text that has just come."""
+        if not self._trails:
+            return ()
+        trail, stream = self._trails[choice], self._streams[choice]
+        if not drawn.stopped:
+            trail.push(drawn.token, drawn.logprob)
+        return trail.take(len(stream.text), last=drawn.ended and not stream.stopped)
 
     def usage(self) -> dict[str, int]:
         """Tokens of the prompts, once each, and of the answers."""
@@ -117,6 +130,9 @@ def make_app(served: Served) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         served.service.close()
+
+    async def health(request: HttpRequest) -> Response:
+        return Response(status_code=200 if served.service.alive else 503)
 
     async def models(request: HttpRequest) -> Response:
         card = {"id": served.name, "object": "model", "created": 0, "owned_by": "herd"}
@@ -137,6 +153,7 @@ def make_app(served: Served) -> Starlette:
 
     return Starlette(
         routes=[
+            Route("/health", health),
             Route("/v1/models", models),
             Route("/v1/models/{model:path}", models),
             Route("/v1/chat/completions", completions("chat"), methods=["POST"]),
@@ -163,15 +180,17 @@ async def _answer(served: Served, kind: str, wish: Wish, request: HttpRequest) -
         return StreamingResponse(_events(kind, head, wish, answers, first, pieces), media_type="text/event-stream")
     texts = [""] * choices(wish.requests)
     reasons: list[str | None] = [None] * len(texts)
+    tokens: list[list[SpelledToken]] = [[] for _ in texts]
     async for piece in pieces:
         texts[piece.choice] += piece.text
         reasons[piece.choice] = piece.reason
+        tokens[piece.choice] += piece.tokens
         if answers.drawn % 16 == 0 and await request.is_disconnected():
             await pieces.aclose()
             return Response(status_code=499)
     made = [
         {"index": i, **({"message": {"role": "assistant", "content": text}} if kind == "chat" else {"text": text})}
-        | {"logprobs": None, "finish_reason": reason}
+        | {"logprobs": logprobs_of(kind, tokens[i]) if wish.logprobs else None, "finish_reason": reason}
         for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
     ]
     return JSONResponse({**head, "choices": made, "usage": answers.usage()})
@@ -203,7 +222,8 @@ async def _events(
             else:
                 content = {"text": piece.text}  # type: ignore[dict-item]
             begun.add(piece.choice)
-            yield chunk({"index": piece.choice, **content, "logprobs": None, "finish_reason": piece.reason})
+            logprobs = logprobs_of(kind, piece.tokens) if piece.tokens else None
+            yield chunk({"index": piece.choice, **content, "logprobs": logprobs, "finish_reason": piece.reason})
         if wish.usage:
             yield chunk(None, answers.usage())
         yield "data: [DONE]\n\n"

@@ -17,7 +17,6 @@ _MOST_SAMPLES = 128
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity")
 # Keys of what is not offered: only these values, which ask for nothing, are taken.
 _NOTHING: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None, False, 0),
     "top_logprobs": (None, 0),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
@@ -31,7 +30,7 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "best_of": (None, 1),
 }
-_COMMON = ("model", "n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "stream", "stream_options")
+_COMMON = ("model", "n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "stream", "stream_options", "logprobs")
 _OWN = {"chat": ("messages", "max_completion_tokens"), "text": ("prompt",)}
 _ROLES = {"developer": "system"}
 
@@ -52,6 +51,7 @@ class Wish:
     stops: tuple[str, ...]  # texts that end a choice
     stream: bool
     usage: bool  # also tell the tokens used at the end of a stream
+    logprobs: bool  # also tell the log-probability of each token
 
 
 def read_body(
@@ -75,7 +75,8 @@ def read_body(
         if key not in known:
             raise Refused(f"Unknown key `{key}`.{nearest(key, known)}", key)
         if key in _NOTHING and value not in _NOTHING[key]:
-            raise Refused(f"`{key}` is not offered here: leave it out.", key)
+            why = " (the drawn token's log-probability is all that is kept)" if key == "top_logprobs" else ""
+            raise Refused(f"`{key}` is not offered here{why}: leave it out.", key)
     if body.get("model") not in (None, model):
         raise Refused(f"There is no model {body['model']!r} here, only {model!r}.", "model")
     if kind == "chat":
@@ -106,7 +107,7 @@ def read_body(
         raise Refused("`stream_options` must be an object.", "stream_options")
     ends = frozenset(tokenizer.stop_ids)
     requests = tuple(Request(tuple(prompt), samples, sampling, ends) for prompt in prompts)
-    return Wish(requests, tuple(stops), _flag(body, "stream"), _flag(options, "include_usage"))
+    return Wish(requests, tuple(stops), _flag(body, "stream"), _flag(options, "include_usage"), _logprobs(body, kind))
 
 
 def _dialog(messages: object, tokenizer: Tokenizer, dialect: str) -> list[int]:
@@ -176,6 +177,18 @@ def _flag(body: Mapping[str, Any], key: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise Refused(f"`{key}` must be true or false.", key)
     return bool(value)
+
+
+def _logprobs(body: Mapping[str, Any], kind: str) -> bool:
+    """Whether the tokens' log-probabilities are asked for: by true in a chat, by the number of alternatives, 0, for a text."""
+    if kind == "chat":
+        return _flag(body, "logprobs")
+    value = body.get("logprobs")
+    if value is None or value is False:
+        return False
+    if value is True or value != 0:
+        raise Refused("`logprobs` may be 0, which tells the drawn tokens' own; alternatives to them are not kept.", "logprobs")
+    return True
 
 
 def choices(requests: Sequence[Request]) -> int:

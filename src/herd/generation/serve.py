@@ -80,9 +80,9 @@ TOOL = Tool(
     help="""herd serve model=runs/laptop/round-2/dpo
 herd serve model=laptop/pretrain port=8001 max_kv_tokens=65536
 
-  GET /v1/models    POST /v1/chat/completions    POST /v1/completions
+  GET /v1/models    POST /v1/chat/completions    POST /v1/completions    GET /health
 
 With OpenAI's client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none"). Of a body's keys, n, seed, temperature, top_p,
-top_k, max_tokens, stop and stream count; what is not offered is refused. Requests that come at the same time are drawn together,
-and no answer depends on the others: with a seed it is the same each time.""",
+top_k, max_tokens, stop, stream and logprobs count; what is not offered is refused. Requests that come at the same time are drawn
+together, and no answer depends on the others: with a seed it is the same each time.""",
 )

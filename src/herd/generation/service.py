@@ -52,6 +52,11 @@ class Service:
 
         self._add(wish)
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive() and not self._closed
+
     def close(self) -> None:
         """Stop after the current step."""
         with self._changed:
