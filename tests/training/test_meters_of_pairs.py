@@ -88,11 +88,16 @@ def test_sft_counts_the_head_where_it_is_applied():
 
 def test_a_run_reports_its_utilisation(tmp_path):
     source = DPOSteps([Group(np.full(6, 5), (sequence(8, 5), sequence(9, 7)))] * 2, DPOObjective(), 2, 100, 2.0, 0)
-    source.reference = [torch.zeros(len(group.counts), 2) for group in source.groups]
+    with_reference(source)
     config = TrainerConfig(log_every_steps=1, peak_tflops=1.0)
     fit(DPOModule(tiny_model(), OptimizerConfig(), lambda s: 0.0), source, config, StageRun(tmp_path, seed=0))
     row = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert row["flops_per_second"] > 0 and 0 < row["mfu_document"] < row["mfu_causal"] < row["mfu_full"]
+
+
+def with_reference(source: DPOSteps) -> DPOSteps:
+    source.reference = [torch.zeros(len(group.counts), 2) for group in source.groups]
+    return source
 
 
 def sources() -> dict[str, EpochSteps]:
@@ -100,27 +105,32 @@ def sources() -> dict[str, EpochSteps]:
     return {
         "reward": reward_steps(data, RowLayout(64, 0, "block"), 4, 40, 1.0, 0),
         "sft": sft_steps([sequence(40 + i, 10) for i in range(8)], 64, 0, 4, 1, 1.0, 0),
+        "dpo": with_reference(
+            DPOSteps([Group(np.full(6, 5), (sequence(8, 5), sequence(9, 7)))] * 8, DPOObjective(), 4, 1, 1.0, 0)
+        ),
     }
 
 
-@pytest.mark.parametrize("kind", ["reward", "sft"])
+@pytest.mark.parametrize("kind", ["reward", "sft", "dpo"])
 def test_a_rank_makes_no_rows_but_its_own(kind, monkeypatch):
     """The same ones as if it made all; figures of the step are those of all ranks."""
-    from herd.training import reward, sft
+    from herd.training import dpo, reward, sft
 
     made: list[int] = []
-    module, name = {"reward": (reward, "reward_batch"), "sft": (sft, "lay_out")}[kind]
+    module, name = {"reward": (reward, "reward_batch"), "sft": (sft, "lay_out"), "dpo": (dpo, "dpo_rows")}[kind]
     plain = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *args, **settings: made.append(1) or plain(*args, **settings))
     source = sources()[kind]
+    made.clear()  # for the reference
     whole = list(source[1].micro_batches)
     assert len(whole) == len(made) == 4
+    rows_of = {"reward": lambda one: one.rows, "sft": lambda one: one, "dpo": lambda one: one.pairs.rows}
     for rank in range(2):
         made.clear()
         share = source[1].for_rank(rank, 2)
         assert len(made) == 2
         for mine, same in zip(share.micro_batches, whole[rank::2], strict=True):
-            a, b = (one.rows if kind == "reward" else one for one in (mine, same))
+            a, b = (rows_of[kind](one) for one in (mine, same))
             assert torch.equal(a.tokens, b.tokens) and torch.equal(a.ends, b.ends) and a.lengths == b.lengths
-            assert kind == "sft" or torch.equal(mine.better, same.better)
+            assert kind != "reward" or torch.equal(mine.better, same.better)
         assert (share.normalizer, share.tokens, share.squares) == (source[1].normalizer, source[1].tokens, source[1].squares)

@@ -12,7 +12,7 @@ on the same rows; so at the first step policy and reference agree to the bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 
@@ -32,7 +32,7 @@ from herd.runs.seeds import stream
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
 from herd.training.sequences import EpochSteps, Group, SequenceRows, TrainingSequence, alone, group_size, one_row
-from herd.training.steps import StepBatch, to_device
+from herd.training.steps import StepBatch, Unmade, to_device
 
 ROWS = ("block", "separate")  # the prompt once for both responses, or a copy for each: the same numbers
 
@@ -166,38 +166,53 @@ class DPOSteps(EpochSteps):
         size = group_size(batch_size, max(sizes, default=1), micro_batch_tokens)
         order = stream(seed, "dpo groups").permutation(len(pairs))
         drawn = [[int(i) for i in order[at : at + size]] for at in range(0, len(order), size)]
-        self.groups = [dpo_rows([pairs[i] for i in group], objective, row) for group in drawn]
+        # Made when they are asked for: a rank lays out no rows but its own.
+        self.groups: Sequence[DPORows] = Unmade(
+            range(len(drawn)), lambda numbers: (dpo_rows([pairs[i] for i in drawn[n]], objective, row) for n in numbers)
+        )
         self.reference: list[Tensor] = []  # of each group; set before training
+        self._made_from = (drawn, row, objective.ld_alpha, pairs)
         tokens = [sum(sizes[i] for i in group) for group in drawn]
         laid_out = [[pair] if row == "block" else [alone(s) for s in pair.separate()] for pair in pairs]
         squares = [sum(part.square for i in group for part in laid_out[i]) for group in drawn]
+        targets = [sum(int(r.trained[1:].sum()) for i in group for r in pairs[i].responses) for group in drawn]
 
         def build(step: int, units: list[int]) -> StepBatch:
             assert self.reference, "the reference's log-probabilities come before training"
-            micro_batches = [DPOBatch(self.groups[i], self.reference[i]) for i in units]
-            pairs_in_step = sum(len(batch.reference) for batch in micro_batches)
+
+            def make(numbers: range) -> Iterator[DPOBatch]:
+                return (DPOBatch(self.groups[units[n]], self.reference[units[n]]) for n in numbers)
+
             return StepBatch(
                 step,
-                micro_batches,
-                float(pairs_in_step),
+                Unmade(range(len(units)), make),
+                float(sum(len(drawn[i]) for i in units)),
                 sum(tokens[i] for i in units),
                 sum(squares[i] for i in units),
                 sum(tokens[i] ** 2 for i in units),  # one row each
-                sum(len(self.groups[i].rows.targets) for i in units),
+                sum(targets[i] for i in units),
             )
 
         super().__init__(tokens, batch_size // size, epochs, seed, build)
 
     def fingerprint(self) -> str:
-        """Hash of all that log-probabilities of these groups depend on, but for the model."""
-        digest = hashlib.sha256()
-        for group in self.groups:
-            digest.update(repr(group.rows.mask).encode())
-            for field in fields(group.rows):
-                value = getattr(group.rows, field.name)
-                if isinstance(value, Tensor):
-                    digest.update(f"{field.name} {value.dtype} {tuple(value.shape)}".encode())
-                    digest.update(value.numpy().tobytes())
+        """Hash of all that log-probabilities of these groups depend on, but for the model.
+
+        That is what the groups are made from, and the first one as it is made, which stands for how they are made.
+        """
+        drawn, row, ld_alpha, pairs = self._made_from
+        digest = hashlib.sha256(repr((drawn, row, ld_alpha)).encode())
+        for pair in pairs:
+            for array in (pair.prompt, *(a for r in pair.responses for a in (r.tokens, r.trained, r.preferred))):
+                digest.update(f"{array.dtype} {array.shape}".encode())
+                digest.update(array.tobytes())
+        rows = self.groups[0].rows
+        digest.update(repr(rows.mask).encode())
+        for field in fields(rows):
+            value = getattr(rows, field.name)
+            if isinstance(value, Tensor):
+                digest.update(f"{field.name} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.numpy().tobytes())
         return digest.hexdigest()
 
 

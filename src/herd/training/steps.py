@@ -5,7 +5,7 @@ workers.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,10 +20,10 @@ class Unmade(Sequence[Any]):
 
     Args:
         numbers: of the micro-batches, within their step.
-        make: numbers -> these micro-batches.
+        make: numbers -> these micro-batches, in this order.
     """
 
-    def __init__(self, numbers: range, make: Callable[[range], list[Any]]) -> None:
+    def __init__(self, numbers: range, make: Callable[[range], Iterable[Any]]) -> None:
         self.numbers, self.make = numbers, make
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class Unmade(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return Unmade(self.numbers[index], self.make)
-        return self.make(range(self.numbers[index], self.numbers[index] + 1))[0]
+        return next(iter(self.make(range(self.numbers[index], self.numbers[index] + 1))))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.make(self.numbers))
