@@ -30,6 +30,7 @@ from herd.dialog.preferences import Grade, Preference, read_preferences
 from herd.dialog.rows import Counted, read_jsonl, read_prompts, write_jsonl
 from herd.generation.chat import Answer
 from herd.model.config import ModelConfig
+from herd.model.counts import parameter_count
 from herd.model.io import load_model, load_reward_model, read_weights, save_model
 from herd.model.transformer import Linear, Transformer
 from herd.recipe.job import make_job
@@ -247,6 +248,15 @@ def test_what_the_window_drops_is_in_the_metrics(made):
             assert 0 < limit["left"]["pairs"] <= limit["pairs"] <= len(rows)
             assert limit["dropped"] == limit["pairs"] - limit["left"]["pairs"] == sum(limit["over"].values())
         assert metrics["dropped_too_long"] == metrics["length_limit"]["train"]["dropped"]
+
+
+def test_flops_bear_the_name_of_their_convention(made):
+    """6N a token, N with the output head and without the input embedding; null where none are counted."""
+    for stage in ("sft", "reward", "dpo-a"):
+        cost = made[stage].manifest["cost"]
+        assert cost["flops_6N"] == 6 * cost["tokens"] * parameter_count(load_model(made["sft"] / "model").config, "6N") > 0
+    for stage in ("dialogs", "reject", "best"):
+        assert made[stage].manifest["cost"]["flops_6N"] is None
 
 
 def test_average_is_the_mean_and_is_measured_beside_its_members(made):

@@ -33,7 +33,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         metrics: dict[str, Any] | None = None,
         files: dict[str, Any] | None = None,
         rows: list[dict[str, Any]] | None = None,
-        flops: float = 0.0,
+        flops: float | None = None,
     ) -> Artifact:
         def run(config: NoConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
             for row in rows or []:
@@ -43,7 +43,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
                     (stage_run.folder / name).write_text(content, encoding="utf-8")
                 else:
                     write_json(stage_run.folder / name, content)
-            stage_run.cost(tokens=100, flops=flops)
+            stage_run.cost(tokens=100, flops_6n=flops)
             return metrics or {}
 
         stage = Stage(command, 1, NoConfig, run, command)

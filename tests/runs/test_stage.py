@@ -28,7 +28,7 @@ def write(config: Config, inputs: Inputs, run: StageRun) -> dict:
     CALLS.append(config.text)
     (run.folder / "out.txt").write_text(config.text)
     (run.scratch / "checkpoint").write_text("x")
-    run.cost(tokens=3, flops=2.0)
+    run.cost(tokens=3, flops_6n=2.0)
     return {"length": len(config.text)}
 
 
@@ -96,7 +96,7 @@ def test_manifest_says_what_made_it(tmp_path: Path) -> None:
     manifest = artifact.manifest
     assert manifest["config"] == {"text": "abc", "seed": 7}
     assert manifest["metrics"] == {"length": 3} == artifact.metrics
-    assert manifest["cost"]["tokens"] == 3
+    assert (manifest["cost"]["tokens"], manifest["cost"]["flops_6N"]) == (3, 2.0)
     assert manifest["seed"] == 7
     assert set(manifest["outputs"]) == {"out.txt"}
     assert manifest["outputs"]["out.txt"]["sha256"].startswith("ba7816bf")  # SHA-256 of "abc", FIPS 180-2 example

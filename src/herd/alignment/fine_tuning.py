@@ -59,7 +59,7 @@ def train(module: HerdModule, source: EpochSteps, config: FineTuning, model: Mod
     if source.steps_per_epoch > 1:  # not the last step of an epoch, which has what is left
         source[0].check_shares(config.trainer.processes)
     result = fit(module, source, config.trainer, stage_run, description=stage_run.node or "fine-tuning")
-    stage_run.cost(tokens=result.tokens, flops=flops_per_token(model, config.window, "6N") * result.tokens)
+    stage_run.cost(tokens=result.tokens, flops_6n=flops_per_token(model, config.window, "6N") * result.tokens)
     return result
 
 

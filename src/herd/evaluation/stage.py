@@ -74,7 +74,7 @@ def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
                     bar.advance(1, model=label, task=name)
                 # A forward pass is a third of the 6 FLOPs a parameter that training counts.
                 flops = flops_per_token(lm.model.config, config.heldout.context_tokens, "6N") / 3
-                stage_run.cost(tokens=lm.tokens_read, flops=lm.tokens_read * flops)
+                stage_run.cost(tokens=lm.tokens_read, flops_6n=lm.tokens_read * flops)
             for label, artifact in rewards.items():
                 reward_model = load_reward_model(artifact / "model").to(device).eval()
                 for name, task in tasks.items():

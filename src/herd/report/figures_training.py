@@ -175,7 +175,7 @@ def costs(run: RunData) -> Figure | None:
         return None
     labels = list(run.stages)
     seconds = np.array([a.manifest["cost"]["seconds"] for a in run.stages.values()])
-    flops = np.array([a.manifest["cost"]["flops"] for a in run.stages.values()], dtype=float)
+    flops = np.array([a.manifest["cost"].get("flops_6N") or 0.0 for a in run.stages.values()], dtype=float)
     colours = [_stage_colour(label) for label in labels]
     with canvas(0.235 * len(labels) + 0.9, 1, 2, sharey=True) as (figure, axes):
         rows = np.arange(len(labels))

@@ -294,10 +294,11 @@ def cost(run: RunData) -> Section:
     section = Section("cost", "What it cost")
     if run.stages:
         seconds = sum(a.manifest["cost"]["seconds"] for a in run.stages.values())
-        flops = sum(a.manifest["cost"]["flops"] for a in run.stages.values())
+        flops = sum(a.manifest["cost"].get("flops_6N") or 0.0 for a in run.stages.values())
         memory = max(a.manifest["peak_memory_bytes"] or 0 for a in run.stages.values())
         section.text(
-            f"{duration(seconds)} in all stages together, {scientific(flops)} FLOPs counted, peak memory {size(memory)} "
+            f"{duration(seconds)} in all stages together, {scientific(flops)} FLOPs counted (6N a token trained on, 2N a token "
+            f"read), peak memory {size(memory)} "
             "(children included). A stage without a bar on the right does not count its FLOPs."
         )
     _draw(section, run, figures_training.costs, "costs", "Seconds and FLOPs of each stage.")

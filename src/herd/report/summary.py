@@ -16,7 +16,7 @@ def summarise(run: RunData) -> dict[str, Any]:
         "rounds": [round_summary(round_) for round_ in run.rounds],
         "evaluation": evaluation(run),
         "seconds_by_stage": {label: a.manifest["cost"]["seconds"] for label, a in run.stages.items()},
-        "flops_by_stage": {label: a.manifest["cost"]["flops"] for label, a in run.stages.items()},
+        "flops_6N_by_stage": {label: a.manifest["cost"].get("flops_6N") for label, a in run.stages.items()},
         "peak_memory_bytes": max((a.manifest["peak_memory_bytes"] or 0 for a in run.stages.values()), default=0) or None,
     }
 

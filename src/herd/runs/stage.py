@@ -144,7 +144,7 @@ class StageRun:
         self.node = node
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricsWriter(self.folder / "metrics.jsonl")
-        self.costs = {"tokens": 0, "flops": 0.0}
+        self.costs: dict[str, float | None] = {"tokens": 0, "flops_6N": None}
 
     @property
     def scratch(self) -> Path:
@@ -152,10 +152,18 @@ class StageRun:
         self._scratch.mkdir(parents=True, exist_ok=True)
         return self._scratch
 
-    def cost(self, tokens: int = 0, flops: float = 0.0) -> None:
-        """Add to the tokens processed and floating-point operations spent, for the manifest."""
-        self.costs["tokens"] += int(tokens)
-        self.costs["flops"] += float(flops)
+    def cost(self, tokens: int = 0, flops_6n: float | None = None) -> None:
+        """Add to the tokens processed and floating-point operations spent, for the manifest.
+
+        Args:
+            tokens: trained on, read or drawn.
+            flops_6n: 6N for each token that is trained on and 2N for each that is only read, N as
+                ``herd.model.counts.parameter_count(config, "6N")`` counts: attention's scores are left out, as in scaling laws,
+                and stages may be added up. None: not counted; ``flops_6N`` of a stage that counts none is null, not 0.
+        """
+        self.costs["tokens"] = int(self.costs["tokens"] or 0) + int(tokens)
+        if flops_6n is not None:
+            self.costs["flops_6N"] = (self.costs["flops_6N"] or 0.0) + float(flops_6n)
 
 
 def open_inputs(stage: Stage, given: InputPaths) -> Inputs:

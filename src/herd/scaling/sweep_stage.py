@@ -25,6 +25,7 @@ from herd.runs.stage import Inputs, Stage, StageRun
 from herd.scaling.choice.adaptive import Wave, WavesConfig
 from herd.scaling.records.readers import read_table
 from herd.scaling.records.record import Record, usable, write_table
+from herd.scaling.records.units import recount_flops
 from herd.scaling.sweep.plan import Cell, Plan, PlanConfig, plan_cells, read_plan, vocabulary_of, with_seed, write_plan
 from herd.scaling.sweep.view import SweepView, numbers_so_far
 from herd.scaling.sweep.wandb import SweepLog, SweepWandbConfig
@@ -78,7 +79,8 @@ def run(config: ScalingSweepConfig, inputs: Inputs, stage_run: StageRun) -> dict
             log.progress(records, numbers_so_far, table=True)
     write_table(stage_run.folder / "table.csv", records)
     _keep_curves(stage_run.scratch / "sweep", plan.cells, stage_run.folder / "curves")
-    stage_run.cost(tokens=int(sum(r.tokens for r in usable(records))), flops=sum(r.flops for r in usable(records)))
+    trained = [recount_flops(record, "6N") for record in usable(records)]  # whatever convention the plan counts by
+    stage_run.cost(tokens=int(sum(r.tokens for r in trained)), flops_6n=sum(r.flops for r in trained))
     counts = {status: sum(record.status == status for record in records) for status in ("ok", "failed", "diverged")}
     return {
         "cells": len(records),

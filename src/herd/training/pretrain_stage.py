@@ -174,7 +174,7 @@ def run(config: PretrainConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
     if config.eval_documents:
         write_document_losses(stage_run.folder / "heldout_documents.csv", model, shards, config.eval_seq_len, config.eval_tokens)
     flops = pretraining_flops(model.config, curriculum) * result.tokens / curriculum.tokens
-    stage_run.cost(tokens=result.tokens, flops=flops)
+    stage_run.cost(tokens=result.tokens, flops_6n=flops)
     return {
         "loss": at_ends.evaluations[final]["loss"],
         "initial_loss": at_ends.evaluations[initial]["loss"],
