@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from herd.alignment import dpo_stage, reward_stage
 from herd.alignment.length_limit import length_limit, told
 from herd.dialog.rows import PairLength
 from herd.recipe.graph import highlights
@@ -53,14 +54,14 @@ def test_the_parts_make_the_whole(rows: list[tuple[int, int, int]]) -> None:
 def test_nothing_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     cut = length_limit([pair(30, 5, key=i) for i in range(30)] + [pair(5, 6, key=-i) for i in range(1, 91)], WINDOW)
     whole = length_limit([pair(5, 6)], WINDOW)
-    metrics = told("dpo", {"train": cut, "heldout": whole})
+    metrics = told("dpo", {"train": cut, "heldout": whole}, aloud=True)
     assert capsys.readouterr().err == (
         "dpo: 30 of 120 pairs (25.0%) are longer than window=20 and dropped (too long: chosen 30): the chosen response is the "
         "longer in 100% of the dropped and 0% of the kept: one-sided, raise window where the model has the positions\n"
     )
     assert metrics["length_limit"]["heldout"]["reason"] == "nothing is dropped"
-    # A manifest's keys are sorted; the closing line shows the first numbers.
-    many = {"accuracy": 0.7, "heldout_pairs": 9, "margin": 0.1, "pairs": 3, "steps": 4, "tokens": 5} | metrics
-    assert "dropped_too_long 30, dropped_too_long_share 0.25" in highlights(dict(sorted(many.items())))
-    told("dpo", {"train": whole, "heldout": cut})
+    for stage in (dpo_stage.STAGE, reward_stage.STAGE):
+        assert "dropped_too_long 30, dropped_too_long_share 0.25 [0.1811, 0.3344]" in highlights(metrics, stage.headline)
+    told("dpo", {"train": whole, "heldout": cut}, aloud=True)
+    told("dpo", {"train": cut, "heldout": whole}, aloud=False)
     assert not capsys.readouterr().err

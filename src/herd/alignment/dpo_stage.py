@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, load_writer, require_rows, train
-from herd.alignment.length_limit import length_limit, told
+from herd.alignment.length_limit import HEADLINE, length_limit, told
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
@@ -57,7 +57,7 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         pairs[split], prompts = [pair for _, pair in found], [row.prompt_key for row, _ in found]
         rows[split] = {"kept": fitted.kept, "dropped": counted.dropped | fitted.dropped}
         limits[split] = length_limit(fitted.lengths, config.window)
-    too_long = told("dpo", limits)
+    too_long = told("dpo", limits, stage_run.writes)
     require_rows("dpo", {"train": rows["train"]})
     if not pairs["heldout"]:
         raise UserError("dpo: no held-out pair is left to measure on; use more held-out prompts")
@@ -128,7 +128,7 @@ STAGE = Stage(
     config=DPOConfig,
     run=run,
     summary="direct preference optimisation",
-    headline=("rewards/accuracies", "rewards/margins", "eval_nll_loss", "train_loss", "heldout_pairs"),
+    headline=("rewards/accuracies", "rewards/margins", "eval_nll_loss", "train_loss", "heldout_pairs", *HEADLINE),
     inputs=("tokens", "model", "preferences"),
     # Not the size of a micro-batch: it draws the groups of pairs, whose order is that of training.
     execution=tuple(key for key in EXECUTION if key != "trainer.micro_batch_tokens"),

@@ -17,6 +17,8 @@ import numpy as np
 from herd.dialog.rows import PairLength
 from herd.runs.statistics import clustered_wilson
 
+HEADLINE = ("dropped_too_long", "dropped_too_long_share")  # of a stage's closing line
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -120,13 +122,11 @@ def _newcombe(first: Lengths, second: Lengths) -> list[float]:
     return [p - q - float(np.hypot(p - low, most - q)), p - q + float(np.hypot(high - p, q - least))]
 
 
-def told(command: str, splits: dict[str, LengthLimit]) -> dict[str, Any]:
-    """Metrics of a stage, and a line on stderr for the training pairs where the limit dropped any.
-
-    Named so that they stand among the first of a stage's numbers, which its closing line shows.
-    """
+def told(command: str, splits: dict[str, LengthLimit], aloud: bool) -> dict[str, Any]:
+    """Metrics of a stage, and a line on stderr for the training pairs where the limit dropped any; one process says it."""
     train = splits["train"]
-    if train.dropped:
+    if train.dropped and aloud:
         print(train.line(command), file=sys.stderr, flush=True)
     found: dict[str, Any] = {"dropped_too_long": train.dropped, "dropped_too_long_share": train.share}
+    found |= {"dropped_too_long_share_interval": train.share_interval}
     return found | {"length_limit": {split: limit.to_dict() for split, limit in splits.items()}}

@@ -7,7 +7,7 @@ from typing import Any
 
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, require_rows, train
 from herd.alignment.heldout_pairs import EVERY_GRADE, HeldoutPairs
-from herd.alignment.length_limit import length_limit, told
+from herd.alignment.length_limit import HEADLINE, length_limit, told
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import Grade, PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
@@ -57,7 +57,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     }
     measured = [length for pairs in heldout.values() for length in pairs.lengths]
     limits = {"train": length_limit(lengths, config.window), "heldout": length_limit(measured, config.window)}
-    too_long = told("reward", limits)
+    too_long = told("reward", limits, stage_run.writes)
     if not any(trained_on(pairs, config.filter) for pairs in heldout.values()):  # said now, not when all is trained
         raise UserError("reward: no held-out pair is left to measure accuracy on; use more held-out prompts")
     source = reward_steps(
@@ -131,7 +131,7 @@ STAGE = Stage(
     config=RewardConfig,
     run=run,
     summary="train a reward model on preferences",
-    headline=("accuracy", "length_accuracy", "margin", "heldout_pairs"),
+    headline=("accuracy", "length_accuracy", "margin", "heldout_pairs", *HEADLINE),
     inputs=("tokens", "base"),
     groups=("preferences",),
     execution=EXECUTION,
