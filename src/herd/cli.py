@@ -45,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(argv)
         sys.stdout.flush()
     except UserError as error:
-        print(f"herd: {error}", file=sys.stderr)
+        from herd.runs.ranks import speaks
+
+        if speaks(error):
+            print(f"herd: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # the reader of a pipe has seen enough (`herd ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,11 +12,11 @@ import pytest
 from herd.config.errors import UserError
 from herd.runs import ranks
 from herd.runs.lock import is_locked, locked
-from herd.runs.ranks import find_launch, first_process
+from herd.runs.ranks import OwnError, find_launch, first_process, speaks
 from herd.runs.stage import Inputs, Stage, StageRun, execute
 
 VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID")
+SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID")
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def launch(*works: Callable[[], None], world: int = 2) -> list[int]:
         try:
             work()
         except UserError as error:
-            print(error)
+            print(f"{type(error).__name__} of {rank}: {error}", flush=True)
             os._exit(2)
 
     BARRIER.reset()
@@ -122,12 +122,58 @@ def test_the_others_hear_of_it_when_the_first_fails_or_dies(tmp_path: Path, capf
     assert "ended without a result" in capfd.readouterr().out
 
 
-def test_what_all_refuse_at_once_ends_all_at_once(tmp_path: Path) -> None:
+def test_what_all_refuse_at_once_ends_all_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def refuse(*_: object) -> dict:
         raise UserError("no")
 
     refusing = Stage("together", 1, Config, refuse, "", processes=lambda config: 2)
     assert launch(asking(tmp_path, stage=refusing), asking(tmp_path, stage=refusing)) == [2, 2]
+    said = sorted(capfd.readouterr().out.splitlines())
+    assert said[0] == "UserError of 0: no" and said[1].startswith("UserError of 1: ")  # not its own: it keeps quiet
+
+
+def test_a_first_process_that_ends_at_once_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> dict:
+        raise UserError("no")
+
+    def seldom() -> None:  # so that it sees neither the beginning nor the end
+        ranks._GLANCE = 0.6
+        asking(tmp_path, stage=refusing)()
+
+    monkeypatch.setattr(ranks, "PATIENCE", 60.0)  # `launch` gives up before
+    refusing = Stage("together", 1, Config, refuse, "", processes=lambda config: 2)
+    assert launch(asking(tmp_path, stage=refusing), seldom) == [2, 2]
+
+
+def test_what_one_alone_refuses_is_its_own_to_say(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def refuse(config: Config, inputs: Inputs, run: StageRun) -> dict:
+        if os.environ["RANK"] == "1":
+            raise UserError("a damaged row of mine")
+        time.sleep(1.5)
+        return {}
+
+    refusing = Stage("together", 1, Config, refuse, "", processes=lambda config: 2)
+    assert launch(asking(tmp_path, stage=refusing), asking(tmp_path, stage=refusing)) == [0, 2]
+    assert capfd.readouterr().out == "OwnError of 1: a damaged row of mine\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, False),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, True),  # of another machine, where another fault may be
+        ({"RANK": "1", "LOCAL_RANK": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, False),
+        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, False),
+        ({"SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, True),
+    ],
+)
+def test_one_process_of_a_machine_speaks(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], first: bool) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert speaks(UserError("no")) is first
+    assert speaks(OwnError("no"))
 
 
 def test_a_process_that_never_comes_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

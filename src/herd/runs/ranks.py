@@ -30,6 +30,16 @@ _GLANCE = 0.1  # seconds between two looks
 _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID")
 
 
+class OwnError(UserError):
+    """What this process of a launch alone has to say; all others of its errors are those of every process of its machine."""
+
+
+def speaks(error: UserError) -> bool:
+    """Whether this process is the one to say it: of those of a launch on one machine the first, unless the error is its own."""
+    local = os.environ.get("LOCAL_RANK") or (None if "RANK" in os.environ else os.environ.get("SLURM_LOCALID"))
+    return isinstance(error, OwnError) or (local or _rank()) in (None, "0")
+
+
 def launched() -> bool:
     """Whether torchrun, srun or the like has started this process as one of several."""
     return _rank() is not None
@@ -120,13 +130,20 @@ class Launch:
                     return
                 if is_locked(folder):  # by another launch, or by the first of this one, which waits for others
                     start = time.monotonic()
+                if repeats and time.monotonic() - start > GRACE:  # it had called, and began, and ended before it was seen
+                    raise UserError("The first process of this launch ended without a result: see what it said.")
                 if time.monotonic() - start > PATIENCE:
-                    raise UserError(
+                    raise OwnError(
                         f"The first process of this launch did not come within {PATIENCE:.0f} s: see what it said, and whether "
                         "it runs this command and sees this folder of runs."
                     )
                 time.sleep(_GLANCE)
-            yield True
+            try:
+                yield True
+            except UserError as refusal:
+                if self._first_ends(folder, repeats):  # by the same
+                    raise
+                raise OwnError(str(refusal)) from refusal
             self._await_result(folder, repeats)
         finally:
             own.unlink(missing_ok=True)
@@ -134,12 +151,25 @@ class Launch:
     def _await_result(self, folder: Path, word: str) -> None:
         seen_at_work = time.monotonic()
         while not (folder / MANIFEST).exists():
-            call = _read(self._file(folder, "0"))
-            if call is not None and call["word"] == word and is_locked(folder):
+            if self._at_work(folder, word):
                 seen_at_work = time.monotonic()
             if time.monotonic() - seen_at_work > GRACE:
-                raise UserError("The first process of this launch ended without a result: see what it said.")
+                raise OwnError("The first process of this launch ended without a result: see what it said.")
             time.sleep(_GLANCE)
+
+    def _first_ends(self, folder: Path, word: str) -> bool:
+        """Whether the first process gives up too, before long."""
+        start = time.monotonic()
+        while self._at_work(folder, word):
+            if time.monotonic() - start > GRACE:
+                return False
+            time.sleep(_GLANCE)
+        return True
+
+    def _at_work(self, folder: Path, word: str) -> bool:
+        """Whether the first process, which has called with ``word``, still works on ``folder``."""
+        call = _read(self._file(folder, "0"))
+        return call is not None and call["word"] == word and is_locked(folder)
 
     def _file(self, folder: Path, rank: str) -> Path:
         return folder.parent / ".ranks" / f"{folder.name}-{self.name}-{rank}.json"
