@@ -70,6 +70,8 @@ def surroundings(config: TrainerConfig) -> Iterator[None]:
             # Advice for other set-ups (few workers, no length): the loader is as it is on purpose.
             warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # A sharded model may return a view, which FSDP2 warns must not be changed in place; nothing here does.
+            warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
             yield
     finally:
         torch.set_num_threads(threads)
