@@ -152,3 +152,17 @@ def test_a_full_disk_and_an_impossible_root_are_one_line(
     monkeypatch.setattr("herd.cli.run_command", full)
     code, _, err = run(capsys, "scaling-plan")
     assert (code, err) == (2, "herd: runs/store/x: No space left on device; the same command goes on when that is mended\n")
+
+
+def test_sigterm_says_whether_work_is_kept_and_ends_the_process_at_once(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, time, herd.recipe.graph as graph, herd.cli as cli\n"
+        "def slow(argv):\n"
+        "    if os.fork() == 0: os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"  # a worker dies without a word
+        "    os.wait(); os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)\n"
+        "cli._doctor = slow\n"
+        "cli.main(['doctor'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60)
+    assert done.returncode == -15
+    assert done.stderr == "herd: stopped by SIGTERM; the same command goes on from here\n"

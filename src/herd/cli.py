@@ -3,11 +3,15 @@
 Heavy libraries are imported by the command that needs them, so that ``herd --help`` answers at once.
 """
 
+import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from herd import __version__
@@ -42,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with 0, 1 (a stage failed) or 2 (the user can mend it)."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        _dispatch(argv)
+        with _saying_what_is_kept():
+            _dispatch(argv)
         sys.stdout.flush()
     except UserError as error:
         from herd.runs.ranks import speaks
@@ -62,8 +67,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("herd: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"herd: interrupted; {_what_is_kept()}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept() -> Iterator[None]:
+    """A SIGTERM that no training catches ends the process as ever, at once, after one line; its forked workers say nothing."""
+    owner, tells = os.getpid(), threading.current_thread() is threading.main_thread()
+    tells = tells and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            os.write(2, f"herd: stopped by SIGTERM; {_what_is_kept()}\n".encode())
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if tells:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if tells:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _what_is_kept() -> str:
+    stages = sys.modules.get("herd.runs.stage")  # not imported: no stage has begun
+    return stages.what_is_kept() if stages else "nothing had begun"
 
 
 def _dispatch(argv: list[str]) -> None:

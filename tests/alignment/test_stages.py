@@ -210,6 +210,8 @@ def test_rejection_keeps_the_best_of_each_prompt(made):
         assert row["reward"] >= row["mean_reward"]
         assert row["model"] == made["sft"].address[:16]
         assert row["messages"][-1]["role"] == "assistant"
+    low, high = made["reject"].metrics["score_gain_interval"]
+    assert low <= made["reject"].metrics["score_gain"] <= high
 
 
 def test_steering_shapes_answers_and_is_named_in_the_row_alone(made):

@@ -168,7 +168,13 @@ def whole(make: Make) -> dict[str, Artifact]:
     pretrain |= {"epochs": {"general": 0.6, "code": 9.25}}
     reward = {"accuracy": 0.8, "accuracy_interval": [0.72, 0.86], "heldout_pairs": 100, "length_accuracy": 0.75}
     pairs = {"train": {"edited": 12}, "heldout": {"models": {"reference": 50}}}
-    reject = {"reward_best": 3.0, "reward_all": 0.5, "score_best": 0.227, "score_all": 0.24}
+    reject = {
+        "reward_best": 3.0,
+        "reward_all": 0.5,
+        "score_best": 0.227,
+        "score_all": 0.24,
+        "score_gain_interval": [-0.02, -0.005],
+    }
     dpo = {"rewards/accuracies": 0.7, "rewards/accuracies_interval": [0.6, 0.8], "rewards/margins": 0.5}
     curated = {"documents_in": 1000, "documents_out": 700, "characters_out": 7_000_000}
     return {

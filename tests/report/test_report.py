@@ -13,8 +13,9 @@ from herd.config.loader import compose
 from herd.recipe.job import make_job
 from herd.report import sections
 from herd.report.claims import claims
+from herd.report.figures_evaluation import _mark
 from herd.report.run_data import RunData
-from herd.report.sections import all_sections
+from herd.report.sections import _best_and_all, all_sections
 from herd.report.stage import STAGE, ReportConfig
 from herd.report.summary import summarise
 from herd.runs.stage import Artifact, execute
@@ -165,7 +166,10 @@ def test_claims_follow_the_intervals(whole: dict[str, Artifact], make: Any) -> N
     bigram, choice, reward, win, forecast = (claim.detail for claim in found[1:])
     assert bigram == "by 0.40 nats per token, 95% interval [0.30, 0.50]; unproven in code"
     assert choice.endswith("counting shared words: 34.5% [31.0, 38.0]%")
-    assert reward.endswith("on 100 pairs; length alone: 75.0%, it is not shown to beat that")
+    assert reward == (
+        "80.0% [72.0, 86.0]% on 100 pairs of the grades trained on, 80.0% [75.0, 85.0]% on 100 of all grades; "
+        "length alone: 75.0%, it is not shown to beat that"
+    )
     assert win.endswith("ties 7; by the grader's rule 45.0% [38.0, 52.0]%, ties 9")
     assert forecast.endswith("inside an interval of 0.30; best cell of the sweep 4.500")
     results = json.loads((whole["evaluate"] / "results.json").read_text())
@@ -182,6 +186,18 @@ def test_claims_follow_the_intervals(whole: dict[str, Artifact], make: Any) -> N
     verdicts = [claim.verdict for claim in claims(RunData(changed))]
     assert verdicts == ["yes", "open", "no", "open", "open", "no"]
     assert "it does worse" in claims(RunData(changed))[3].detail
+
+
+def test_the_mark_beside_the_grade_of_the_best_answer_follows_its_interval() -> None:
+    grades = {"score_best": 0.310, "score_all": 0.286}
+    marks = [_best_and_all(grades | {"score_gain_interval": bounds}) for bounds in ([0.01, 0.04], [-0.01, 0.05], [-0.03, -0.01])]
+    assert marks == ["0.310 / 0.286 ✓", "0.310 / 0.286 ~", "0.310 / 0.286 ✗"]
+    assert _best_and_all(grades) == "0.310 / 0.286"  # without an interval nothing is shown
+
+
+def test_models_of_one_kind_have_a_shape_for_each_round() -> None:
+    labels = ["pretrain", "sft-seed", "round-1/sft", "round-2/sft", "round-7/sft"]
+    assert [_mark(label) for label in labels] == ["o", "o", "s", "^", "s"]
 
 
 def test_a_wide_forecast_is_no_success(whole: dict[str, Artifact], make: Any) -> None:

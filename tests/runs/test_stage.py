@@ -12,7 +12,7 @@ import pytest
 
 from herd.config.errors import UserError
 from herd.runs.lineage import lineage
-from herd.runs.stage import Artifact, Inputs, Stage, StageRun, address_of, execute, stored
+from herd.runs.stage import Artifact, Inputs, Stage, StageRun, address_of, execute, stored, what_is_kept
 
 
 @dataclass(frozen=True)
@@ -218,3 +218,21 @@ def test_a_real_folder_in_the_link_s_place_is_refused_before_any_work(tmp_path: 
         execute(WRITE, Config("a"), {}, tmp_path, "run")
     assert CALLS == []
     assert not (tmp_path / "store").exists()
+
+
+def test_what_is_kept_of_a_stopped_stage_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("herd.runs.stage._unfinished", [])
+
+    def stop(config: Config, inputs: Inputs, run: StageRun) -> dict:
+        if config.text == "late":
+            (run.scratch / "checkpoint").write_text("x")
+        raise KeyboardInterrupt
+
+    assert what_is_kept() == "the same command goes on from here"
+    for text, told in (
+        ("early", "write had not kept anything yet, the same command begins it again"),
+        ("late", "what write has done is kept, the same command goes on from there"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            execute(Stage("write", 2, Config, stop, ""), Config(text), {}, tmp_path, "run")
+        assert what_is_kept() == told

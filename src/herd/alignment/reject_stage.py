@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from herd.alignment.best_stage import BestModels
-from herd.alignment.fine_tuning import load_tokenizer, load_writer
+from herd.alignment.fine_tuning import load_tokenizer, load_writer, mean_interval
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
@@ -99,6 +101,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     rows: list[dict[str, Any]] = []
     rewards: list[float] = []
     grades: list[float] = []
+    gains: list[float] = []  # of each prompt, the grade of the best answer less the mean of all
     unread = 0  # finished answers whose text is longer than the reward model reads
     for prompt, texts in zip(asked, candidates, strict=True):
         scored = [(*candidate, reward) for candidate in texts if (reward := next(scores)) is not None]
@@ -112,7 +115,9 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         writer = writer_of(prompt.task)
         counted.kept += 1
         rewards += given_scores
-        grades += [grader.score(prompt.task, prompt.reference, other) for _, other, _ in scored]
+        own_grades = [grader.score(prompt.task, prompt.reference, other) for _, other, _ in scored]
+        grades += own_grades
+        gains.append(own_grades[best] - sum(own_grades) / len(own_grades))
         messages = (*prompt.messages, Message(Role.ASSISTANT, text))
         rows.append(
             {
@@ -129,7 +134,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
                 "steering": steered[prompt.id][1],
                 "model": writers[writer].address[:16],
                 "model_label": writer,
-                "score": grader.score(prompt.task, prompt.reference, text),
+                "score": own_grades[best],
             }
         )
     write_jsonl(stage_run.folder / "dialogs.jsonl", rows)
@@ -138,6 +143,8 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         "reward_all": mean(rewards),
         "score_best": mean([row["score"] for row in rows]),  # by the grader's known rule, which no model has seen
         "score_all": mean(grades),
+        "score_gain": mean(gains),
+        "score_gain_interval": mean_interval(np.array(gains))["interval"] if gains else None,
         "dialogs": len(rows),
         "samples": sum(map(len, answers)),
         "finished": mean([float(a.finished) for given in answers for a in given]),
@@ -174,7 +181,7 @@ STAGE = Stage(
     config=RejectConfig,
     run=run,
     summary="rejection sampling: K answers, the best by reward",
-    headline=("dialogs", "finished", "reward_best", "reward_all", "score_best", "score_all"),
+    headline=("dialogs", "finished", "reward_best", "reward_all", "score_best", "score_all", "score_gain"),
     inputs=("tokens", "reward", "prompts"),
     optional=("generator", "best"),
     groups=("models",),

@@ -98,7 +98,10 @@ def _reward(run: RunData) -> Claim | None:
     bounds, by_length = metrics.get("accuracy_interval"), metrics.get("length_accuracy")
     name = metrics.get("newest_round", last.name).replace("-", " ")
     text = f"The newest reward model prefers the better of two held-out answers of {name} above chance (50%)"
-    detail = f"{share(metrics['accuracy'], bounds)} on {metrics.get('heldout_pairs')} pairs"
+    detail = f"{share(metrics['accuracy'], bounds)} on {metrics.get('heldout_pairs')} pairs of the grades trained on"
+    every = run.results(f"{last.name}/reward", f"reward_accuracy_{last.name}")
+    if "acc_interval,none" in every:
+        detail += f", {share(every['acc,none'], every['acc_interval,none'])} on {every['n']} of all grades"
     if by_length is not None:
         beats = {"yes": "it beats that", "no": "it does worse", "open": "it is not shown to beat that"}[above(bounds, by_length)]
         detail += f"; length alone: {percent(by_length)}, {beats}"

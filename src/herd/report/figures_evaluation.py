@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from herd.report.run_data import RunData
 from herd.report.style import BLUE, DOMAINS, INK, MUTED, canvas, dots, model_colour, reference_line, short
 
+_ROUND_MARKS = "s^Dv<>"
 _TASKS = ("bits_per_byte", "documentation_choice")
 
 
@@ -25,10 +26,8 @@ def bits_per_byte(run: RunData) -> Figure | None:
             found = [run.results(label, f"bits_per_byte_{d}") for d in domains]
             values = [f["bits_per_byte,none"] for f in found]
             bounds = [f.get("bits_per_byte_interval,none") for f in found]
-            dots(panel, places, values, bounds, [model_colour(label)] * len(domains), size=5.5)
-            panel.plot([], [], "o", color=model_colour(label), label=short(label))
-            for place, value in zip(places, values, strict=True):
-                panel.annotate(_mark(label), (place, value), xytext=(4, 3), textcoords="offset points", fontsize=6.5, color=MUTED)
+            dots(panel, places, values, bounds, [model_colour(label)] * len(domains), size=5.5, marker=_mark(label))
+            panel.plot([], [], _mark(label), color=model_colour(label), label=short(label))
         panel.set(title="Bits per byte of held-out text (lower is better)", xticks=range(len(domains)), xticklabels=domains)
         panel.grid(axis="x", visible=False)
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -83,9 +82,9 @@ def preferences(run: RunData) -> Figure | None:
     """Reward accuracy on held-out pairs, and win rates by the reward model."""
     accuracies = _accuracies(run)
     wins = [c for c in run.evaluation.get("comparisons", []) if c["task"] == "win_rate"]
-    panels: list[tuple[str, list[tuple[str, float, list[float], str]]]] = []
+    panels: list[tuple[str, str, list[tuple[str, float, list[float], str]]]] = []
     if accuracies:
-        panels.append(("Reward model: chosen above rejected, %", accuracies))
+        panels.append(("Reward model: chosen above rejected, %", "chance: 50", accuracies))
     if wins:
         rows = [
             (
@@ -96,12 +95,12 @@ def preferences(run: RunData) -> Figure | None:
             )
             for c in wins
         ]
-        panels.append(("Win rate on held-out prompts, %", rows))
+        panels.append(("Win rate on held-out prompts, %", "equally good: 50", rows))
     if not panels:
         return None
-    tallest = max(len(rows) for _, rows in panels)
+    tallest = max(len(rows) for *_, rows in panels)
     with canvas(0.42 * tallest + 1.1, 1, len(panels)) as (figure, axes):
-        for panel, (title, rows) in zip(axes[0], panels, strict=True):
+        for panel, (title, middle, rows) in zip(axes[0], panels, strict=True):
             values, bounds = [100 * row[1] for row in rows], [[100 * b for b in row[2]] for row in rows]
             dots(panel, range(len(rows)), values, bounds, [row[3] for row in rows], vertical=False, size=7)
             for place, value in enumerate(values):
@@ -111,7 +110,7 @@ def preferences(run: RunData) -> Figure | None:
             panel.axvline(50, color=MUTED, lw=1, ls=(0, (4, 3)), zorder=1)
             low, high = min(45, *(b[0] for b in bounds)), max(55, *(b[1] for b in bounds))
             panel.set(yticks=range(len(rows)), yticklabels=[row[0] for row in rows], ylim=(len(rows) - 0.4, -0.6))
-            panel.set(title=title, xlim=(max(low - 4, -1), min(high + 4, 101)), xlabel="chance: 50")
+            panel.set(title=title, xlim=(max(low - 4, -1), min(high + 4, 101)), xlabel=middle)
             panel.grid(axis="y", visible=False)
         return figure
 
@@ -179,6 +178,7 @@ def _accuracies(run: RunData) -> list[tuple[str, float, list[float], str]]:
 
 
 def _mark(label: str) -> str:
-    """The round's number, to tell models of one colour apart."""
+    """A marker for each round, to tell models of one colour apart; a circle for a model of none."""
     head, _, stage = label.partition("/")
-    return head.removeprefix("round-") if stage else ""
+    number = head.removeprefix("round-")
+    return _ROUND_MARKS[(int(number) - 1) % len(_ROUND_MARKS)] if stage and number.isdigit() else "o"

@@ -53,13 +53,15 @@ def pretraining(run: RunData) -> Figure | None:
         loss.plot(tokens, _smooth(raw), color=BLUE, lw=1.6, label="training (smoothed)")
         ends = [(t, row["eval_loss"]) for t, row in zip(tokens, rows, strict=True) if "eval_loss" in row]
         if ends:
-            loss.plot(*zip(*ends, strict=True), "D", ms=6, mfc="white", mec=INK, mew=1.5, label="held out, end of stage")
+            loss.plot(*zip(*ends, strict=True), "D", ms=6, mfc="white", mec=INK, mew=1.5, clip_on=False, zorder=5,
+                      label="held out, end of stage")  # fmt: skip
         for name in ("unigram", "bigram"):
             value = run.results(name, "ngram_baselines").get("loss,none")
             if value is not None:
                 loss.axhline(value, color=MUTED, lw=1, ls=(0, (4, 3)))
-                loss.annotate(f"{name}, held out", (0, value), xycoords=("axes fraction", "data"), xytext=(4, 3),
-                              textcoords="offset points", fontsize=8, color=MUTED)  # fmt: skip
+                # Away from the begin, where the curve falls through these lines, and from the names of the last stages.
+                loss.annotate(f"{name}, held out", (0.7, value), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                              textcoords="offset points", ha="center", fontsize=8, color=MUTED)  # fmt: skip
         low = min(np.nanmin(_smooth(raw)), *(value for _, value in ends)) if ends else np.nanmin(raw)
         loss.set(ylabel="nats per token", title="Loss", ylim=(low - 0.25, min(np.nanmax(raw), low + 5) + 0.1))
         loss.legend(loc="upper center", bbox_to_anchor=(0.5, 0.92))

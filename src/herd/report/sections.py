@@ -182,13 +182,14 @@ def post_training(run: RunData) -> Section:
     header = ["", "reward accuracy", "by length alone", "reward of best / all samples", "grade of best / all samples"]
     header += ["SFT loss", "DPO reward accuracy", "DPO margin"]
     caption = (
-        "Accuracies and margins on the round's own held-out pairs; SFT loss in nats per token on held-out references. The reward "
-        "of the best sample cannot be below that of all, by which it was chosen; its grade by the known rule can, which ✗ marks."
+        "Accuracies and margins on the round's own held-out pairs of the grades that are trained on; SFT loss in nats per token "
+        "on held-out references. The reward of the best sample cannot be below that of all, by which it was chosen; its grade by "
+        "the known rule can. ✓ higher, ✗ lower than that of all answers to the same prompt, ~ neither is shown (95%)."
     )
     section.table(header, rows, caption)
     _draw(section, run, figures_training.dpo, "dpo",
           "Implicit rewards over the steps of DPO: chosen and rejected, their margin, and the share of pairs ranked right, "
-          "on training pairs (the table has the held-out ones). Dashed: the second variant.")  # fmt: skip
+          "on training pairs (the table has the held-out ones). Dashed: the second variant. Scales differ by round.")  # fmt: skip
     section.text(*_about_dpo(run), *run.caveats)
     return section
 
@@ -220,8 +221,9 @@ def evaluation(run: RunData) -> Section:
     section.table(*_choice_table(run), caption)
     section.text(_paired(run))
     _draw(section, run, figures_evaluation.bits_per_byte, "bits_per_byte",
-          "Bits per byte by domain; the small figures are rounds of post-training.")  # fmt: skip
-    _draw(section, run, figures_evaluation.preferences, "preferences", "Reward accuracy and win rates with intervals.")
+          "Bits per byte by domain, models in the order of the legend; the shape of a point is its round.")  # fmt: skip
+    _draw(section, run, figures_evaluation.preferences, "preferences",
+          "Reward accuracy on held-out pairs of all grades, not only of those trained on, and win rates.")  # fmt: skip
     for c in win_rates(run):
         section.text(
             f"{short(c['models'][0])} beats {short(c['models'][1])} in {share(c['win_rate'], c['interval'])} of held-out "
@@ -348,9 +350,9 @@ def _pairs_made(round_: Round) -> str | None:
 
 
 def _best_and_all(reject: dict[str, Any]) -> str:
-    best, every = reject.get("score_best"), reject.get("score_all")
-    mark = "" if best is None or every is None else " ✓" if best > every else " ✗"
-    return f"{number(best, 3)} / {number(every, 3)}{mark}"
+    bounds = reject.get("score_gain_interval")
+    mark = f" {'✓' if bounds[0] > 0 else '✗' if bounds[1] < 0 else '~'}" if bounds else ""
+    return f"{number(reject.get('score_best'), 3)} / {number(reject.get('score_all'), 3)}{mark}"
 
 
 def _about_dpo(run: RunData) -> list[str]:

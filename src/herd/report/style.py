@@ -72,6 +72,7 @@ def dots(
     colours: Sequence[str],
     vertical: bool = True,
     size: float = 6,
+    marker: str = "o",
 ) -> None:
     """Points with 95% intervals, one colour each; along x (``vertical`` intervals) or along y."""
     for place, value, pair, colour in zip(positions, values, bounds, colours, strict=True):
@@ -79,7 +80,7 @@ def dots(
             ends = ([place, place], list(pair))
             axes.plot(*(ends if vertical else ends[::-1]), color=colour, lw=1.8, solid_capstyle="round", zorder=2)
         point = (place, value) if vertical else (value, place)
-        axes.plot(*point, "o", ms=size, color=colour, mec="white", mew=0.8, zorder=3)
+        axes.plot(*point, marker, ms=size, color=colour, mec="white", mew=0.8, zorder=3)
 
 
 def reference_line(axes: Axes, value: float, text: str, vertical: bool = False) -> None:

@@ -28,6 +28,7 @@ from herd.runs.memory import PeakMemory
 from herd.runs.metrics import MetricsWriter
 from herd.runs.ranks import find_launch
 
+_unfinished: list[tuple[str, Path]] = []  # node and partial folder of each stage that this process has begun and not ended
 InputPaths = Mapping[str, "str | Path | Mapping[str, str | Path]"]
 
 
@@ -268,6 +269,7 @@ def execute(stage: Stage, config: Any, inputs: InputPaths, root: Path, name: str
 def _make(stage: Stage, config: Any, inputs: Inputs, address: str, folder: Path, node: str) -> None:
     partial = _partial(folder)
     run = StageRun(partial, seed=_seed(config), node=node)
+    _unfinished.append((node, partial))
     started, clock = now(), time.monotonic()
     # Seconds of earlier, interrupted attempts count too: they were paid for.
     spent_file = run.scratch / "seconds.json"
@@ -308,6 +310,17 @@ def _make(stage: Stage, config: Any, inputs: Inputs, address: str, folder: Path,
         shutil.rmtree(folder)
     os.replace(partial, folder)
     fsync_folder(folder.parent)
+    _unfinished.remove((node, partial))
+
+
+def what_is_kept() -> str:
+    """Of the stage at work when this process is stopped: whether the same command goes on from there, or begins it again."""
+    if not _unfinished:
+        return "the same command goes on from here"
+    node, partial = _unfinished[-1]
+    if _is_empty(partial):
+        return f"{node} had not kept anything yet, the same command begins it again"
+    return f"what {node} has done is kept, the same command goes on from there"
 
 
 def _take_part(stage: Stage, config: Any, inputs: Inputs, folder: Path, node: str) -> None:
