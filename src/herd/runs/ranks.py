@@ -31,13 +31,15 @@ _OF_A_LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "
 
 
 class OwnError(UserError):
-    """What this process of a launch alone has to say; all others of its errors are those of every process of its machine."""
+    """What this process of a launch alone has to say; its other errors are those of every process of its machine."""
 
 
 def speaks(error: UserError) -> bool:
-    """Whether this process is the one to say it: of those of a launch on one machine the first, unless the error is its own."""
-    local = os.environ.get("LOCAL_RANK") or (None if "RANK" in os.environ else os.environ.get("SLURM_LOCALID"))
-    return isinstance(error, OwnError) or (local or _rank()) in (None, "0")
+    """Whether this process is the one to say it: of those of a torchrun on one machine the first, unless the error is its own.
+
+    What srun starts may be commands that differ, so each of these speaks.
+    """
+    return isinstance(error, OwnError) or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def launched() -> bool:
