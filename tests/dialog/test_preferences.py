@@ -96,6 +96,9 @@ def test_broken_line_is_refused_by_number(tmp_path):
     path.write_text('{"a": 1}\n' * 4999 + '{"a": \n' + '{"a": 1}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl, line 5000: not valid JSON"):
         list(read_jsonl(path))
+    path.write_text('{"a": "cut off\n')
+    with pytest.raises(UserError, match=r"line 1: not valid JSON \(Unterminated string starting at column 7\); mend"):
+        list(read_jsonl(path))
 
 
 def test_other_bad_lines(tmp_path):

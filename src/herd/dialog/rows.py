@@ -47,7 +47,8 @@ def parse_line(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+        what = error.msg.removesuffix(" at")  # as in "Unterminated string starting at"
+        raise UserError(f"{where}: not valid JSON ({what} at column {error.colno}); mend or remove the line") from None
     except RecursionError:
         raise UserError(f"{where}: JSON nested too deeply; mend or remove the line") from None
     return require_object(row, where)
