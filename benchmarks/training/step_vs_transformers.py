@@ -5,7 +5,9 @@ in each way it has of keeping documents apart, and the best counts: SDPA with a 
 one row at a time with position ids alone (it then finds the documents itself), and ``torch.compile``. FlexAttention has no
 backward pass on a CPU, and FlashAttention needs a GPU. herd is measured as it is by default and compiled by block.
 
-Memory is the peak of a process of its own for each side, less what it held before its first step's data and model.
+Each side is a process of its own, as its user would have it: what one does to the C library's heap (herd has it keep what is
+freed, herd.runs.heap; a side of its own goes without) does nothing to the other. They step in turns, the others waiting. Memory is
+the peak of another process for each side, less what it held before its first step's data and model.
 
     python benchmarks/training/step_vs_transformers.py [--compiled] [--processor-time] [--bf16]
 
@@ -28,6 +30,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,8 @@ from herd.training.engine import EngineConfig, engine
 
 VOCABULARY, TOKENS, THREADS = 2048, 2048, 2
 WIDTHS = {6e6: 256, 3e7: 448}  # members of herd.model.family: 6.3M and 29.7M parameters
-OURS = {"herd": EngineConfig(), "herd, compiled by block": EngineConfig(compile="block")}
+HEAP_AS_IT_COMES = "herd, heap as it comes"
+OURS = {"herd": EngineConfig(), "herd, compiled by block": EngineConfig(compile="block"), HEAP_AS_IT_COMES: EngineConfig()}
 PEERS = ("sdpa, boolean mask", "sdpa, additive mask", "eager, additive mask", "sdpa, row by row", "sdpa, boolean mask, compiled")
 SLOW = "eager, additive mask"  # about three times as long as the others, so one step will do
 IN_FP32 = "sdpa, boolean mask, in fp32"  # beside cases in bf16
@@ -70,8 +74,8 @@ class Case:
 
 
 CASES = (
-    Case(6e6, 512, 5, sides=("herd", *PEERS[:4])),
-    Case(3e7, 512, 3, sides=("herd", *PEERS[:2])),
+    Case(6e6, 512, 5, sides=("herd", HEAP_AS_IT_COMES, *PEERS[:4])),
+    Case(3e7, 512, 5, sides=("herd", HEAP_AS_IT_COMES, *PEERS[:2])),
     Case(6e6, 2048, 3, sides=("herd", *PEERS[:2])),
     Case(3e7, 2048, 2, sides=("herd", PEERS[0])),
     *(
@@ -79,6 +83,11 @@ CASES = (
         for parameters, length in ((6e6, 512), (3e7, 512), (6e6, 2048), (3e7, 2048))
     ),
 )
+
+
+def number_of(case: Case) -> int:
+    """Which of the cases has this shape and type, for another process."""
+    return [(c.parameters, c.length, c.precision) for c in CASES].index((case.parameters, case.length, case.precision))
 
 
 @dataclass(frozen=True)
@@ -190,8 +199,7 @@ def side(name: str, config: ModelConfig, rows: Rows, autocast: bool) -> Iterator
 
 def peak_memory(name: str, case: Case) -> float:
     """MB that a process of its own needs at most for two steps of one side (one in bf16), beyond what its imports take."""
-    number = str([(c.parameters, c.length, c.precision) for c in CASES].index((case.parameters, case.length, case.precision)))
-    command = [sys.executable, __file__, "--memory", name, "--case", number]
+    command = [sys.executable, __file__, "--memory", name, "--case", str(number_of(case))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
@@ -213,16 +221,59 @@ def peak_of_this_process() -> float:
     return int(lines["VmHWM"].split()[0]) / 1024
 
 
-def compare(case: Case, clock: Callable[[], float]) -> dict[str, Any]:
-    """All sides of a case in turns, after checking that they give the same loss."""
+class Remote:
+    """A side in a process of its own: called, it makes a step there, and ``seconds`` is what all its steps have taken.
+
+    ``loss`` and ``first`` are of the first step, in which it compiles and fills its caches.
+    """
+
+    def __init__(self, name: str, number: int, alone: bool) -> None:
+        command = [sys.executable, __file__, "--side", name, "--case", str(number), *(["--processor-time"] if alone else [])]
+        # A variable of glibc's own, at its default: herd then leaves the heap to its user.
+        heap = {"MALLOC_PERTURB_": "0"} if name == HEAP_AS_IT_COMES else {}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **heap}
+        )
+        self.seconds = 0.0
+        self.loss, self.first = self._answer()
+
+    def __call__(self) -> None:
+        time.sleep(0.1)  # until the other side's threads no longer wait for work
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        self.seconds += self._answer()[1]
+
+    def _answer(self) -> tuple[float, float]:
+        assert self.process.stdout is not None
+        loss, seconds = self.process.stdout.readline().split()
+        return float(loss), float(seconds)
+
+    def __enter__(self) -> "Remote":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def serve(name: str, case: Case, clock: Callable[[], float]) -> None:
+    """What a :class:`Remote` talks to: a step at the start and for each line, its loss and seconds as the answer."""
     rows, config = packed_rows(case.length, case.tokens), family_member(WIDTHS[case.parameters], VOCABULARY, case.length)
-    with ExitStack() as stack:
-        steps = {name: stack.enter_context(side(name, config, rows, case.precision == "bf16")) for name in case.sides}
-        losses, first = {}, {}
-        for name, step in steps.items():
+    with side(name, config, rows, case.precision == "bf16") as step:
+        for _ in chain(("step",), sys.stdin):
             start = clock()
-            losses[name] = step()
-            first[name] = clock() - start
+            loss = step()
+            print(loss, clock() - start, flush=True)
+
+
+def compare(case: Case, alone: bool) -> dict[str, Any]:
+    """All sides of a case in turns, after checking that they give the same loss; ``alone``: processor time of one thread."""
+    config, rows = family_member(WIDTHS[case.parameters], VOCABULARY, case.length), packed_rows(case.length, case.tokens)
+    with ExitStack() as stack:
+        steps = {name: stack.enter_context(Remote(name, number_of(case), alone)) for name in case.sides}
+        losses = {name: step.loss for name, step in steps.items()}
+        first = {name: step.first for name, step in steps.items()}
         spread = max(losses.values()) - min(losses.values())
         assert spread < (1e-4 if case.precision == "fp32" else 2e-2), f"the sides compute different losses: {losses}"
         once = {SLOW: steps.pop(SLOW)} if SLOW in steps else {}
@@ -231,7 +282,12 @@ def compare(case: Case, clock: Callable[[], float]) -> dict[str, Any]:
             for name in [name for name in steps if name in PEERS]:
                 seconds[name] = dict.fromkeys(("median", "minimum", "maximum"), first[name])
                 del steps[name]
-        seconds |= side_by_side(steps, case.turns, 0, clock) | side_by_side(once, 1, 0, clock)
+
+        def in_turns(remotes: dict[str, Remote], turns: int, warmup: int) -> dict[str, dict[str, float]]:
+            # The clock is the sum of what the sides themselves have measured: it moves while one of them steps.
+            return side_by_side(dict(remotes), turns, warmup, lambda: sum(r.seconds for r in remotes.values()))
+
+        seconds |= in_turns(steps, case.turns, 1) | in_turns(once, 1, 0)
     ours, peers = [n for n in seconds if n in OURS], [n for n in seconds if n in PEERS]
 
     def fastest(names: list[str], statistic: str) -> float:
@@ -270,7 +326,8 @@ def product_rate(dtype: torch.dtype, size: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--memory", help="only the peak memory of this side, in MB")
-    parser.add_argument("--case", type=int, default=0, help="which of the cases, with --memory")
+    parser.add_argument("--side", help="only this side, a step for each line of the standard input")
+    parser.add_argument("--case", type=int, default=0, help="which of the cases, with --memory and --side")
     parser.add_argument("--compiled", action="store_true", help="also compiled, at the first shape")
     parser.add_argument("--bf16", action="store_true", help="only the cases in bf16")
     parser.add_argument("--processor-time", action="store_true", help="of one thread, instead of the wall clock of two")
@@ -278,6 +335,9 @@ def main() -> None:
     torch.set_num_threads(1 if arguments.processor_time else THREADS)
     if arguments.memory:
         print(memory_of(arguments.memory, CASES[arguments.case]))
+        return
+    if arguments.side:
+        serve(arguments.side, CASES[arguments.case], time.process_time if arguments.processor_time else time.perf_counter)
         return
     rates = {"fp32": product_rate(torch.float32, 2048), "bf16": product_rate(torch.bfloat16, 256)}
     kind = "processor time" if arguments.processor_time else "wall clock"
@@ -288,7 +348,7 @@ def main() -> None:
     if arguments.bf16:
         script, cases = script.with_stem(f"{script.stem}_bf16"), [case for case in cases if case.precision == "bf16"]
     for case in cases:
-        row = compare(case, time.process_time if arguments.processor_time else time.perf_counter)
+        row = compare(case, arguments.processor_time)
         print({k: v for k, v in row.items() if k != "seconds"}, flush=True)
         results["steps"].append(row)
         path = save(str(script), " ".join(["python benchmarks/training/step_vs_transformers.py", *sys.argv[1:]]), results)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from herd.config.errors import UserError
 from herd.model.attention import ATTENTIONS
 from herd.model.transformer import Block, Linear, Transformer
+from herd.runs.heap import keep_freed_memory
 
 COMPILE = ("none", "block")
 RECOMPUTE = ("none", "selective", "block")
@@ -65,6 +66,8 @@ def engine(model: nn.Module, config: EngineConfig, accelerator: str) -> Iterator
     Raises:
         UserError: something is asked that is not installed, or that this device cannot do.
     """
+    if accelerator == "cpu":
+        keep_freed_memory()
     transformers = [module for module in model.modules() if isinstance(module, Transformer)]
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     with ExitStack() as undo:
