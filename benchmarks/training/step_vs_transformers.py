@@ -6,8 +6,8 @@ one row at a time with position ids alone (it then finds the documents itself), 
 backward pass on a CPU, and FlashAttention needs a GPU. herd is measured as it is by default and compiled by block.
 
 Each side is a process of its own, as its user would have it: what one does to the C library's heap (herd has it keep what is
-freed, herd.runs.heap; a side of its own goes without) does nothing to the other. They step in turns, the others waiting. Memory is
-the peak of another process for each side, less what it held before its first step's data and model.
+freed, herd.runs.heap; a side of its own goes without) does nothing to the other. They step in turns, the others waiting. Memory
+is the peak of another process for each side, less what it held before its first step's data and model.
 
     python benchmarks/training/step_vs_transformers.py [--compiled] [--processor-time] [--bf16]
 
