@@ -56,7 +56,7 @@ def refusal(capsys, monkeypatch, tmp_path: Path, tokens: Path, *arguments: str) 
         (["model.vocab_size=47"], "model.vocab_size is 47, the tokenizer has 48 entries: set model.vocab_size=0"),
         (["mix.weights={general: 0, code: 0, maths: 0, multilingual: 0}"], "weights sum to 0, not 1"),
         (["mix.weights={general: 0, code: 0, maths: 0, multilingual: 0}", "mix.absent=rescale"], "weights sum to 0, not 1"),
-        (["mix.weights={general: nan, code: 0, maths: 0, multilingual: 0}"], "weights must be 0 or more"),
+        (["mix.weights={general: nan, code: 0, maths: 0, multilingual: 0}"], "general' is nan: give a finite number"),
         (["mix.weights={maths: 1, multilingual: 0, general: 0, code: 0}"], "weight to 'maths', of which"),
         (
             ["mix.weights={maths: 1, multilingual: 0, general: 0, code: 0}", "mix.absent=rescale"],
