@@ -14,8 +14,8 @@ def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(10 << 20) for _ in range(3)]  # 40 MB each: by default returned one by one
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults()
-print(kept, min(faults() for _ in range(3)))
+for _ in range(4): faults()
+print(kept, min(faults() for _ in range(4)))
 """
 
 
@@ -32,8 +32,8 @@ def test_what_is_freed_is_not_taken_from_the_system_again():
     kept, anew = faults("keep_freed_memory()")
     if kept == "False":
         pytest.skip("this C library has no such setting")
-    assert anew < pages / 20
-    assert faults("False")[1] > pages / 2  # as it is otherwise
+    assert anew < pages / 2  # a block now and then where the heap is in pieces
+    assert faults("False")[1] > 0.9 * pages  # as it is otherwise
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
