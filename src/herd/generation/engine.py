@@ -2,8 +2,8 @@
 
 - A prompt is run through the model once, packed with others that enter at the same time. Its pages are held by all of its
   samples, each of which goes on in pages of its own.
-- A sample enters when a row is free and there is a run of pages for its longest answer: nothing is ever swapped
-  out or run again (the Llama 3 paper, section 4.2.2).
+- A sample enters when a row is free and there is a run of pages for its longest answer: nothing is ever swapped out or run again
+  (the Llama 3 paper, section 4.2.2).
 - A sample is a function of the model, its prompt, its settings and its index, and by rounding of whether many samples were asked
   for (:mod:`herd.generation.pages`). Its random numbers come from a stream of its own, and no product in the model takes another
   shape for its company's sake but in the number of rows, which is never under four. On the CPUs at hand with one thread a row's

@@ -6,9 +6,8 @@ from functools import cache
 
 # mallopt's parameters (malloc.h)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_LARGEST = (
-    2**28
-)  # bytes; what is larger is returned to the system when it is freed, as it is by default from 32 MB on at the latest
+# Bytes; a larger block goes back to the system when it is freed, as any does by default from 32 MB on at the latest.
+_LARGEST = 2**28
 
 
 @cache
