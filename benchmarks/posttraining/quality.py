@@ -38,7 +38,7 @@ from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
 from herd.dialog.rows import Prompt, read_prompts, write_jsonl
 from herd.generation.chat import sample_answers
-from herd.generation.sampler import SamplingConfig
+from herd.generation.sampler import OwnSampler, SamplingConfig
 from herd.model.io import load_model
 from herd.recipe.job import make_job
 from herd.runs.atomic import sha256_json, write_json
@@ -235,7 +235,8 @@ def fine_tuning(root: Path, run: Path, prompts: int) -> dict[str, Any]:
         made = execute(sft_stage.STAGE, job.config, {"dialogs": dialogs} | others, root, f"sft {name}")
         tokenizer = sft_stage.load_tokenizer(Inputs({"tokens": Artifact.open(run / "tokenize")}, {}))
         sampling = SamplingConfig(max_new_tokens=48, temperature=0.0, top_p=1.0, seed=0)
-        given = sample_answers(load_model(made / "model"), tokenizer, [p.messages for p in heldout], sampling, 1, 64)
+        sampler = OwnSampler(load_model(made / "model"), 64)
+        given = sample_answers(sampler, tokenizer, [p.messages for p in heldout], sampling)
         scores[name] = np.array(
             [grader.score(p.task, p.reference, a.text, a.finished) for p, [a] in zip(heldout, given, strict=True)]
         )

@@ -5,8 +5,8 @@ import pytest
 from herd.corpus.tokenizer import TokenizerConfig, train_tokenizer
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import render
-from herd.generation.chat import answer_prompts, fits, sample_answers
-from herd.generation.sampler import SamplingConfig, generate
+from herd.generation.chat import fits, sample_answers
+from herd.generation.sampler import OwnSampler, SamplingConfig, generate
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
@@ -27,7 +27,7 @@ def model(tokenizer):
 
 def test_answers_are_the_samplers_after_an_assistant_header(model, tokenizer):
     config = SamplingConfig(max_new_tokens=8, temperature=1.0, seed=3)
-    answers = sample_answers(model, tokenizer, PROMPTS, config, samples_per_prompt=2)
+    answers = sample_answers(OwnSampler(model), tokenizer, PROMPTS, config, samples_per_prompt=2)
     rendered = [render(p, tokenizer, generation_prompt=True).tokens.tolist() for p in PROMPTS]
     assert all(tokenizer.decode(r).endswith("<|end_header_id|>\n\n") for r in rendered)
     wanted = generate(model, rendered, 2, config, tokenizer.stop_ids)
@@ -40,8 +40,9 @@ def test_answers_are_the_samplers_after_an_assistant_header(model, tokenizer):
 
 def test_one_greedy_answer_to_each_prompt_in_order(model, tokenizer):
     config = SamplingConfig(max_new_tokens=6, temperature=0.0)
-    together = answer_prompts(model, tokenizer, PROMPTS, config)
-    assert together == [answer_prompts(model, tokenizer, [p], config)[0] for p in PROMPTS]
+    sampler = OwnSampler(model)
+    together = sample_answers(sampler, tokenizer, PROMPTS, config)
+    assert together == [sample_answers(sampler, tokenizer, [p], config)[0] for p in PROMPTS]
 
 
 def test_what_fits_is_what_the_sampler_takes(model, tokenizer):

@@ -160,3 +160,10 @@ def test_autocast_samples(model, prompts):
     with torch.autocast("cpu", torch.bfloat16):
         results = generate(model, prompts[:3], 2, CONFIG, STOPS)
     assert all(s.tokens for of_prompt in results for s in of_prompt)
+
+
+def test_each_prompt_is_told_once_when_its_last_sample_has_ended(model):
+    prompts, told = [[1, 2, 3], [4, 5], [6]], []
+    config = SamplingConfig(max_new_tokens=6, seed=2)
+    samples = generate(model, prompts, 3, config, [0, 1, 2, 3], 2, done=lambda *of: told.append(of))
+    assert sorted(told, key=lambda of: of[0]) == list(enumerate(samples))

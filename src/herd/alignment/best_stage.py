@@ -21,7 +21,7 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.sampler import SamplingConfig
+from herd.generation.sampler import OwnSampler, SamplingConfig
 from herd.model.io import load_reward_model
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
@@ -72,7 +72,8 @@ def run(config: BestConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, An
     answers: dict[str, list[Answer]] = {}
     scores: dict[str, list[float | None]] = {}
     for label, model in models.items():
-        given = sample_answers(model, tokenizer, [p.messages for p in asked], sampling, 1, config.batch_size, config.dialect)
+        sampler = OwnSampler(model, config.batch_size)
+        given = sample_answers(sampler, tokenizer, [p.messages for p in asked], sampling, 1, config.dialect)
         answers[label] = [group[0] for group in given]
         stage_run.cost(tokens=sum(len(answer.tokens) for answer in answers[label]))
         dialogs = [(*p.messages, Message(Role.ASSISTANT, a.text)) for p, a in zip(asked, answers[label], strict=True)]

@@ -27,7 +27,7 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.sampler import SamplingConfig
+from herd.generation.sampler import OwnSampler, SamplingConfig
 from herd.runs.atomic import sha256_json
 from herd.runs.seeds import stream, torch_seed
 from herd.runs.stage import Inputs, Stage, StageRun
@@ -220,7 +220,8 @@ def sampled(
             seed=torch_seed(config.seed, "preferences", split, label),
         )
         messages = [p.messages for p in asked]
-        given = sample_answers(model, tokenizer, messages, sampling, 1, config.batch_size, config.dialect)
+        sampler = OwnSampler(model, config.batch_size)
+        given = sample_answers(sampler, tokenizer, messages, sampling, 1, config.dialect)
         answers |= {(p.id, label): group[0] for p, group in zip(asked, given, strict=True)}
         stage_run.cost(tokens=sum(len(group[0].tokens) for group in given))
     return {

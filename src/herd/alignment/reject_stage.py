@@ -17,7 +17,7 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
 from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.sampler import SamplingConfig
+from herd.generation.sampler import OwnSampler, SamplingConfig
 from herd.generation.steering import steer
 from herd.model.io import load_reward_model
 from herd.runs.seeds import torch_seed
@@ -86,7 +86,8 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     for label, model in models.items():
         own = [p for p in asked if writer_of(p.task) == label]
         own_prompts = [steered[p.id][0] for p in own]
-        groups = sample_answers(model, tokenizer, own_prompts, sampling, config.samples, config.batch_size, config.dialect)
+        sampler = OwnSampler(model, config.batch_size)
+        groups = sample_answers(sampler, tokenizer, own_prompts, sampling, config.samples, config.dialect)
         given_to |= {p.id: group for p, group in zip(own, groups, strict=True)}
     answers = [given_to[p.id] for p in asked]
     stage_run.cost(tokens=sum(len(a.tokens) for given in answers for a in given))

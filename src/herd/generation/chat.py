@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message
 from herd.dialog.render import render_batch
-from herd.generation.sampler import SamplingConfig, generate
-from herd.model.transformer import Transformer
+from herd.generation.sampler import Sampler, SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,11 @@ class Answer:
 
 
 def sample_answers(
-    model: Transformer,
+    sampler: Sampler,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[Message]],
     config: SamplingConfig,
     samples_per_prompt: int = 1,
-    batch_size: int = 256,
     dialect: str = "meta",
 ) -> list[list[Answer]]:
     """`samples_per_prompt` answers to each dialog, in order. A dialog ends with the message that is to be answered.
@@ -36,7 +34,7 @@ def sample_answers(
     UserError (from the sampler) when a prompt and its longest answer do not fit the model's window.
     """
     rendered = render_batch(prompts, tokenizer, generation_prompt=True, dialect=dialect)
-    samples = generate(model, [r.tokens.tolist() for r in rendered], samples_per_prompt, config, tokenizer.stop_ids, batch_size)
+    samples = sampler.draw([r.tokens.tolist() for r in rendered], samples_per_prompt, config, tokenizer.stop_ids)
     return [
         [
             Answer(tokenizer.decode(s.tokens, skip_special_tokens=True), tuple(s.tokens), s.finished, float(s.logprob))
@@ -44,18 +42,6 @@ def sample_answers(
         ]
         for group in samples
     ]
-
-
-def answer_prompts(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[Message]],
-    config: SamplingConfig,
-    batch_size: int = 256,
-    dialect: str = "meta",
-) -> list[str]:
-    """The text of one answer to each dialog; `config.temperature = 0` gives the greedy one."""
-    return [answers[0].text for answers in sample_answers(model, tokenizer, prompts, config, 1, batch_size, dialect)]
 
 
 def fits(prompt: Sequence[Message], tokenizer: Tokenizer, window: int, max_new_tokens: int, dialect: str = "meta") -> bool:

@@ -1,7 +1,8 @@
-"""K answers to each of many prompts: the engine, run until all is drawn."""
+"""K answers to each of many prompts: what draws them, and our own engine, run until all is drawn."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig
@@ -19,6 +20,44 @@ class Sample:
     logprob: float  # log-probability of these tokens under the model itself (temperature 1, no top-p), nats
 
 
+# Gets the place of a prompt among those given, and all of its samples, as soon as the last of them has ended.
+Done = Callable[[int, list[Sample]], None]
+
+
+class Sampler(Protocol):
+    """What draws answers: a model within an engine, here or in another process."""
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples_per_prompt: int,
+        config: SamplingConfig,
+        stop_ids: Iterable[int],
+        done: Done | None = None,
+    ) -> list[list[Sample]]:
+        """For each prompt (token ids), in the order given, its samples; see :func:`generate`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class OwnSampler:
+    """Our own engine, in this process."""
+
+    model: Transformer
+    batch_size: int = 256  # samples drawn together at most
+    max_kv_tokens: int = 0  # positions whose keys and values are held at once; 0 = what `batch_size` samples may need
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples_per_prompt: int,
+        config: SamplingConfig,
+        stop_ids: Iterable[int],
+        done: Done | None = None,
+    ) -> list[list[Sample]]:
+        return generate(self.model, prompts, samples_per_prompt, config, stop_ids, self.batch_size, self.max_kv_tokens, done)
+
+
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -27,6 +66,7 @@ def generate(
     stop_ids: Iterable[int],
     batch_size: int = 256,
     max_kv_tokens: int = 0,
+    done: Done | None = None,
 ) -> list[list[Sample]]:
     """Draw ``samples_per_prompt`` continuations of every prompt.
 
@@ -41,6 +81,7 @@ def generate(
         stop_ids: ids that end a sample.
         batch_size: samples drawn together at most.
         max_kv_tokens: positions whose keys and values are held at once at most; 0 takes what ``batch_size`` samples may need.
+        done: told of each prompt whose samples have all ended, in whatever order that comes.
 
     Returns:
         For each prompt, in the order given, its K samples.
@@ -64,6 +105,11 @@ def generate(
     tokens: list[list[list[int]]] = [[[] for _ in range(samples_per_prompt)] for _ in prompts]
     logprobs = [[0.0] * samples_per_prompt for _ in prompts]
     finished = [[False] * samples_per_prompt for _ in prompts]
+    left = [samples_per_prompt] * len(prompts)
+
+    def samples_of(i: int) -> list[Sample]:
+        return [Sample(*sample) for sample in zip(tokens[i], finished[i], logprobs[i], strict=True)]
+
     with progress("sampling", len(prompts) * samples_per_prompt, "samples") as bar:
         while engine.busy:
             ended = 0
@@ -73,9 +119,12 @@ def generate(
                 logprobs[i][k] += drawn.logprob
                 finished[i][k] = drawn.stopped
                 ended += drawn.ended
+                left[i] -= drawn.ended
+                if done is not None and drawn.ended and not left[i]:
+                    done(i, samples_of(i))
             if ended:
                 bar.advance(ended)
-    return [[Sample(*sample) for sample in zip(*of, strict=True)] for of in zip(tokens, finished, logprobs, strict=True)]
+    return [samples_of(i) for i in range(len(prompts))]
 
 
 def enough(longest: int, prompts: int, samples: int, config: SamplingConfig, batch_size: int) -> int:

@@ -24,7 +24,7 @@ from herd.evaluation.prompts_apart import choices_behind, require_apart
 from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.scoring import LanguageModel
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.sampler import SamplingConfig
+from herd.generation.sampler import OwnSampler, SamplingConfig
 from herd.model.heads import RewardModel
 from herd.runs.seeds import stream
 from herd.runs.statistics import bootstrap_mean, wilson
@@ -123,8 +123,8 @@ class WinRate(BaseTask):
             self.result.notes[lm.label] = f"no prompt leaves room for an answer in {lm.max_seq_len} positions"
             return
         sampling = SamplingConfig(max_new_tokens=most, temperature=0.0, top_p=1.0, seed=self.bench.seed)
-        messages, together = [p.messages for p in asked], self.config.batch_size
-        given = sample_answers(lm.model, self.bench.tokenizer, messages, sampling, 1, together, dialect)
+        sampler = OwnSampler(lm.model, self.config.batch_size)
+        given = sample_answers(sampler, self.bench.tokenizer, [p.messages for p in asked], sampling, 1, dialect)
         self.answers[lm.label] = {p.id: group[0] for p, group in zip(asked, given, strict=True)}
         lm.tokens_read += sum(len(group[0].tokens) for group in given)
 
