@@ -192,15 +192,14 @@ def main() -> None:
         tokenizer = Tokenizer.load(options.run / "tokenize" / "tokenizer")
     else:
         tokenizer = train_tokenizer([texts], TokenizerConfig(vocab_size=1024, special_tokens=11, fill_with_reserved=True))
-    dropped, fitted, single = Counted(), Counted(), Counted()
+    dropped, fitted = Counted(), Counted()
     usable = PreferenceFilter(grades=["better", "slightly_better"]).select(preferences(graded), dropped)
     rows, data = [], []
-    for row in usable:  # the same comparisons for every kind of row: those whose whole causal row fits
-        made = comparisons([row], tokenizer, WINDOW, fitted, causal=True)
+    for row in usable:
+        made = comparisons([row], tokenizer, WINDOW, fitted)
         if made:
             rows.append(row)
             data += made
-    comparisons(usable, tokenizer, WINDOW, single)
     prompts = [row.prompt_id for row in rows]
     folds = folds_of(prompts)
     lengths = np.array([comparison.response_tokens for comparison in data], dtype=np.float64)
@@ -234,9 +233,8 @@ def main() -> None:
             "prompts": len(set(prompts)),
             "dropped": dropped.dropped | fitted.dropped,
             "mean_response_tokens": float(lengths.mean()),
-            # At the window as measured (a row of all responses), and at that of rows of single responses.
             "length_limit": length_limit(fitted.lengths, WINDOW).to_dict(),
-            "length_limit_single": length_limit(single.lengths, WINDOW).to_dict(),
+            "apart": sum(RowLayout(WINDOW, tokenizer.pad_id).apart(comparison) for comparison in data),  # rows of their own
         },
         "people": agreement(graded),
         "settings": {"folds": FOLDS, "lr": LEARNING_RATE, "epochs": EPOCHS, "batch": BATCH, "seed": SEED, "backbones": backbones},

@@ -350,6 +350,23 @@ def test_a_reward_model_is_not_trained_to_write(made):
         made["round"].run(dpo_stage.STAGE, pairs, *QUICK, node="refused")
 
 
+def test_a_trained_reward_model_is_no_base_of_another(made):
+    inputs = {"tokens": made["tokens"].path, "base": made["reward"].path, "preferences": {"one": made["preferences"].path}}
+    with pytest.raises(UserError, match=r"reward: inputs.base: .* is a reward model already: .* its own would be lost"):
+        made["round"].run(reward_stage.STAGE, inputs, *QUICK, node="refused")
+
+
+@pytest.mark.parametrize("row", ["block", "causal"])
+def test_pairs_that_fit_one_by_one_are_trained_on_and_counted_apart(made, row):
+    """At this window no three responses, and not all pairs of two, share a row: none of them is dropped."""
+    inputs = {"tokens": made["tokens"].path, "base": made["base"].path, "preferences": {"one": made["preferences"].path}}
+    found = made["round"].run(reward_stage.STAGE, inputs, *QUICK, "window=120", f"row={row}", node=f"apart-{row}").metrics
+    rows, limit = found["rows"]["one"], found["length_limit"]["train"]
+    assert rows["kept"] == found["pairs"] + found["triples"] == limit["left"]["pairs"]
+    assert 0 < rows["apart"] < rows["kept"]
+    assert {"row_too_long"}.isdisjoint(rows["dropped"]) and found["dropped_too_long"] == rows["dropped"].get("too_long", 0)
+
+
 def test_every_model_left_behind_loads(made):
     tokenizer = Tokenizer.load(made["tokens"] / "tokenizer")
     for name in ("sft", "dpo-a", "average"):

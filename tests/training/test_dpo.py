@@ -19,6 +19,7 @@ from herd.dialog.preferences import Grade, Preference
 from herd.dialog.render import DIALECTS, render
 from herd.dialog.rows import Counted
 from herd.model.masks import Documents
+from herd.model.transformer import Transformer
 from herd.runs.stage import StageRun
 from herd.training import dpo
 from herd.training.dpo import (
@@ -216,6 +217,22 @@ def test_a_pair_as_long_as_the_window_is_kept():
     counted = Counted()
     assert len(dpo_pairs(preferences(1), tokenizer(), longest, OBJECTIVE, counted)) == 1
     assert dpo_pairs(preferences(1), tokenizer(), longest - 1, OBJECTIVE, counted) == []
+
+
+def test_a_pair_that_fits_the_model_one_by_one_and_not_together_has_the_loss_of_separate_rows():
+    """Positions restart after the prompt, so the shared stretch may be longer than the model's positions."""
+    kept = pairs(9)
+    longest = max(len(sequence) for pair in kept for sequence in pair.separate())
+    kept = dpo_pairs(preferences(9), tokenizer(), longest, OBJECTIVE, Counted())
+    assert len(kept) == 9 and min(map(len, kept)) > longest
+    short = replace(tiny_model().config, max_seq_len=longest)
+    policy, reference = Transformer(short), Transformer(short)
+    policy.init_weights(1), reference.init_weights(0)
+    losses = []
+    for row in ("block", "separate"):
+        data = dpo_rows(kept, OBJECTIVE, row)
+        losses.append(dpo_terms(policy, DPOBatch(data, reference_logprobs(reference, [data])[0]), OBJECTIVE)["loss"])
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-5)
 
 
 def test_the_tag_of_a_tool_call_counts_where_asked():

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 
+import numpy as np
 import pytest
 import torch
 from posttraining import WINDOW, preferences, says, tiny_model, tokenizer, user
@@ -67,7 +68,7 @@ def test_g6_packed_and_block_rows_score_as_separate_rows_do(row):
 
 def test_g6_a_causal_row_scores_its_first_response_as_alone_and_the_others_not():
     reward_model, rows = model(), preferences(9)
-    data = comparisons(rows, tokenizer(), 128, Counted(), causal=True)
+    data = comparisons(rows, tokenizer(), 128, Counted())
     scores = scores_of(reward_model, reward_batch(data, layout("causal", 128)).rows)
     wanted = separate_scores(reward_model, rows)
     place = 0
@@ -142,11 +143,9 @@ def test_no_more_responses_than_asked_are_scored_together(monkeypatch):
 def test_what_fits_to_the_token_is_kept_and_shared():
     [comparison] = ranked(1)
     whole = comparison.prompt_tokens + sum(comparison.response_tokens)
-    counted = Counted()
-    assert len(comparisons(preferences(1), tokenizer(), whole, counted, causal=True)) == 1
-    assert comparisons(preferences(1), tokenizer(), whole - 1, counted, causal=True) == []
-    assert (counted.kept, counted.dropped) == (1, {"row_too_long": 1})
-    assert [len(layout("block", window).groups(comparison, range(3))) for window in (whole, whole - 1)] == [1, 3]
+    for row in ("block", "causal"):
+        assert [len(layout(row, window).groups(comparison, range(3))[0]) for window in (whole, whole - 1)] == [1, 2]
+        assert [layout(row, window).apart(comparison) for window in (whole, whole - 1)] == [False, True]
 
 
 def test_a_step_counts_its_own_tokens():
@@ -189,17 +188,58 @@ def test_a_dialog_as_long_as_the_model_reads_is_scored_and_a_longer_one_has_no_s
     assert read == pytest.approx(alone(reward_model, rows[0]), abs=1e-5) and unread is None
 
 
-def test_a_block_row_longer_than_the_window_becomes_separate_rows_and_a_causal_one_is_dropped():
-    [comparison] = ranked(1)
-    longest = max(map(len, comparison.responses))
-    short = layout("block", longest)
-    assert len(short.groups(comparison, range(3))) == 3
-    batch = reward_batch([comparison], short)
-    wanted = separate_scores(model(), preferences(1))[0]
-    assert scores_of(model(), batch.rows).tolist() == pytest.approx(wanted, abs=1e-5)
+@pytest.mark.parametrize("row", ["block", "causal"])
+def test_responses_that_fit_one_by_one_and_not_together_get_rows_of_their_own(row):
+    """All apart: the scores of separate rows, in both kinds of row and in every order."""
+    rows = preferences(9)
+    longest = max(len(response) for comparison in ranked() for response in comparison.responses)
     counted = Counted()
-    assert comparisons(preferences(1), tokenizer(), longest, counted, causal=True) == []
-    assert counted.dropped == {"row_too_long": 1}
+    data = comparisons(rows, tokenizer(), longest, counted)
+    short = layout(row, longest)
+    assert (counted.kept, counted.dropped) == (9, {})
+    assert all(short.apart(comparison) and len(short.shared(comparison)) == len(comparison.responses) for comparison in data)
+    wanted = RewardModule(model(), OptimizerConfig(), lambda s: 0.0).micro_batch_loss(reward_batch(data, layout("separate")))[0]
+    for draw in (None, stream(1, "test"), stream(2, "test")):
+        orders = draw and [draw.permutation(len(one.responses)) for one in data]
+        loss, _ = RewardModule(model(), OptimizerConfig(), lambda s: 0.0).micro_batch_loss(reward_batch(data, short, orders=orders))
+        assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    source = reward_steps(data, short, 9, 10_000, epochs=1, seed=0)
+    assert source[0].tokens == sum(len(response) for comparison in data for response in comparison.responses)
+
+
+def test_two_of_three_share_the_row_that_has_room_for_two():
+    """In `causal` the second of the two sees the first, the third is read alone; in every order of the responses."""
+    [comparison] = ranked(1)
+    sizes = comparison.response_tokens
+    room = layout("causal", comparison.prompt_tokens + sum(sizes) - 1)
+    assert sorted(map(len, room.shared(comparison))) == [1, 2]
+    wanted, reward_model = separate_scores(model(), preferences(1))[0], model()
+    for order in permutations(range(3)):
+        batch = reward_batch([comparison], room, orders=[np.array(order)])
+        scores = scores_of(reward_model, batch.rows)
+        ranks = [int(batch.better[0]), int(batch.better[2]), int(batch.worse[2])]  # edited, chosen, rejected
+        together = next(members for members in room.shared(comparison) if len(members) == 2)
+        second = [i for i in order if i in together][1]
+        for i in range(3):
+            assert (abs(scores[ranks[i]].item() - wanted[i]) < 1e-5) == (i != second)
+        exact = scores_of(reward_model, reward_batch([comparison], replace(room, row="block"), orders=[np.array(order)]).rows)
+        assert exact[ranks].tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_of_a_triple_with_one_that_is_too_long_the_other_is_compared_with_the_rejected():
+    long, short, wrong = (says(text) for text in ("red " * 60, "red.", "blue!!!"))
+    triples = [
+        Preference("a", "a", user("x"), long, wrong, Grade.BETTER, short),
+        Preference("b", "b", user("x"), short, wrong, Grade.BETTER, long),
+        Preference("c", "c", user("x"), short, long, Grade.BETTER, short),
+    ]
+    counted = Counted()
+    kept = comparisons(triples, tokenizer(), WINDOW, counted)
+    [pair] = comparisons([Preference("d", "d", user("x"), short, wrong, Grade.BETTER)], tokenizer(), WINDOW, Counted())
+    for found in kept:
+        assert [r.tokens.tolist() for r in found.responses] == [r.tokens.tolist() for r in pair.responses]
+    assert (counted.kept, counted.in_part, counted.dropped) == (2, 2, {"too_long": 1})
+    assert [length.fits for length in counted.lengths] == [True, True, False]
 
 
 def test_block_and_separate_rows_have_the_same_gradient():

@@ -1,6 +1,7 @@
 """What the length limit of reward and DPO takes away: how many pairs, how long they are, and whether it takes sides.
 
-A pair is dropped whole when it is longer than the window: a cut response would be judged in the middle of a sentence. People
+A pair is dropped whole when one of its responses, with the prompt, is longer than the window: a cut response would be judged in
+the middle of a sentence. Two that fit one by one are never dropped: where one row has no room for both, each has its own. People
 prefer longer responses more often than not, so a limit may take pairs with a long chosen response before others, and what is
 left then teaches a weaker, or another, preference of length than was given. This is measured, not mended: a larger window mends.
 """
@@ -51,7 +52,7 @@ class LengthLimit:
     dropped: int
     share: float  # dropped / pairs; 0 of none
     share_interval: list[float] | None  # 95%, over prompts
-    over: dict[str, int]  # dropped pairs by what is too long with its prompt: chosen, rejected, both; else only the row of both
+    over: dict[str, int]  # dropped pairs by what is too long with its prompt: chosen, rejected, both
     all: Lengths
     gone: Lengths
     left: Lengths
@@ -78,10 +79,10 @@ def length_limit(pairs: Sequence[PairLength], window: int) -> LengthLimit:
     """Measures what ``window`` tokens did to pairs."""
     gone, left = [p for p in pairs if not p.fits], [p for p in pairs if p.fits]
     share = clustered_wilson([not p.fits for p in pairs], [p.prompt_key for p in pairs]).to_list() if pairs else None
-    over = dict.fromkeys(("chosen", "rejected", "both", "together"), 0)
+    over = dict.fromkeys(("chosen", "rejected", "both"), 0)
     for p in gone:
         chosen, rejected = p.prompt + p.chosen > window, p.prompt + p.rejected > window
-        over["both" if chosen and rejected else "chosen" if chosen else "rejected" if rejected else "together"] += 1
+        over["both" if chosen and rejected else "chosen" if chosen else "rejected"] += 1
     taken, kept = Lengths.of(gone), Lengths.of(left)
     difference, interval, status = None, None, "ok"
     reason = "nothing is dropped" if not gone else "nothing is left"

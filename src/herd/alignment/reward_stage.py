@@ -13,8 +13,9 @@ from herd.dialog.preferences import Grade, PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
 from herd.dialog.trained_in import require_dialect, require_tokenizer
 from herd.model.heads import RewardModel
-from herd.model.io import load_model, save_model
-from herd.runs.stage import Inputs, Stage, StageRun
+from herd.model.io import REWARD, load_model, open_model, save_model
+from herd.model.transformer import Transformer
+from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.reward import ROWS, RewardModule, RewardObjective, RowLayout, comparisons, reward_steps
 from herd.training.schedule import step_schedule
 from herd.training.trainer_config import EXECUTION, processes_of
@@ -38,15 +39,19 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     require_dialect("reward", config.dialect, {"base": inputs["base"]})
     require_tokenizer("reward", inputs["tokens"], {"base": inputs["base"]})
     tokenizer = load_tokenizer(inputs)
-    backbone = load_model(inputs["base"] / "model")
+    backbone = load_backbone(inputs["base"])
     config.check_window(backbone.config)
     rounds = inputs.group("preferences", least=1)
+    layout = RowLayout(config.window, tokenizer.pad_id, config.row)
     data, rows, lengths = [], {}, []
     for label, artifact in rounds.items():
         counted, packed = Counted(), Counted()
         kept = config.filter.select(read_preferences(artifact / "preferences.jsonl"), counted)
-        data += comparisons(kept, tokenizer, config.window, packed, config.row == "causal", config.dialect)
+        found = comparisons(kept, tokenizer, config.window, packed, config.dialect)
+        apart = sum(layout.apart(comparison) for comparison in found)  # fit one by one, not together
         rows[label] = {"kept": packed.kept, "dropped": counted.dropped | packed.dropped}
+        rows[label] |= {"apart": apart, "in_part": packed.in_part}
+        data += found
         lengths += packed.lengths
     require_rows("reward", rows)
     heldout = {
@@ -62,7 +67,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         raise UserError("reward: no held-out pair is left to measure accuracy on; use more held-out prompts")
     source = reward_steps(
         data,
-        RowLayout(config.window, tokenizer.pad_id, config.row),
+        layout,
         config.batch_size,
         config.trainer.micro_batch_tokens,
         config.epochs,
@@ -89,6 +94,17 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         "rows": rows,
         **too_long,
     }
+
+
+def load_backbone(base: Artifact) -> Transformer:
+    """The language model that gets a new head; UserError for a reward model, whose trained head would be lost unsaid."""
+    folder = base / "model"
+    if open_model(folder).kind == REWARD:
+        raise UserError(
+            f"reward: inputs.base: {folder} is a reward model already: training begins with a new head, its own would be lost. "
+            f"Give the pre-trained or SFT model that it came from (herd lineage {base.path}), with all rounds' preferences."
+        )
+    return load_model(folder)
 
 
 def trained_on(heldout: HeldoutPairs, chosen_by: PreferenceFilter) -> list[int]:
@@ -127,7 +143,7 @@ def heldout_accuracy(model: RewardModel, rounds: dict[str, HeldoutPairs], chosen
 
 STAGE = Stage(
     name="reward",
-    version=4,
+    version=5,
     config=RewardConfig,
     run=run,
     summary="train a reward model on preferences",

@@ -125,6 +125,7 @@ class Counted:
 
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    in_part: int = 0  # of the kept: triples of which one response was left out as too long
     lengths: list[PairLength] = field(default_factory=list)  # of preference pairs, whether they fit or not
 
     def drop(self, reason: str) -> None:

@@ -8,7 +8,9 @@ responses to a prompt are laid out in one of three ways:
 - ``causal``: the prompt and its responses as one text, where a response also sees those before it. The paper does this, with
   the responses shuffled, and calls it an approximation that loses no accuracy. A score then depends on what came before.
 
-Rows of several comparisons are packed under the document mask in each of them.
+Rows of several comparisons are packed under the document mask in each of them. Responses that each fit the window behind their
+prompt, but not all in one row, get as many rows as they need, each with the prompt: in `block` the numbers stay the same, in
+`causal` a response then sees those before it in its own row alone, and two that lie apart are both read as they are when scored.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor
 
 from herd.config.errors import UserError, nearest
+from herd.corpus.packing import best_fit
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.masks import reward_position, sft_mask
 from herd.dialog.messages import Message, Role
@@ -111,13 +114,13 @@ def comparisons(
     tokenizer: Tokenizer,
     window: int,
     counted: Counted,
-    causal: bool = False,
     dialect: str = "meta",
 ) -> list[Comparison]:
-    """Preferences -> ranked responses; one with a response that does not fit the window is dropped and counted.
+    """Preferences -> ranked responses that, each with its prompt, fit the window.
 
-    A cut response would be scored in the middle of a sentence, so nothing is cut here. `causal`: positions will run on
-    from response to response, so that prompt and responses together must fit.
+    A cut response would be scored in the middle of a sentence, so nothing is cut here. Of a triple with an edited or chosen
+    response that is too long, the other is compared with the rejected one (`counted.in_part`); a preference without two such
+    responses is dropped and counted.
     """
     rows = list(preferences)
     ranked = [[r for r in (row.edited, row.chosen, row.rejected) if r is not None] for row in rows]
@@ -125,19 +128,17 @@ def comparisons(
     rendered = iter(render_batch(answered, tokenizer, dialect=dialect))
     kept = []
     for preference, responses in zip(rows, ranked, strict=True):
-        dialogs = [next(rendered) for _ in responses]
-        prompt_tokens = _prompt_tokens(dialogs[0], len(preference.prompt))
-        comparison = Comparison(tuple(map(_scored, dialogs)), prompt_tokens, preference.grade)
-        tokens = comparison.response_tokens
-        each = max(map(len, dialogs)) <= window
-        fits = each and (not causal or prompt_tokens + sum(tokens) <= window)
-        counted.lengths.append(PairLength(prompt_tokens, tokens[0], tokens[-1], fits, preference.prompt_key))
-        if not each:
-            counted.drop("too_long")
-        elif not fits:
-            counted.drop("row_too_long")
+        *better, rejected = [next(rendered) for _ in responses]
+        prompt_tokens = _prompt_tokens(rejected, len(preference.prompt))
+        readable = [dialog for dialog in better if len(dialog) <= window]
+        best, fits = (readable or better)[0], bool(readable) and len(rejected) <= window
+        lengths = len(best) - prompt_tokens, len(rejected) - prompt_tokens
+        counted.lengths.append(PairLength(prompt_tokens, *lengths, fits, preference.prompt_key))
+        if fits:
+            kept.append(Comparison(tuple(map(_scored, [*readable, rejected])), prompt_tokens, preference.grade))
+            counted.in_part += len(readable) < len(better)
         else:
-            kept.append(comparison)
+            counted.drop("too_long")
     counted.kept += len(kept)
     return kept
 
@@ -162,26 +163,37 @@ class RowLayout:
     pad_id: int
     row: str = "block"  # separate | block | causal
 
-    def groups(self, comparison: Comparison, order: Sequence[int]) -> list[Group]:
-        """The comparison's responses in the order given, sharing their prompt as far as asked for and as the row allows.
+    def shared(self, comparison: Comparison) -> list[list[int]]:
+        """Which responses lie behind one prompt: as many as the window has room for, whatever their order."""
+        if self.row == "separate":
+            return [[i] for i in range(len(comparison.responses))]
+        return best_fit(comparison.response_tokens, self.window - comparison.prompt_tokens)
 
-        A block row that would be longer than the window becomes separate ones: the numbers are the same.
-        """
-        responses = [comparison.responses[i] for i in order]
-        if self.row != "separate":
-            group = Group.of(responses, comparison.prompt_tokens)
-            if len(group) <= self.window or self.row == "causal":
-                return [group]
-        return [alone(sequence) for sequence in responses]
+    def apart(self, comparison: Comparison) -> bool:
+        """Whether responses that were to share a row do not fit it together."""
+        return self.row != "separate" and len(self.shared(comparison)) > 1
+
+    def groups(self, comparison: Comparison, order: Sequence[int]) -> tuple[list[Group], list[int]]:
+        """The comparison's responses, those behind one prompt in the order given; and which response each sequence is."""
+        groups: list[Group] = []
+        laid: list[int] = []
+        for members in self.shared(comparison):
+            own = [i for i in order if i in members]
+            responses = [comparison.responses[i] for i in own]
+            groups.append(Group.of(responses, comparison.prompt_tokens) if len(own) > 1 else alone(responses[0]))
+            laid += own
+        return groups, laid
 
     def tokens(self, comparison: Comparison) -> int:
         """Tokens that the comparison takes in its rows."""
-        return sum(map(len, self.groups(comparison, range(len(comparison.responses)))))
+        return sum(map(len, self._in_rank(comparison)))
 
     def square(self, comparison: Comparison) -> int:
         """Twice the pairs of its tokens that see each other: in a causal row each sees all before it."""
-        groups = self.groups(comparison, range(len(comparison.responses)))
-        return sum(len(group) ** 2 if self.row == "causal" else group.square for group in groups)
+        return sum(len(group) ** 2 if self.row == "causal" else group.square for group in self._in_rank(comparison))
+
+    def _in_rank(self, comparison: Comparison) -> list[Group]:
+        return self.groups(comparison, range(len(comparison.responses)))[0]
 
 
 def reward_batch(
@@ -198,8 +210,9 @@ def reward_batch(
     for number, comparison in enumerate(data):
         count = len(comparison.responses)
         order = np.arange(count) if orders is None else orders[number]
-        groups += layout.groups(comparison, order.tolist())
-        places = [first + int(place) for place in np.argsort(order)]  # of the responses, best first
+        laid_out, laid = layout.groups(comparison, order.tolist())
+        groups += laid_out
+        places = [first + int(place) for place in np.argsort(laid)]  # of the responses, best first
         first += count
         ordered = list(combinations(places, 2))  # (chosen, rejected), or edited-chosen, edited-rejected, chosen-rejected
         for kind, pair in zip((1, 2, 0) if count == 3 else (0,), ordered, strict=True):
