@@ -201,7 +201,8 @@ def test_responses_that_fit_one_by_one_and_not_together_get_rows_of_their_own(ro
     wanted = RewardModule(model(), OptimizerConfig(), lambda s: 0.0).micro_batch_loss(reward_batch(data, layout("separate")))[0]
     for draw in (None, stream(1, "test"), stream(2, "test")):
         orders = draw and [draw.permutation(len(one.responses)) for one in data]
-        loss, _ = RewardModule(model(), OptimizerConfig(), lambda s: 0.0).micro_batch_loss(reward_batch(data, short, orders=orders))
+        batch = reward_batch(data, short, orders=orders)
+        loss, _ = RewardModule(model(), OptimizerConfig(), lambda s: 0.0).micro_batch_loss(batch)
         assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
     source = reward_steps(data, short, 9, 10_000, epochs=1, seed=0)
     assert source[0].tokens == sum(len(response) for comparison in data for response in comparison.responses)
