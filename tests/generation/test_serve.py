@@ -100,6 +100,53 @@ def test_texts_are_continued_several_at_once(client, folder, tokenizer):
     assert ["".join(e["choices"][0]["text"] for e in streamed if e["choices"][0]["index"] == i) for i in range(4)] == texts
 
 
+def test_ids_come_as_they_went_and_as_they_were_drawn(client, folder, tokenizer):
+    """Prompts as ids, answers as ids with one log-probability each: what the sampler draws, stop tokens included."""
+    prompts = [[tokenizer.bos_id, *tokenizer.encode("what colour")], [tokenizer.bos_id]]
+    body = {"prompt": prompts, "n": 3, "max_tokens": 24, "seed": 9, "temperature": 1.3, "logprobs": 0, "return_token_ids": True}
+    model, sampling = load_model(folder / "model"), SamplingConfig(24, 1.3, seed=9)
+    plain = generate(model, prompts, 1, sampling, ())[0][0].tokens[4]  # of text, and drawn before the end
+    for extra, stops in (
+        ({}, tokenizer.stop_ids),
+        ({"stop_token_ids": [plain]}, {*tokenizer.stop_ids, plain}),
+        ({"stop_token_ids": [plain], "ignore_eos": True}, {plain}),
+    ):
+        answer = client.post("/v1/completions", json=body | extra).json()
+        drawn = generate(model, prompts, 3, sampling, stops)
+        wanted = [(prompt, sample) for prompt, of in zip(prompts, drawn, strict=True) for sample in of]
+        for choice, (prompt, sample) in zip(answer["choices"], wanted, strict=True):
+            assert (choice["prompt_token_ids"], choice["token_ids"]) == (prompt, sample.tokens)
+            logprobs = choice["logprobs"]["token_logprobs"]
+            assert len(logprobs) == len(sample.tokens) and sum(logprobs) == pytest.approx(sample.logprob, rel=1e-5)
+            assert choice["finish_reason"] == ("stop" if sample.finished else "length")
+            text = sample.tokens[:-1] if sample.finished else sample.tokens  # a stop token is no text
+            assert choice["text"] == tokenizer.decode(text, skip_special_tokens=True)
+    assert any(sample.finished and sample.tokens[-1] == plain for _, sample in wanted)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"prompt": [5, 10_000]}, "has no token 10000"),
+        ({"prompt": [[5], ["x"]]}, "must be a list of whole numbers"),
+        ({"prompt": [[]]}, "the prompt is empty"),
+        ({"prompt": [5], "stop_token_ids": 3}, "`stop_token_ids`: token ids must be a list"),
+        ({"prompt": [5], "stream": True, "return_token_ids": True}, "not offered for a stream"),
+        ({"prompt": [5], "min_p": 0.1}, "`min_p` is not offered"),
+    ],
+)
+def test_ids_that_are_none_are_refused(client, wrong, told):
+    response = client.post("/v1/completions", json=wrong)
+    assert response.status_code == 400 and told in response.json()["error"]["message"]
+
+
+def test_version(client):
+    from herd import __version__
+
+    assert client.get("/version").json() == {"version": __version__}
+    assert client.get("/v1/models").json()["data"][0]["max_model_len"] == 96
+
+
 def test_stop_texts_end_an_answer_before_them(client, folder, tokenizer):
     text = next(t for seed in range(99) if len(t := wanted(folder, tokenizer, CHAT | {"seed": seed})[2][0]) > 5)
     seed = next(s for s in range(99) if wanted(folder, tokenizer, CHAT | {"seed": s})[2][0] == text)
@@ -220,7 +267,7 @@ def test_without_a_seed_answers_differ(client):
         ("chat/completions", CHAT | {"logprobs": True, "top_logprobs": 2}, 400, "`top_logprobs` is not offered", "top_logprobs"),
         ("completions", {"prompt": "a", "logprobs": 5}, 400, "`logprobs` may be 0", "logprobs"),
         ("chat/completions", [], 400, "must be a JSON object", None),
-        ("completions", {"prompt": [1, 2]}, 400, "`prompt` must be a text", "prompt"),
+        ("completions", {"prompt": {"text": "a"}}, 400, "`prompt` must be a text", "prompt"),
         ("completions", {"prompt": "a", "echo": True}, 400, "`echo` is not offered", "echo"),
         ("completions", {"prompt": "\ud800"}, 400, "surrogate", "prompt"),
         ("embeddings", {}, 404, "POST /v1/embeddings: Not Found", None),

@@ -17,6 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from herd import __version__
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.generation.engine import Drawn
@@ -63,6 +64,7 @@ class Answers:
         self._streams = [TextStream(served.tokenizer, wish.stops) for _ in range(choices(wish.requests))]
         self._trails = [TokenTrail(served.tokenizer) for _ in self._streams] if wish.logprobs else []
         self._first: dict[int, int] = {}  # number of a request -> its first choice
+        self.ids: list[list[int]] = [[] for _ in self._streams]  # of each choice, stop tokens included
         self.drawn = 0
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
@@ -98,7 +100,8 @@ class Answers:
         if stream.stopped:  # drawn before the engine heard of the stop text
             return None
         self.drawn += 1
-        text = stream.push(drawn.token)
+        self.ids[choice].append(drawn.token)
+        text = "" if drawn.stopped else stream.push(drawn.token)  # a stop token is no text
         reason = None
         if drawn.ended:
             text += stream.end()
@@ -109,13 +112,20 @@ class Answers:
         return Piece(choice, text, reason, self._tokens(choice, drawn))
 
     def _tokens(self, choice: int, drawn: Drawn) -> tuple[SpelledToken, ...]:
-        """The tokens of the text that has just come."""
+        """The tokens of the text that has just come; where ids are told, those that were drawn, one for each id."""
         if not self._trails:
             return ()
-        trail, stream = self._trails[choice], self._streams[choice]
-        if not drawn.stopped:
+        trail, stream, every = self._trails[choice], self._streams[choice], self._wish.ids
+        if every or not drawn.stopped:
             trail.push(drawn.token, drawn.logprob)
-        return trail.take(len(stream.text), last=drawn.ended and not stream.stopped)
+        return trail.take(len(stream.text), last=every or (drawn.ended and not stream.stopped))
+
+    def ids_of(self, choice: int) -> dict[str, list[int]]:
+        """The ids of a choice and of its prompt, as vLLM names them; nothing where they were not asked for."""
+        if not self._wish.ids:
+            return {}
+        prompts = [request.prompt for request in self._wish.requests for _ in range(request.samples)]
+        return {"prompt_token_ids": [*prompts[choice]], "token_ids": self.ids[choice]}
 
     def usage(self) -> dict[str, int]:
         """Tokens of the prompts, once each, and of the answers."""
@@ -134,8 +144,11 @@ def make_app(served: Served) -> Starlette:
     async def health(request: HttpRequest) -> Response:
         return Response(status_code=200 if served.service.alive else 503)
 
+    async def version(request: HttpRequest) -> Response:
+        return JSONResponse({"version": __version__})
+
     async def models(request: HttpRequest) -> Response:
-        card = {"id": served.name, "object": "model", "created": 0, "owned_by": "herd"}
+        card = {"id": served.name, "object": "model", "created": 0, "owned_by": "herd", "max_model_len": served.window}
         if "model" not in request.path_params:
             return JSONResponse({"object": "list", "data": [card]})
         if request.path_params["model"] != served.name:
@@ -154,6 +167,7 @@ def make_app(served: Served) -> Starlette:
     return Starlette(
         routes=[
             Route("/health", health),
+            Route("/version", version),
             Route("/v1/models", models),
             Route("/v1/models/{model:path}", models),
             Route("/v1/chat/completions", completions("chat"), methods=["POST"]),
@@ -191,6 +205,7 @@ async def _answer(served: Served, kind: str, wish: Wish, request: HttpRequest) -
     made = [
         {"index": i, **({"message": {"role": "assistant", "content": text}} if kind == "chat" else {"text": text})}
         | {"logprobs": logprobs_of(kind, tokens[i]) if wish.logprobs else None, "finish_reason": reason}
+        | answers.ids_of(i)
         for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
     ]
     return JSONResponse({**head, "choices": made, "usage": answers.usage()})

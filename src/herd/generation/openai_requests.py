@@ -29,9 +29,11 @@ _NOTHING: dict[str, tuple[Any, ...]] = {
     "echo": (None, False),
     "suffix": (None, ""),
     "best_of": (None, 1),
+    "repetition_penalty": (None, 1),
+    "min_p": (None, 0),
 }
 _COMMON = ("model", "n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "stream", "stream_options", "logprobs")
-_OWN = {"chat": ("messages", "max_completion_tokens"), "text": ("prompt",)}
+_OWN = {"chat": ("messages", "max_completion_tokens"), "text": ("prompt", "stop_token_ids", "ignore_eos", "return_token_ids")}
 _ROLES = {"developer": "system"}
 
 
@@ -52,6 +54,7 @@ class Wish:
     stream: bool
     usage: bool  # also tell the tokens used at the end of a stream
     logprobs: bool  # also tell the log-probability of each token
+    ids: bool = False  # also tell the ids of prompts and answers, stop tokens included
 
 
 def read_body(
@@ -82,7 +85,7 @@ def read_body(
     if kind == "chat":
         prompts = [_dialog(body.get("messages"), tokenizer, dialect)]
     else:
-        prompts = _texts(body.get("prompt"), tokenizer)
+        prompts = _prompts(body.get("prompt"), tokenizer)
     samples = _number(body, "n", 1, int, 1, _MOST_SAMPLES)
     length = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     room = window - max(map(len, prompts))
@@ -105,9 +108,14 @@ def read_body(
     options = body.get("stream_options") or {}
     if not isinstance(options, dict):
         raise Refused("`stream_options` must be an object.", "stream_options")
-    ends = frozenset(tokenizer.stop_ids)
+    ends = frozenset(() if _flag(body, "ignore_eos") else tokenizer.stop_ids)
+    if body.get("stop_token_ids") is not None:
+        ends |= set(_ids(body["stop_token_ids"], tokenizer, "stop_token_ids"))
+    stream, ids = _flag(body, "stream"), _flag(body, "return_token_ids")
+    if stream and ids:
+        raise Refused("`return_token_ids` is not offered for a stream: leave one of them out.", "return_token_ids")
     requests = tuple(Request(tuple(prompt), samples, sampling, ends) for prompt in prompts)
-    return Wish(requests, tuple(stops), _flag(body, "stream"), _flag(options, "include_usage"), _logprobs(body, kind))
+    return Wish(requests, tuple(stops), stream, _flag(options, "include_usage"), _logprobs(body, kind), ids)
 
 
 def _dialog(messages: object, tokenizer: Tokenizer, dialect: str) -> list[int]:
@@ -141,14 +149,28 @@ def _content(content: object, i: int) -> object:
     return "".join(str(text) for text in texts)
 
 
-def _texts(prompt: object, tokenizer: Tokenizer) -> list[list[int]]:
+def _prompts(prompt: object, tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of texts, each after the begin-of-text token, or of prompts that are ids, as they stand."""
     texts = [prompt] if isinstance(prompt, str) else prompt
+    if isinstance(texts, list) and texts and isinstance(texts[0], int):
+        texts = [texts]
+    if isinstance(texts, list) and texts and isinstance(texts[0], list):
+        return [_ids(ids, tokenizer, "prompt") for ids in texts]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise Refused("`prompt` must be a text or a list of texts.", "prompt")
+        raise Refused("`prompt` must be a text, a list of texts, a list of token ids, or a list of such lists.", "prompt")
     try:
         return [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(texts)]
     except UserError as error:
         raise Refused(str(error), "prompt") from None
+
+
+def _ids(ids: object, tokenizer: Tokenizer, key: str) -> list[int]:
+    if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise Refused(f"`{key}`: token ids must be a list of whole numbers.", key)
+    wrong = next((i for i in ids if not 0 <= i < tokenizer.vocab_size), None)
+    if wrong is not None:
+        raise Refused(f"`{key}`: the vocabulary of {tokenizer.vocab_size:,} has no token {wrong}.", key)
+    return ids
 
 
 def _number(body: Mapping[str, Any], key: str, default: Any, kind: type, low: float, high: float) -> Any:
