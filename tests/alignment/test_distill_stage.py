@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training_standin import on_two_ranks
 
 from herd.alignment import distill_stage
 from herd.config.errors import UserError
@@ -154,6 +155,25 @@ def test_labels_by_a_model_and_going_on_after_an_interruption(made, tmp_path, mo
 def _divide_by_turns(labelled, *_):
     """An untrained judge says the same of all: divide without asking for both classes."""
     return labelled[::2], labelled[1::4], labelled[3::4]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_two_ranks_make_what_one_makes(made, tmp_path, monkeypatch, strategy):
+    settings = ["labels.documents=130", "labels.description='Is it good? {text}'", "epochs=1"]
+    inputs = ("tokens", "curate", "judge")
+    monkeypatch.setattr(distill_stage, "divide", _divide_by_turns)
+    one = run(made, tmp_path / "one", *settings, inputs=inputs)
+    two = [*settings, f"parallel@trainer={strategy}", "trainer.devices=2"]
+    assert on_two_ranks(lambda rank: run(made, tmp_path / "two", *two, inputs=inputs) and None) == [0, 0]
+    both = run(made, tmp_path / "two", *settings, inputs=inputs)  # is there
+    labels = [pq.read_table(artifact / "labels.parquet").to_pydict() for artifact in (one, both)]
+    assert labels[0] == labels[1]
+    encoders = [load_encoder(artifact / "encoder").state_dict() for artifact in (one, both)]
+    for name, weight in encoders[0].items():
+        torch.testing.assert_close(encoders[1][name], weight, rtol=0, atol=1e-5, msg=name)
+    assert one.metrics.keys() == both.metrics.keys()
+    assert both.metrics["train_loss"] == pytest.approx(one.metrics["train_loss"], abs=1e-5)
+    assert both.metrics["documents_scored"] == 330
 
 
 def test_labels_by_a_reward_model(made, tmp_path):

@@ -1,6 +1,7 @@
 """The stages that train, shared by two processes (DDP and FSDP2 over gloo): what one process makes, killed and resumed too."""
 
 import shutil
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from posttraining import dialogs, preferences, tiny_model, tokenizer
 from training_standin import Killed, on_two_ranks
 
-from herd.alignment import dpo_stage, reward_stage, sft_stage
+from herd.alignment import dpo_stage, reference_cache, reward_stage, sft_stage
 from herd.config.loader import compose
 from herd.dialog.rows import write_jsonl
 from herd.model.io import load_model, load_reward_model, read_weights, save_model
@@ -52,7 +53,7 @@ class Ranks:
         for name in ("tokens", "model", "rows"):
             write_json(root / name / "manifest.json", {"stage": name, "address": name, "metrics": {}, "outputs": {}})
 
-    def run(self, stage: Stage, name: str, strategy: str = "single", devices: int = 1) -> Artifact:
+    def run(self, stage: Stage, name: str, strategy: str = "single", devices: int = 1, **trainer: int) -> Artifact:
         rows, model = str(self.root / "rows"), str(self.root / "model")
         inputs = {
             "sft": {"base": model, "dialogs": {"seed": rows}},
@@ -60,7 +61,7 @@ class Ranks:
             "dpo": {"model": model, "preferences": rows},
         }[stage.name]
         config = self.configs[stage.name]
-        config = replace(config, trainer=replace(config.trainer, strategy=strategy, devices=devices))
+        config = replace(config, trainer=replace(config.trainer, strategy=strategy, devices=devices, **trainer))
         return execute(stage, config, {"tokens": str(self.root / "tokens"), **inputs}, self.root / name, "run")
 
 
@@ -74,18 +75,23 @@ def alone(ranks) -> dict[str, Artifact]:
     return {stage.name: ranks.run(stage, "alone") for stage in STAGES}
 
 
-def learnt(artifact: Artifact) -> list[dict[str, float]]:
+# Means over micro-batches of their extremes, as TRL's are.
+OF_MICRO_BATCHES = {"min_reward", "max_reward"}
+
+
+def learnt(artifact: Artifact, without: Set[str] = frozenset()) -> list[dict[str, float]]:
     """Rows of metrics without what a clock or the machine decides."""
     rows = read_metrics(artifact / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not ((field := field_of(name)) and field.measured)} for row in rows]
+    clocked = {name for row in rows for name in row if (field := field_of(name)) and field.measured}
+    return [{name: value for name, value in row.items() if name not in clocked | without} for row in rows]
 
 
-def assert_equal(one: Artifact, other: Artifact) -> None:
+def assert_equal(one: Artifact, other: Artifact, without: Set[str] = frozenset()) -> None:
     """But for the rounding of sums taken in another order."""
     expected, found = read_weights(one / "model"), read_weights(other / "model")
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5, msg=name)
-    rows, others = learnt(one), learnt(other)
+    rows, others = learnt(one, without), learnt(other, without)
     assert [row.keys() for row in others] == [row.keys() for row in rows]
     for row, same in zip(rows, others, strict=True):
         assert same == pytest.approx(row, rel=1e-4, abs=1e-5)
@@ -115,7 +121,7 @@ def test_two_ranks_make_what_one_makes(ranks, alone, strategy, monkeypatch):
             ranks.run(stage, f"{strategy}-both", strategy, 2)
 
     assert on_two_ranks(work) == [0, 0]
-    monkeypatch.setattr(dpo_stage, "reference_logprobs", lambda *args: pytest.fail("the reference's numbers are there"))
+    monkeypatch.setattr(reference_cache, "reference_logprobs", lambda *args: pytest.fail("the reference's numbers are there"))
     for stage in STAGES:
         assert len(learnt(alone[stage.name])) > KILLED_AT
         both = ranks.run(stage, f"{strategy}-both")  # is there
@@ -126,3 +132,11 @@ def test_two_ranks_make_what_one_makes(ranks, alone, strategy, monkeypatch):
             load_reward_model(both / "model")
         else:
             load_model(both / "model")
+
+
+def test_micro_batches_that_hold_a_whole_step_are_cut_for_the_ranks(ranks):
+    """As the defaults are: the same pairs, rows and comparisons in a step, so the same result."""
+    whole = {"micro_batch_tokens": 8192}
+    assert on_two_ranks(lambda rank: [ranks.run(stage, "cut-both", "ddp", 2, **whole) for stage in STAGES] and None) == [0, 0]
+    for stage in STAGES:
+        assert_equal(ranks.run(stage, "whole", **whole), ranks.run(stage, "cut-both", **whole), OF_MICRO_BATCHES)

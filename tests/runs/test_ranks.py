@@ -12,7 +12,7 @@ import pytest
 from herd.config.errors import UserError
 from herd.runs import ranks
 from herd.runs.lock import is_locked, locked
-from herd.runs.ranks import OwnError, find_launch, first_process, speaks
+from herd.runs.ranks import OwnError, find_launch, first_process, in_turn, place_among, speaks
 from herd.runs.stage import Inputs, Stage, StageRun, execute
 
 VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
@@ -236,3 +236,30 @@ def test_ranks_are_read_as_launchers_set_them(monkeypatch: pytest.MonkeyPatch, v
     assert found.first == first_process(4) == (rank == "0")
     assert find_launch(1) is None
     assert first_process(1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({}, (0, 0)),
+        ({"RANK": "3", "LOCAL_RANK": "1"}, (3, 1)),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "1"}, (3, 1)),
+        ({"SLURM_PROCID": "2", "SLURM_LOCALID": "0"}, (2, 0)),
+        ({"RANK": "1", "LOCAL_RANK": "1", "SLURM_PROCID": "0"}, (1, 1)),
+    ],
+)
+def test_a_process_knows_its_place_in_the_run_and_on_its_machine(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], place: tuple[int, int]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert place_among(devices=2, nodes=2) == place
+    assert place_among(devices=1, nodes=1) == (0, 0)
+
+
+def test_every_process_comes_to_every_piece_beginning_with_its_own() -> None:
+    orders = [in_turn(10, rank, 3) for rank in range(3)]
+    assert orders[1] == [1, 4, 7, 8, 5, 2, 9, 6, 3, 0]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert sorted(piece for order, own in zip(orders, (4, 3, 3), strict=True) for piece in order[:own]) == list(range(10))
+    assert sorted(in_turn(2, 5, 8)) == [0, 1]

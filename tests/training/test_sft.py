@@ -15,7 +15,7 @@ from herd.dialog.rows import Counted
 from herd.runs.stage import StageRun
 from herd.training.fit import fit
 from herd.training.optimizer import OptimizerConfig
-from herd.training.sequences import EpochSteps, fit_window, group_size, pack_sequences
+from herd.training.sequences import EpochSteps, fit_window, group_size, pack_sequences, shared_size
 from herd.training.sft import SFTModule, resample, rows_nll, sft_loss, sft_sequences, sft_steps
 from herd.training.steps import StepBatch
 from herd.training.trainer_config import TrainerConfig
@@ -173,6 +173,14 @@ def test_the_order_is_that_of_the_seed_and_epochs_are_rounded_to_steps():
 
     assert [source(0).units_of(s) for s in range(3)] != [source(1).units_of(s) for s in range(3)]
     assert [len(source(epochs=epochs)) for epochs in (0.1, 0.6, 1.6, 2)] == [1, 2, 5, 6]
+
+
+def test_micro_batches_are_cut_so_that_processes_share_them_equally():
+    assert [shared_size(4, 16, processes) for processes in (1, 2, 4)] == [16, 2, 1]
+    assert shared_size(5, 5, 2) == 3  # 3 + 2
+    assert shared_size(16, 4, 2) == 4  # four of four, as for one process
+    assert shared_size(8, 8, 4, parts=2) == 4
+    assert (shared_size(4, 4, 3), shared_size(2, 2, 4)) == (4, 2)  # there is none: refused when the step is made
 
 
 def test_group_size_divides_the_batch_and_fits():

@@ -29,13 +29,15 @@ from herd.model.io import load_model, load_reward_model
 from herd.model.transformer import Transformer
 from herd.runs.atomic import sha256_file, write_bytes, write_json
 from herd.runs.progress import progress
+from herd.runs.ranks import in_turn, place_among
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.runs.tables import TableWriter
 from herd.training.encoder import EncoderModule, encoder_logits, encoder_sequences, encoder_steps
 from herd.training.reward import score_responses
 from herd.training.schedule import step_schedule
 from herd.training.sequences import TrainingSequence
-from herd.training.trainer_config import EXECUTION, processes_of
+from herd.training.surroundings import require_devices
+from herd.training.trainer_config import EXECUTION, TrainerConfig, processes_of
 
 KINDS = ("model", "reward", "file")
 _CHUNK = 64  # documents labelled between two saves
@@ -85,6 +87,7 @@ class DistillConfig(FineTuning):
 
 def run(config: DistillConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any]:
     require_dialect("distill-classifier", config.dialect, {name: inputs.get(name) for name in ("reward", "judge")})
+    require_devices(config.trainer)  # before labels are made, rather than after
     tokenizer = load_tokenizer(inputs)
     documents = inputs.get("documents")
     folder = None if documents is None else documents / "documents"
@@ -105,10 +108,13 @@ def run(config: DistillConfig, inputs: Inputs, stage_run: StageRun) -> dict[str,
         config.trainer.micro_batch_tokens,
         config.epochs,
         config.seed,
+        config.trainer.processes,
     )
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
     module = EncoderModule(encoder, config.optimizer, schedule)
     result = train(module, source, config, encoder.backbone.config, stage_run)
+    if not stage_run.writes:
+        return {}  # the first process measures and scores
     encoder = module.model
 
     def logits(texts: Sequence[str]) -> np.ndarray:
@@ -168,12 +174,13 @@ def _labels(
         raise UserError(f"labels.kind={labels.kind} needs inputs.documents=FOLDER (what `herd curate` made).")
     chosen = choose_documents(document_files(folder, "train"), labels.documents, config.seed)
     if labels.kind == "reward":
-        rewards = _by_chunks(chosen, _rewarder(config, inputs, tokenizer), stage_run, columns=1)
+        rewards = _by_chunks(chosen, _rewarder(config, inputs, tokenizer), config.trainer, stage_run, columns=1)
         stated = by_rank(rewards[:, 0].tolist(), labels.positive_share)
         names: tuple[str, ...] = ("low", "high")
     else:
         names = tuple(sorted(labels.answers, key=lambda name: (name == labels.positive, name)))
-        stated = _by_chunks(chosen, _judge(config, names, inputs, tokenizer), stage_run, columns=len(names))
+        judge = _judge(config, names, inputs, tokenizer)
+        stated = _by_chunks(chosen, judge, config.trainer, stage_run, columns=len(names))
     _save_labels(stage_run.folder / "labels.parquet", chosen, stated, names)
     found = [Labelled(name, text, name, tuple(row)) for (name, text), row in zip(chosen, stated.tolist(), strict=True)]
     return names, found
@@ -190,18 +197,22 @@ def _positive_last(classes: tuple[str, ...], found: list[Labelled], positive: st
 Labeller = Callable[[list[str]], np.ndarray]  # texts -> (texts, columns)
 
 
-def _by_chunks(chosen: Sequence[tuple[str, str]], label: Labeller, stage_run: StageRun, columns: int) -> np.ndarray:
-    """Label all documents; each finished chunk lies in the scratch folder, where an interrupted run finds it."""
-    parts = []
+def _by_chunks(
+    chosen: Sequence[tuple[str, str]], label: Labeller, trainer: TrainerConfig, stage_run: StageRun, columns: int
+) -> np.ndarray:
+    """Label all documents; finished chunks lie in the scratch folder, where an interrupted run finds them and the processes of
+    a run those of each other.
+    """
+    starts = range(0, len(chosen), _CHUNK)
+    paths = [stage_run.scratch / f"labels-{first:09d}.f64" for first in starts]
+    rank, _ = place_among(trainer.devices, trainer.nodes)
     with progress("labelling documents", len(chosen), "documents") as bar:
-        for first in range(0, len(chosen), _CHUNK):
-            path = stage_run.scratch / f"labels-{first:09d}.f64"
-            texts = [text for _, text in chosen[first : first + _CHUNK]]
-            if not path.exists():
-                write_bytes(path, np.ascontiguousarray(label(texts), np.float64).tobytes())
-            parts.append(np.frombuffer(path.read_bytes()).reshape(len(texts), columns))
+        for chunk in in_turn(len(paths), rank, trainer.processes):
+            texts = [text for _, text in chosen[starts[chunk] : starts[chunk] + _CHUNK]]
+            if not paths[chunk].exists():
+                write_bytes(paths[chunk], np.ascontiguousarray(label(texts), np.float64).tobytes())
             bar.advance(len(texts))
-    return np.concatenate(parts) if parts else np.zeros((0, columns))
+    return np.concatenate([np.zeros(0), *(np.frombuffer(path.read_bytes()) for path in paths)]).reshape(len(chosen), columns)
 
 
 def _judge(config: DistillConfig, names: Sequence[str], inputs: Inputs, tokenizer: Tokenizer) -> Labeller:

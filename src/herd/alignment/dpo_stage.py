@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from herd.alignment.fine_tuning import FineTuning, load_tokenizer, load_writer, require_rows, train
 from herd.alignment.length_limit import HEADLINE, length_limit, told
+from herd.alignment.reference_cache import cached_reference
 from herd.config.errors import UserError, nearest
 from herd.dialog.preferences import PreferenceFilter, read_preferences
 from herd.dialog.rows import Counted
 from herd.dialog.trained_in import require_dialect, require_tokenizer
-from herd.model.device import find_device
-from herd.model.io import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
-from herd.model.transformer import Transformer
-from herd.runs.atomic import atomic_file, sha256_file
+from herd.model.io import load_model, save_model
 from herd.runs.stage import Inputs, Stage, StageRun
 from herd.runs.statistics import clustered_wilson
-from herd.training.dpo import ROWS, DPOModule, DPOObjective, DPOSteps, fitting_pairs, heldout_terms, reference_logprobs
-from herd.training.engine import engine
+from herd.training.dpo import ROWS, DPOModule, DPOObjective, DPOSteps, fitting_pairs, heldout_terms
 from herd.training.schedule import step_schedule
 from herd.training.trainer_config import EXECUTION, processes_of
 
@@ -69,8 +62,9 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         config.epochs,
         config.seed,
         config.row,
+        config.trainer.processes,
     )
-    source.reference = cached_reference(model, source, config, stage_run, folder)
+    source.reference = cached_reference(model, source, config.trainer, stage_run, folder)
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
     module = DPOModule(model, config.optimizer, schedule)
     module.objective = config.objective
@@ -93,33 +87,6 @@ def run(config: DPOConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
         "rows": rows,
         **too_long,
     }
-
-
-def cached_reference(
-    model: Transformer, source: DPOSteps, config: DPOConfig, stage_run: StageRun, folder: Path
-) -> list[torch.Tensor]:
-    """The reference's log-probabilities, kept in the scratch folder for a run that resumes.
-
-    They are computed as training computes the policy's: same precision, 8-bit linear maps included, same attention, compiled or
-    not. A reference in another arithmetic would move every log-ratio by the difference, and the pull back would be towards that.
-
-    Their name holds the hash of all that they depend on: the reference in ``folder``, its weights and its configuration (the same
-    weights at another RoPE base give other numbers); the rows as they are laid out (tokens, masks, grouping); the arithmetic.
-    """
-    trainer = config.trainer
-    bf16, how = trainer.precision == "bf16", replace(trainer.engine, recompute="none")  # nothing is kept to compute again
-    reference_files = tuple(sha256_file(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE))
-    made_from = (reference_files, source.fingerprint(), trainer.accelerator, bf16, how, torch.__version__)
-    path = stage_run.scratch / f"reference-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:32]}.pt"
-    if path.exists():
-        cached: list[torch.Tensor] = torch.load(path, weights_only=True)
-        return cached
-    device = find_device("cuda" if trainer.accelerator == "gpu" else "cpu")
-    with engine(model.to(device), how, trainer.accelerator):
-        reference = reference_logprobs(model, source.groups, device, bf16)
-    with atomic_file(path) as file:  # every rank of a run computes them
-        torch.save(reference, file)
-    return reference
 
 
 STAGE = Stage(

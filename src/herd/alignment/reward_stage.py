@@ -73,6 +73,7 @@ def run(config: RewardConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         config.epochs,
         config.seed,
         config.objective,
+        config.trainer.processes,
     )
     model = RewardModel(backbone, config.seed)
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))

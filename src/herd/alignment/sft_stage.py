@@ -51,7 +51,14 @@ def run(config: SFTConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, Any
     require_rows("sft", rows)
     micro_batch_rows = max(1, config.trainer.micro_batch_tokens // config.window)
     source = sft_steps(
-        sequences, config.window, tokenizer.pad_id, config.batch_size, micro_batch_rows, config.epochs, config.seed
+        sequences,
+        config.window,
+        tokenizer.pad_id,
+        config.batch_size,
+        micro_batch_rows,
+        config.epochs,
+        config.seed,
+        config.trainer.processes,
     )
     schedule = step_schedule(config.schedule, config.optimizer.lr, len(source))
     module = SFTModule(model, config.optimizer, schedule)

@@ -61,6 +61,31 @@ def _rank() -> str | None:
     return found if found is not None else os.environ.get("SLURM_PROCID")
 
 
+def place_among(devices: int, nodes: int) -> tuple[int, int]:
+    """Of a run that devices x nodes processes share: this process's number among all, and among those of its machine, whose
+    device of that number is its own. (0, 0) in a run of its own, and where no launch has started this process.
+    """
+    given = os.environ
+    if devices * nodes == 1 or _rank() is None:
+        return 0, 0
+    if "RANK" not in given and "LOCAL_RANK" not in given:
+        return int(given["SLURM_PROCID"]), int(given.get("SLURM_LOCALID", 0))
+    local = int(given.get("LOCAL_RANK", 0))
+    node = int(given.get("NODE_RANK", given.get("GROUP_RANK", 0)))
+    return int(given.get("RANK", node * devices + local)), local
+
+
+def in_turn(pieces: int, rank: int, processes: int) -> list[int]:
+    """All pieces of a work that processes share, in the order in which this one looks for what is not done yet: its own share
+    first, then each other's from its end.
+
+    Whoever is done early helps, and nobody waits for one that has died. A piece may be made twice, with the same result.
+    """
+    own = range(rank, pieces, processes)
+    others = (range((rank + further) % processes, pieces, processes) for further in range(1, processes))
+    return [*own, *(piece for share in others for piece in reversed(share))]
+
+
 def outside_launch() -> dict[str, str]:
     """The environment for a process of one's own, which is no part of the launch that has started this one."""
     return {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCH and not k.startswith("TORCHELASTIC_")}

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from herd.objectives.dpo import LOSSES, SMOOTHED, dpo_loss
 from herd.runs.seeds import stream
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
-from herd.training.sequences import EpochSteps, Group, SequenceRows, TrainingSequence, alone, group_size, one_row
+from herd.training.sequences import EpochSteps, Group, SequenceRows, TrainingSequence, alone, group_size, one_row, shared_size
 from herd.training.steps import StepBatch, Unmade, to_device
 
 ROWS = ("block", "separate")  # the prompt once for both responses, or a copy for each: the same numbers
@@ -150,6 +151,8 @@ class DPOSteps(EpochSteps):
 
     A group is a micro-batch; its row never changes, so that log-probabilities of the reference computed on it
     are the ones that the policy would have. Groups are drawn once from `seed`; their order changes with the epoch.
+    Where processes could not share a step's groups, each is drawn as for one process and then cut into smaller ones, so
+    that a step trains on the same pairs.
     """
 
     def __init__(
@@ -161,47 +164,54 @@ class DPOSteps(EpochSteps):
         epochs: float,
         seed: int,
         row: str = "block",
+        processes: int = 1,
     ) -> None:
         sizes = [len(pair) if row == "block" else sum(map(len, pair.separate())) for pair in pairs]
         size = group_size(batch_size, max(sizes, default=1), micro_batch_tokens)
         order = stream(seed, "dpo groups").permutation(len(pairs))
         drawn = [[int(i) for i in order[at : at + size]] for at in range(0, len(order), size)]
+        smaller = shared_size(size, size, processes, batch_size // size)
+        cut = [[unit[at : at + smaller] for at in range(0, len(unit), smaller)] for unit in drawn]
+        members = [group for unit in cut for group in unit]  # of each group, its pairs
+        ends = np.cumsum([len(unit) for unit in cut]).tolist()
+        groups_of = [range(end - len(unit), end) for unit, end in zip(cut, ends, strict=True)]
         # Made when they are asked for: a rank lays out no rows but its own.
         self.groups: Sequence[DPORows] = Unmade(
-            range(len(drawn)), lambda numbers: (dpo_rows([pairs[i] for i in drawn[n]], objective, row) for n in numbers)
+            range(len(members)), lambda numbers: (dpo_rows([pairs[i] for i in members[n]], objective, row) for n in numbers)
         )
         self.reference: list[Tensor] = []  # of each group; set before training
-        self._made_from = (drawn, row, objective.ld_alpha, pairs)
-        tokens = [sum(sizes[i] for i in group) for group in drawn]
+        self._made_from = (members, row, objective.ld_alpha, pairs)
+        tokens = [sum(sizes[i] for i in group) for group in members]
         laid_out = [[pair] if row == "block" else [alone(s) for s in pair.separate()] for pair in pairs]
-        squares = [sum(part.square for i in group for part in laid_out[i]) for group in drawn]
-        targets = [sum(int(r.trained[1:].sum()) for i in group for r in pairs[i].responses) for group in drawn]
+        squares = [sum(part.square for i in group for part in laid_out[i]) for group in members]
+        targets = [sum(int(r.trained[1:].sum()) for i in group for r in pairs[i].responses) for group in members]
 
         def build(step: int, units: list[int]) -> StepBatch:
             assert self.reference, "the reference's log-probabilities come before training"
+            groups = [group for unit in units for group in groups_of[unit]]
 
             def make(numbers: range) -> Iterator[DPOBatch]:
-                return (DPOBatch(self.groups[units[n]], self.reference[units[n]]) for n in numbers)
+                return (DPOBatch(self.groups[groups[n]], self.reference[groups[n]]) for n in numbers)
 
             return StepBatch(
                 step,
-                Unmade(range(len(units)), make),
-                float(sum(len(drawn[i]) for i in units)),
-                sum(tokens[i] for i in units),
-                sum(squares[i] for i in units),
-                sum(tokens[i] ** 2 for i in units),  # one row each
-                sum(targets[i] for i in units),
+                Unmade(range(len(groups)), make),
+                float(sum(len(members[i]) for i in groups)),
+                sum(tokens[i] for i in groups),
+                sum(squares[i] for i in groups),
+                sum(tokens[i] ** 2 for i in groups),  # one row each
+                sum(targets[i] for i in groups),
             )
 
-        super().__init__(tokens, batch_size // size, epochs, seed, build)
+        super().__init__([sum(tokens[i] for i in of) for of in groups_of], batch_size // size, epochs, seed, build)
 
     def fingerprint(self) -> str:
         """Hash of all that log-probabilities of these groups depend on, but for the model.
 
         That is what the groups are made from, and the first one as it is made, which stands for how they are made.
         """
-        drawn, row, ld_alpha, pairs = self._made_from
-        digest = hashlib.sha256(repr((drawn, row, ld_alpha)).encode())
+        members, row, ld_alpha, pairs = self._made_from
+        digest = hashlib.sha256(repr((members, row, ld_alpha)).encode())
         for pair in pairs:
             for array in (pair.prompt, *(a for r in pair.responses for a in (r.tokens, r.trained, r.preferred))):
                 digest.update(f"{array.dtype} {array.shape}".encode())
@@ -242,9 +252,10 @@ def reference_logprobs(
     model: Transformer, groups: Sequence[DPORows], device: torch.device | str = "cpu", bf16: bool = False
 ) -> list[Tensor]:
     """Log-probabilities of the preference term under `model` for each group, computed as training computes them."""
-    context: AbstractContextManager = torch.autocast(str(device), torch.bfloat16) if bf16 else nullcontext()
+    device = torch.device(device)
+    context: AbstractContextManager = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     with context:
-        return [pair_scores(model, to_device(group.rows, torch.device(device))).logps.cpu() for group in groups]
+        return [pair_scores(model, to_device(group.rows, device)).logps.cpu() for group in groups]
 
 
 def dpo_terms(model: Transformer, batch: DPOBatch, objective: DPOObjective) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.model.encoder import DocumentEncoder
 from herd.training.module import HerdModule, Metrics, without_output_head
 from herd.training.optimizer import OptimizerConfig
-from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, group_size, pack_sequences
-from herd.training.steps import StepBatch
+from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, group_size, pack_sequences, shared_size
+from herd.training.steps import StepBatch, Unmade
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,22 @@ def encoder_steps(
     micro_batch_tokens: int,
     epochs: float,
     seed: int,
+    processes: int = 1,
 ) -> EpochSteps:
-    """Optimizer steps of `batch_size` documents; targets are (documents, classes)."""
+    """Optimizer steps of `batch_size` documents, which processes can share; targets are (documents, classes)."""
     assert len(sequences) == len(targets)
     sizes = [len(sequence) for sequence in sequences]
-    size = group_size(batch_size, max(sizes, default=1), micro_batch_tokens)
+    size = shared_size(batch_size, group_size(batch_size, max(sizes, default=1), micro_batch_tokens), processes)
     wanted = torch.from_numpy(np.asarray(targets, np.float32))
 
     def build(step: int, units: list[int]) -> StepBatch:
         groups = [units[i : i + size] for i in range(0, len(units), size)]
-        batches = [EncoderBatch(pack_sequences([sequences[i] for i in g], window, pad_id), wanted[g]) for g in groups]
-        return StepBatch(step, batches, float(len(units)), sum(sizes[i] for i in units))
+
+        def make(numbers: range) -> Iterator[EncoderBatch]:
+            for group in (groups[n] for n in numbers):
+                yield EncoderBatch(pack_sequences([sequences[i] for i in group], window, pad_id), wanted[group])
+
+        return StepBatch(step, Unmade(range(len(groups)), make), float(len(units)), sum(sizes[i] for i in units))
 
     return EpochSteps(sizes, batch_size, epochs, seed, build)
 

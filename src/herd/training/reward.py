@@ -46,6 +46,7 @@ from herd.training.sequences import (
     group_size,
     one_row,
     pack_groups,
+    shared_size,
 )
 from herd.training.steps import StepBatch, Unmade
 
@@ -232,10 +233,11 @@ def reward_steps(
     epochs: float,
     seed: int,
     objective: RewardObjective | None = None,
+    processes: int = 1,
 ) -> EpochSteps:
-    """Optimizer steps of `batch_size` comparisons."""
+    """Optimizer steps of `batch_size` comparisons, which processes can share."""
     tokens = [layout.tokens(comparison) for comparison in data]
-    size = group_size(batch_size, max(tokens, default=1), micro_batch_tokens)
+    size = shared_size(batch_size, group_size(batch_size, max(tokens, default=1), micro_batch_tokens), processes)
 
     def build(step: int, units: list[int]) -> StepBatch:
         shuffle = stream(seed, "response order", step)

@@ -251,6 +251,21 @@ class EpochSteps:
         return int(self.cumulative[step])
 
 
+def shared_size(batch_size: int, most: int, processes: int, parts: int = 1) -> int:
+    """Units in a micro-batch: ``most`` if processes can then share a step equally, else as many as make the fewest, evenest
+    micro-batches that they can. ``most`` where there are none, which :meth:`StepBatch.check_shares` refuses.
+
+    Args:
+        batch_size: units that are cut into micro-batches.
+        parts: of the step, with so many units each, that are cut apart.
+    """
+    for size in range(most, 0, -1):
+        count = -(-batch_size // size)
+        if parts * count % processes == 0:
+            return most if size == most else -(-batch_size // count)
+    return most
+
+
 def group_size(batch_size: int, tokens_each: int, micro_batch_tokens: int) -> int:
     """The largest divisor of `batch_size` such that so many units of `tokens_each` fit a micro-batch; at least 1."""
     fitting = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and n * tokens_each <= micro_batch_tokens]

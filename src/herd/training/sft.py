@@ -19,7 +19,16 @@ from herd.objectives.cross_entropy import linear_cross_entropy, token_logprobs
 from herd.runs.seeds import stream
 from herd.training.meters import Flops, transformer_flops
 from herd.training.module import HerdModule, Metrics
-from herd.training.sequences import EpochSteps, SequenceRows, TrainingSequence, alone, fit_window, lay_out, pack_sequences
+from herd.training.sequences import (
+    EpochSteps,
+    SequenceRows,
+    TrainingSequence,
+    alone,
+    fit_window,
+    lay_out,
+    pack_sequences,
+    shared_size,
+)
 from herd.training.steps import StepBatch, Unmade
 
 
@@ -65,8 +74,13 @@ def sft_steps(
     micro_batch_rows: int,
     epochs: float,
     seed: int,
+    processes: int = 1,
 ) -> EpochSteps:
-    """Optimizer steps of `batch_rows` packed rows. Rows are packed once; their order changes with the epoch."""
+    """Optimizer steps of `batch_rows` packed rows, which processes can share, in micro-batches of `micro_batch_rows` at most.
+
+    Rows are packed once; their order changes with the epoch.
+    """
+    micro_batch_rows = shared_size(batch_rows, micro_batch_rows, processes)
     rows = best_fit([len(s) for s in sequences], window)
     targets = [sum(int(sequences[i].trained[1:].sum()) for i in row) for row in rows]
     padding = [window - sum(len(sequences[i]) for i in row) for row in rows]

@@ -75,12 +75,15 @@ class StepBatch:
         return replace(self, micro_batches=share)
 
     def check_shares(self, world: int) -> None:
-        """UserError when so many ranks cannot share the step equally, so that some would be idle in every step like it."""
+        """UserError when so many ranks cannot share the step equally, so that some would be idle in every step like it.
+
+        However it is cut: what cuts it has looked for micro-batches that can be shared.
+        """
         count = len(self.micro_batches)
         if count % world:
             raise UserError(
-                f"Step {self.step} has {count} micro-batch{'es' if count > 1 else ''}, which {world} processes cannot share "
-                "equally: lower trainer.micro_batch_tokens or change the batch size."
+                f"batch_size cannot be shared equally by {world} processes (step {self.step} has {count} "
+                f"micro-batch{'es' if count > 1 else ''}, however it is cut): make it a multiple of {world}."
             )
 
 

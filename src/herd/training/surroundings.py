@@ -33,13 +33,8 @@ def bf16_slowdown() -> float:
     return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
-@contextmanager
-def surroundings(config: TrainerConfig) -> Iterator[None]:
-    """Threads as configured, Lightning's chatter off.
-
-    Raises:
-        UserError: several devices without a way to share, or without processes to use them; a GPU that is not there.
-    """
+def require_devices(config: TrainerConfig) -> None:
+    """UserError for several devices without a way to share, or without processes to use them; for a GPU that is not there."""
     if config.processes > 1 and config.strategy == "single":
         raise UserError(f"{config.processes} devices need parallel@trainer=ddp or parallel@trainer=fsdp, not single.")
     if config.processes > 1 and not launched():
@@ -48,7 +43,29 @@ def surroundings(config: TrainerConfig) -> Iterator[None]:
             f"{config.devices} --nnodes {config.nodes} --no-python herd ...`, or by srun."
         )
     if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator = gpu, but torch sees no GPU here: use hardware=cpu.")
+        raise UserError("trainer.accelerator = gpu, but torch sees no GPU here: use hardware@trainer=cpu.")
+
+
+@contextmanager
+def threads_as_asked(config: TrainerConfig) -> Iterator[None]:
+    """As many torch threads on the CPU as configured."""
+    threads = torch.get_num_threads()
+    try:
+        if config.threads and config.accelerator == "cpu":
+            torch.set_num_threads(config.threads)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def surroundings(config: TrainerConfig) -> Iterator[None]:
+    """Threads as configured, Lightning's chatter off.
+
+    Raises:
+        UserError: several devices without a way to share, or without processes to use them; a GPU that is not there.
+    """
+    require_devices(config)
     if config.accelerator == "cpu" and config.precision == "bf16" and first_process(config.processes):
         if not products.CPU_MULTIPLIES_BF16:
             print(
@@ -58,15 +75,12 @@ def surroundings(config: TrainerConfig) -> Iterator[None]:
             )
         elif (times := bf16_slowdown()) > 2:
             print(f"bf16 takes {times:.0f} times as long as fp32 on this processor: use precision@trainer=fp32.", file=sys.stderr)
-    threads = torch.get_num_threads()
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     try:
-        if config.threads and config.accelerator == "cpu":
-            torch.set_num_threads(config.threads)
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with threads_as_asked(config), warnings.catch_warnings():
             # Advice for other set-ups (few workers, no length): the loader is as it is on purpose.
             warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -74,6 +88,5 @@ def surroundings(config: TrainerConfig) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
             yield
     finally:
-        torch.set_num_threads(threads)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
