@@ -81,6 +81,9 @@ def test_the_stage_waits_and_goes_on_with_the_verdicts(annotate, monkeypatch) ->
     assert read_preferences(made / "preferences.jsonl")
     assert stage().path == made.path  # finished: nothing is made again
     fill_in(folder, "ben", lambda i, row: ("b", "better", ""))
+    with pytest.raises(UserError, match=r"^preferences: no pair is left \(annotators_disagree \d+\); add files of verdicts"):
+        stage()
+    fill_in(folder, "ben", lambda i, row: ("a" if i == 3 else "b", "better", ""))
     assert stage().path != made.path  # other verdicts, another result
 
 

@@ -321,6 +321,25 @@ def test_second_round_compares_two_models(made):
     assert all({row.models["chosen"], row.models["rejected"]} == {"a", "b"} for row in rows)
 
 
+def test_no_usable_answer_at_all_is_an_error_with_its_reasons(made):
+    """One token is either a cut answer or the end of an empty one."""
+    inputs = {"tokens": made["tokens"].path, "generator": made["sft"].path, "reward": made["reward"].path}
+    asked = ("prompts=3", "samples=2", "max_new_tokens=1")
+    with pytest.raises(UserError, match=r"^reject: no prompt has an answer to keep \(no_finished_answer 3\); raise max_new_tok"):
+        made["round"].run(reject_stage.STAGE, inputs | {"prompts": made["dialogs"].path}, *asked, node="none")
+
+
+def test_no_pair_at_all_is_an_error_with_its_reasons(made, tmp_path, monkeypatch):
+    real, inputs = preferences_stage.flawed, {"dialogs": made["dialogs"].path}
+    monkeypatch.setattr(preferences_stage, "flawed", lambda *a: {name: [two[0]] * 2 for name, two in real(*a).items()})
+    with pytest.raises(UserError, match=r"^preferences: no pair is left \(chosen_equals_rejected 9\); the two answers are the same"):
+        made["round"].run(preferences_stage.STAGE, inputs, "prompts=9", node="none")
+    people = f"annotation.folder={tmp_path / 'people'}"
+    with pytest.raises(UserError, match=r"^preferences: no pair is left to be judged \(chosen_equals_rejected 9\); "):
+        made["round"].run(preferences_stage.STAGE, inputs, "prompts=9", people, node="none")
+    assert not (tmp_path / "people").exists()  # nothing goes out that nobody could judge
+
+
 def test_one_model_alone_cannot_be_compared(made):
     inputs = {"dialogs": made["dialogs"].path, "tokens": made["tokens"].path, "models": {"a": made["dpo-a"].path}}
     with pytest.raises(UserError, match="two or more `models`"):

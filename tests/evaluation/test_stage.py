@@ -127,5 +127,7 @@ def test_an_unknown_judge_or_task_is_refused(evaluated: tuple[Artifact, dict], t
         execute(STAGE, wrong, made["inputs"], tmp_path, "bad")
     with pytest.raises(UserError, match="Unknown evaluation task 'needel'"):
         configure("evaluate", "tasks=[needel]")
+    with pytest.raises(UserError, match=r"evaluate.tasks is empty, nothing would be measured: name some of bits_per_byte, "):
+        configure("evaluate", "tasks=[]")
     with pytest.raises(UserError, match="device='cuda:99'"):
         execute(STAGE, replace(made["config"], device="cuda:99"), made["inputs"], tmp_path, "bad")

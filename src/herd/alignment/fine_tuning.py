@@ -63,18 +63,27 @@ def train(module: HerdModule, source: EpochSteps, config: FineTuning, model: Mod
     return result
 
 
-def require_rows(command: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """UserError, with the reasons counted, when no row of any source is left to train on.
+def require_rows(
+    command: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    missing: str = "row is left to train on",
+    remedies: Mapping[str, str] | None = None,
+) -> None:
+    """UserError, with the reasons counted, when no row of any source is left.
 
     Args:
-        command: the command that trains.
+        command: the command that needs them.
         rows: source -> {"kept": count, "dropped": {reason: count}}, as `Counted.to_dict` gives.
+        missing: what there is none of, for the message.
+        remedies: reason -> what to do where most are dropped for it.
     """
     if any(counts["kept"] for counts in rows.values()):
         return
-    reasons = sum((Counter(counts["dropped"]) for counts in rows.values()), Counter[str]())
-    why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "the input is empty"
-    raise UserError(f"{command}: no row is left to train on ({why}); loosen filter.* or window, or give more data.")
+    reasons = sum((Counter(counts["dropped"]) for counts in rows.values()), Counter[str]()).most_common()
+    why = ", ".join(f"{reason} {count}" for reason, count in reasons) or "the input is empty"
+    otherwise = "loosen filter.* or window, or give more data" if remedies is None else "give more prompts or another model"
+    remedy = (remedies or {}).get(reasons[0][0], otherwise) if reasons else otherwise
+    raise UserError(f"{command}: no {missing} ({why}); {remedy}.")
 
 
 def load_writer(command: str, name: str, artifact: Artifact) -> Transformer:

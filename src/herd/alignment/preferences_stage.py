@@ -14,7 +14,7 @@ from typing import Any
 
 from herd.alignment.annotation import AnnotationConfig, Exchange, Pairs, fingerprint, pair_id
 from herd.alignment.best_stage import BestModels
-from herd.alignment.fine_tuning import load_writer
+from herd.alignment.fine_tuning import load_writer, require_rows
 from herd.alignment.members import require_different
 from herd.alignment.pairs import Candidate, flawed_candidates, make_preference, not_comparable, preference_of_people
 from herd.alignment.verdicts import Verdict, agreement
@@ -31,6 +31,15 @@ from herd.generation.sampler import OwnSampler, SamplingConfig
 from herd.runs.atomic import sha256_json
 from herd.runs.seeds import stream, torch_seed
 from herd.runs.stage import Inputs, Stage, StageRun
+
+REMEDIES = {
+    "prompt_too_long": "lower max_new_tokens, or give models with more positions",
+    "empty_response": "the models answer nothing: train them longer or give others",
+    "chosen_equals_rejected": "the two answers are the same: raise temperature, or give models that differ more",
+    "tie": "no two answers are told apart: give more prompts, or models that differ more",
+    "no_verdict": "add files of verdicts to annotation.folder",
+    "annotators_disagree": "add files of verdicts to annotation.folder, or give more prompts",
+}
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,7 @@ def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[
         rows = {split: judged_by_rule(config, prompts[split], candidates[split], counted[split]) for split in prompts}
     for split, file in (("train", "preferences.jsonl"), ("heldout", "heldout.jsonl")):
         write_jsonl(stage_run.folder / file, (row for _, row in rows[split]))
+    require_rows("preferences", {"train": counted["train"].to_dict()}, "pair is left", REMEDIES)
     metrics = {split: summary([preference for preference, _ in rows[split]], counted[split]) for split in rows}
     return {"pairs": metrics["train"]["kept"], "heldout_pairs": metrics["heldout"]["kept"]} | agreed | metrics
 
@@ -146,6 +156,8 @@ def judged_by_people(
             for reason in filter(None, reasons.values()):
                 counted[split].drop(reason)
             comparable[split] = {prompt: two for prompt, two in candidates.items() if reasons[prompt] is None}
+        left = {"kept": len(comparable["train"]), "dropped": counted["train"].dropped}
+        require_rows("preferences", {"train": left}, "pair is left to be judged", REMEDIES)
         by_id = {prompt.id: prompt for asked in prompts.values() for prompt in asked}
         dropped = {split: dict(counts.dropped) for split, counts in counted.items()}
         sent = exchange.send(comparable, dropped, by_id, config.seed)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from herd.alignment.best_stage import BestModels
-from herd.alignment.fine_tuning import load_tokenizer, load_writer, mean_interval
+from herd.alignment.fine_tuning import load_tokenizer, load_writer, mean_interval, require_rows
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
@@ -23,6 +23,12 @@ from herd.model.io import load_reward_model
 from herd.runs.seeds import torch_seed
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
 from herd.training.reward import score_if_read
+
+REMEDIES = {
+    "no_finished_answer": "raise max_new_tokens or samples, or train the generator to end its turns",
+    "no_readable_answer": "lower max_new_tokens: answers are longer than the reward model reads",
+    "prompt_too_long": "lower max_new_tokens, or give models with more positions",
+}
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
                 "score": own_grades[best],
             }
         )
+    require_rows("reject", {"prompts": counted.to_dict()}, "prompt has an answer to keep", REMEDIES)
     write_jsonl(stage_run.folder / "dialogs.jsonl", rows)
     return {
         "reward_best": mean([row["reward"] for row in rows]),

@@ -38,6 +38,8 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         DIALECTS.get(self.dialect)
+        if not self.tasks:
+            raise UserError(f"evaluate.tasks is empty, nothing would be measured: name some of {', '.join(TASKS.names())}.")
         for task in self.tasks:
             TASKS.get(task)
         if len(set(self.tasks)) < len(self.tasks):
