@@ -138,7 +138,7 @@ def _stage(command: str, argv: list[str]) -> None:
         _hydra(command, overrides)
         return
     from herd.config.loader import compose
-    from herd.recipe.graph import highlights, say
+    from herd.recipe.graph import closing, say
     from herd.runs.stage import Artifact
 
     composed = compose(command, overrides)
@@ -150,7 +150,7 @@ def _stage(command: str, argv: list[str]) -> None:
     if stage.show is not None:
         stage.show(Artifact.open(folder))
     else:
-        say(f"{command}: done{highlights(result, stage.headline)}")
+        say(closing(f"{command}: done", result, stage.headline))
     print(folder)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from herd.alignment import dpo_stage, reward_stage
 from herd.alignment.length_limit import length_limit, told
 from herd.dialog.rows import PairLength
-from herd.recipe.graph import highlights
+from herd.recipe.graph import closing
 
 WINDOW = 20
 
@@ -60,7 +60,8 @@ def test_nothing_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert metrics["length_limit"]["heldout"]["reason"] == "nothing is dropped"
     for stage in (dpo_stage.STAGE, reward_stage.STAGE):
-        assert "dropped_too_long 30, dropped_too_long_share 0.25 [0.1811, 0.3344]" in highlights(metrics, stage.headline)
-    told("dpo", {"train": whole, "heldout": cut}, aloud=True)
+        assert "dropped_too_long 30, dropped_too_long_share 0.25 [0.1811, 0.3344]" in closing("dpo", metrics, stage.headline)
+    none = told("dpo", {"train": whole, "heldout": cut}, aloud=True)
+    assert closing("dpo: done", none | {"heldout_pairs": 0}, dpo_stage.STAGE.headline) == "dpo: done (heldout_pairs 0)"
     told("dpo", {"train": cut, "heldout": whole}, aloud=False)
     assert not capsys.readouterr().err

@@ -332,7 +332,9 @@ def test_no_usable_answer_at_all_is_an_error_with_its_reasons(made):
 def test_no_pair_at_all_is_an_error_with_its_reasons(made, tmp_path, monkeypatch):
     real, inputs = preferences_stage.flawed, {"dialogs": made["dialogs"].path}
     monkeypatch.setattr(preferences_stage, "flawed", lambda *a: {name: [two[0]] * 2 for name, two in real(*a).items()})
-    with pytest.raises(UserError, match=r"^preferences: no pair is left \(chosen_equals_rejected 9\); the two answers are the same"):
+    with pytest.raises(
+        UserError, match=r"^preferences: no pair is left \(chosen_equals_rejected 9\); the two answers are the same"
+    ):
         made["round"].run(preferences_stage.STAGE, inputs, "prompts=9", node="none")
     people = f"annotation.folder={tmp_path / 'people'}"
     with pytest.raises(UserError, match=r"^preferences: no pair is left to be judged \(chosen_equals_rejected 9\); "):

@@ -13,7 +13,7 @@ import torch
 
 from herd.alignment.fine_tuning import load_tokenizer, load_writer, with_reference
 from herd.alignment.heldout_pairs import HeldoutPairs
-from herd.alignment.members import Measure, against_best, require_different
+from herd.alignment.members import Measure, against_best, reason_of, require_different
 from herd.config.errors import UserError, nearest
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.preferences import Preference, PreferenceFilter, read_preferences
@@ -96,7 +96,7 @@ def run(config: AverageConfig, inputs: Inputs, stage_run: StageRun) -> dict[str,
         "heldout": {name: len(measure.values) for name, measure in of_mean.items()},
         "less_best_member": {name: asdict(found) for name, found in compared.items()},
         "status": "worse" if any(found.status == "worse" for found in compared.values()) else "ok",
-        "reason": "; ".join(f"{name}: {found.reason}" for name, found in compared.items()),
+        "reason": reason_of(compared),
     }
 
 
@@ -189,7 +189,7 @@ STAGE = Stage(
     config=AverageConfig,
     run=run,
     summary="average the weights of models",
-    headline=("members", "accuracy", "loss", "rewards/accuracies", "rewards/margins", "nll_loss", "status"),
+    headline=("members", "accuracy", "loss", "rewards/accuracies", "rewards/margins", "nll_loss", "status", "reason"),
     optional=("tokens", "heldout", "preferences", "reference"),
     groups=("models",),
 )

@@ -38,6 +38,20 @@ class AgainstBest:
     reason: str
 
 
+def reason_of(compared: Mapping[str, AgainstBest]) -> str:
+    """What :func:`against_best` found in several measures, in one sentence, the worst first."""
+    said = {
+        "worse": "worse by more than the interval than its best member in {}: use that one",
+        "better": "better by more than the interval than its best member in {}",
+        "no_difference_seen": "no difference seen to its best member in {}",
+    }
+    parts = []
+    for status, text in said.items():
+        found = [f"{name} ({one.best_member})" for name, one in compared.items() if one.status == status]
+        parts += [text.format(", ".join(found))] if found else []
+    return f"the mean is {'; '.join(parts)}" if parts[0].startswith(("worse", "better")) else "; ".join(parts)
+
+
 def require_different(command: str, models: Mapping[str, Artifact]) -> None:
     """UserError when two labels name the same model: a comparison or a mean of the two would say nothing."""
     labels: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from herd.recipe.job import Job, make_job
 from herd.recipe.node import Node
 from herd.recipe.rounds import RoundsConfig
 from herd.runs.stage import Artifact, stored
+
+_FIXED_SPACE = "\u00a0"  # at which no line is broken
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def run_recipe(recipe: RecipeConfig) -> Artifact:
         say(f"{title}: {job.stage.summary}")
         clock = time.monotonic()
         artifact = job.execute()
-        say(f"{title}: done in {time.monotonic() - clock:.1f} s{highlights(artifact.metrics, job.stage.headline)}")
+        say(closing(f"{title}: done in {time.monotonic() - clock:.1f} s", artifact.metrics, job.stage.headline))
     assert artifact is not None, "a recipe has at least one stage"
     say(f"{recipe.name}: {len(jobs)} stages, {time.monotonic() - start:.0f} s")
     publish(artifact, Path(recipe.root) / recipe.name)
@@ -134,15 +137,21 @@ def publish(last: Artifact, folder: Path) -> None:
         say(f"Report: {folder / 'report' / 'index.html'}\nSummary: {folder / 'summary.json'}")
 
 
-def highlights(metrics: dict[str, Any], headline: Sequence[str] = (), most: int = 4) -> str:
-    """What a stage's closing line tells: the metrics of its ``headline``, each with its interval where there is one.
+def closing(opening: str, metrics: dict[str, Any], headline: Sequence[str] = (), most: int = 4, columns: int = 100) -> str:
+    """What is said when a stage has ended: the metrics of its ``headline``, each with its interval where there is one.
 
-    Without a headline, the first few plain numbers. A metric that the stage had nothing to make of is left out.
+    Without a headline, the first few plain numbers. A metric that the stage had nothing to make of is left out, and so is a
+    count of what was dropped where nothing was. A sentence that gives the `reason` stands last. What is longer than ``columns``
+    goes on in indented lines; a metric and its value stay in one.
     """
     numbers = [key for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)]
-    chosen = [key for key in headline if metrics.get(key) is not None] or numbers[:most]
+    told = [key for key in headline if metrics.get(key) is not None and (metrics[key] or not key.startswith("dropped"))]
+    chosen = [key for key in told if key != "reason"] or numbers[:most]
     shown = [f"{key} {_plain(metrics[key])}{_bounds(metrics.get(f'{key}_interval'))}" for key in chosen]
-    return f" ({', '.join(shown)})" if shown else ""
+    whole = [part.replace(" ", _FIXED_SPACE).replace(f";{_FIXED_SPACE}", "; ") for part in shown]
+    text = opening + (f" ({', '.join(whole)})" if whole else "") + (f": {metrics['reason']}" if "reason" in told else "")
+    lines = textwrap.wrap(text, columns, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace(_FIXED_SPACE, " ")
 
 
 def _plain(value: Any) -> str:
