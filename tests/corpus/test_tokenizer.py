@@ -142,6 +142,14 @@ def test_token_bytes_count_utf8(tokenizer: Tokenizer) -> None:
     assert b"".join(tokenizer.bytes_of(token) or b"" for token in ids) == text.encode()
 
 
+def test_a_token_added_later_is_spelled_as_it_reads(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_tokens(["a b\n"])  # a blank and a line break are no letters of the byte-level alphabet
+    added = Tokenizer(backend)
+    assert added.bytes_of(tokenizer.vocab_size) == b"a b\n" == added.decode([tokenizer.vocab_size]).encode()
+
+
 def test_training_gives_the_same_bytes_in_another_process(sources: list[str], tmp_path: Path) -> None:
     config = TokenizerConfig(vocab_size=400, special_tokens=16, training_characters=200_000)
     train_tokenizer(sources, config).save(tmp_path / "here")

@@ -1,12 +1,19 @@
-"""A tiny model with its tokenizer beside it, as a stage leaves them."""
+"""A tiny model with its tokenizer beside it, as a stage leaves them, and behind `herd serve`."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from herd.corpus.tokenizer import TokenizerConfig, train_tokenizer
+from herd.corpus.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from herd.dialog.messages import Message, Role
+from herd.dialog.render import render
+from herd.generation.choose import SamplingConfig
+from herd.generation.engine import Engine
+from herd.generation.sampler import generate
+from herd.generation.service import Service
 from herd.model.config import ModelConfig
-from herd.model.io import save_model
+from herd.model.io import load_model, save_model
 from herd.model.transformer import Transformer
 
 
@@ -23,3 +30,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weight.mul_(3)
     save_model(model, folder / "model")
     return folder
+
+
+CHAT = {"messages": [{"role": "user", "content": "what colour?"}], "max_tokens": 12, "seed": 5}
+
+
+@pytest.fixture(scope="session")
+def tokenizer(folder):
+    return Tokenizer.load(folder / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def client(folder, tokenizer):
+    """A client of the tiny model served; ``.engine`` is what draws."""
+    testclient = pytest.importorskip("starlette.testclient", reason="needs the extra `serve`")
+    from herd.generation.openai_app import Served, make_app
+
+    engine = Engine(load_model(folder / "model").requires_grad_(False), 6, 512)
+    served = Served("tiny/dpo", tokenizer, Service(engine), window=96, longest=20, hosts=("testserver",))
+    with testclient.TestClient(make_app(served), raise_server_exceptions=False) as client:
+        client.engine = engine
+        yield client
+
+
+def events(response):
+    """The objects of a stream."""
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def wanted(folder, tokenizer, body):
+    """What the sampler gives for a chat: the prompt's ids, samples, and their texts."""
+    dialog = [Message(Role[m["role"].upper()], m["content"]) for m in body["messages"]]
+    ids = render(dialog, tokenizer, generation_prompt=True).tokens.tolist()
+    sampling = SamplingConfig(body["max_tokens"], body.get("temperature", 1.0), body.get("top_p", 1.0), body["seed"])
+    (samples,) = generate(load_model(folder / "model"), [ids], body.get("n", 1), sampling, tokenizer.stop_ids)
+    return ids, samples, [tokenizer.decode(s.tokens, skip_special_tokens=True) for s in samples]

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from herd.config.errors import UserError
+from herd.generation import likeliest
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Engine, Request
 from herd.generation.pages import PagePool, decode_plan, pages_read
@@ -281,3 +282,44 @@ def test_an_engine_without_room_is_refused(model):
         Engine(model, 0, 96)
     with pytest.raises(UserError, match="max_kv_tokens=63"):
         Engine(model, 1, 63)
+
+
+def test_alternatives_and_the_prompts_own_scores_are_the_models(model):
+    """Also beside others that ask for none, for prompts run together, and for each sample of one."""
+    asked = dataclasses.replace(request(PROMPTS[3], 2), alternatives=4, scored=True)
+    few = dataclasses.replace(request(PROMPTS[0]), alternatives=2, scored=True)
+    engine = Engine(model, 6, 480, 16)
+    numbers = [engine.submit(r) for r in (request(PROMPTS[4]), asked, few)]
+    found = {}
+    while engine.busy:
+        for drawn in engine.step():
+            found.setdefault((drawn.request, drawn.sample), []).append(drawn)
+    assert all(d.alternatives == d.prompt == () for d in found[numbers[0], 0])
+    for number, sample, put, count in ((numbers[1], 0, asked, 4), (numbers[1], 1, asked, 4), (numbers[2], 0, few, 2)):
+        drawn = found[number, sample]
+        tokens = [*put.prompt, *(d.token for d in drawn)]
+        exact = model.logits(model(torch.tensor([tokens])))[0].double().log_softmax(-1)
+        first, *later = drawn
+        assert [(s.token, len(s.alternatives)) for s in first.prompt] == [(t, count) for t in put.prompt[1:]]
+        assert not any(d.prompt for d in later)
+        told = [(of.token, of.logprob, of.alternatives) for of in (*first.prompt, *drawn)]
+        for scores, (token, logprob, alternatives) in zip(exact, told, strict=False):
+            best, ids = scores.topk(count)
+            assert logprob == pytest.approx(float(scores[token]), abs=1e-5)
+            assert [i for i, _ in alternatives] == ids.tolist()
+            assert [score for _, score in alternatives] == pytest.approx(best.tolist(), abs=1e-5)
+            assert all(logprob == score for i, score in alternatives if i == token)  # to the bit: clients compare with ==
+
+
+def test_a_long_prompt_is_scored_in_parts(model, monkeypatch):
+    found = []
+    for rows in (256, 7):
+        monkeypatch.setattr(likeliest, "_ROWS", rows)
+        engine = Engine(model, 4, 480, 16)
+        engine.submit(dataclasses.replace(request(PROMPTS[5]), alternatives=1, scored=True))
+        found.append(engine.step()[0].prompt)
+    assert [s.token for s in found[0]] == PROMPTS[5][1:]
+    assert [s.logprob for s in found[1]] == pytest.approx([s.logprob for s in found[0]], abs=1e-5)
+    assert [(s.token, [i for i, _ in s.alternatives]) for s in found[1]] == [
+        (s.token, [i for i, _ in s.alternatives]) for s in found[0]
+    ]

@@ -4,52 +4,17 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import torch
 
 from herd.cli import main
-from herd.corpus.tokenizer import Tokenizer
-from herd.dialog.messages import Message, Role
-from herd.dialog.render import render
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Engine
-from herd.generation.openai_logprobs import TokenTrail
 from herd.generation.sampler import generate
 from herd.generation.service import Service
 from herd.model.io import load_model
 
+from .conftest import CHAT, events, wanted
+
 testclient = pytest.importorskip("starlette.testclient", reason="needs the extra `serve`")
-
-CHAT = {"messages": [{"role": "user", "content": "what colour?"}], "max_tokens": 12, "seed": 5}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
-    return Tokenizer.load(folder / "tokenizer")
-
-
-@pytest.fixture(scope="module")
-def client(folder, tokenizer):
-    from herd.generation.openai_app import Served, make_app
-
-    engine = Engine(load_model(folder / "model").requires_grad_(False), 6, 512)
-    served = Served("tiny/dpo", tokenizer, Service(engine), window=96, longest=20, hosts=("testserver",))
-    with testclient.TestClient(make_app(served), raise_server_exceptions=False) as client:
-        client.engine = engine
-        yield client
-
-
-def wanted(folder, tokenizer, body):
-    dialog = [Message(Role[m["role"].upper()], m["content"]) for m in body["messages"]]
-    ids = render(dialog, tokenizer, generation_prompt=True).tokens.tolist()
-    sampling = SamplingConfig(body["max_tokens"], body.get("temperature", 1.0), body.get("top_p", 1.0), body["seed"])
-    (samples,) = generate(load_model(folder / "model"), [ids], body.get("n", 1), sampling, tokenizer.stop_ids)
-    return ids, samples, [tokenizer.decode(s.tokens, skip_special_tokens=True) for s in samples]
-
-
-def events(response):
-    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def test_models(client):
@@ -172,58 +137,6 @@ def test_health_ends_with_the_engine(folder, tokenizer):
     assert client.get("/health").status_code == 503
 
 
-@pytest.mark.parametrize("stop", [None, 2])
-def test_logprobs_are_the_models_own_of_the_tokens_whose_text_is_given(client, folder, tokenizer, stop):
-    """Of a whole answer, of one cut by a stop text, and of a stream's parts."""
-    seed = next(s for s in range(99) if len(wanted(folder, tokenizer, CHAT | {"seed": s})[2][0]) > 5)
-    body = CHAT | {"seed": seed, "temperature": 0.7, "logprobs": True, "top_logprobs": 0}
-    ids, (sample,), (text,) = wanted(folder, tokenizer, body)
-    if stop:
-        body |= {"stop": text[stop : stop + 2]}
-    choice = client.post("/v1/chat/completions", json=body).json()["choices"][0]
-    found = choice["logprobs"]["content"]
-    model = load_model(folder / "model")
-    with torch.no_grad():
-        scores = model.logits(model(torch.tensor([[*ids, *sample.tokens]]))).log_softmax(-1)[0, len(ids) - 1 :]
-    own = [t for t in sample.tokens if t not in tokenizer.stop_ids]
-    exact = [float(scores[i, token]) for i, token in enumerate(own)]
-    assert [t["logprob"] for t in found] == pytest.approx(exact[: len(found)], abs=1e-4)
-    assert all({*t} == {"token", "logprob", "bytes", "top_logprobs"} and t["top_logprobs"] == [] for t in found)
-    assert [t["bytes"] and bytes(t["bytes"]) for t in found] == [tokenizer.bytes_of(token) for token in own[: len(found)]]
-    spelled = b"".join(bytes(t["bytes"] or ()) for t in found).decode("utf-8", "replace")
-    assert len(found) == len(own) and spelled == text if not stop else spelled.startswith(choice["message"]["content"])
-    assert choice["logprobs"]["refusal"] is None
-    chunks = events(client.post("/v1/chat/completions", json=body | {"stream": True}))
-    parts = [c["choices"][0]["logprobs"] for c in chunks]
-    assert [t for part in parts if part for t in part["content"]] == found
-    plain = client.post("/v1/chat/completions", json={k: v for k, v in body.items() if "logprobs" not in k}).json()["choices"][0]
-    assert plain == choice | {"logprobs": None}
-
-
-def test_logprobs_of_texts_have_four_lists(client, tokenizer):
-    body = {"prompt": "what", "n": 2, "max_tokens": 6, "seed": 1, "logprobs": 0}
-    for choice in client.post("/v1/completions", json=body).json()["choices"]:
-        told, text = choice["logprobs"], choice["text"]
-        assert told["top_logprobs"] is None
-        assert len(told["tokens"]) == len(told["token_logprobs"]) == len(told["text_offset"])
-        assert all(score <= 0 for score in told["token_logprobs"])
-        for token, at in zip(told["tokens"], told["text_offset"], strict=True):
-            assert "\ufffd" in token or not token or text[at:].startswith(token) or "\ufffd" in text
-
-
-def test_a_character_of_several_tokens_comes_with_the_text_in_which_it_is_whole(tokenizer):
-    trail, text = TokenTrail(tokenizer), "a\u20ac b"
-    ids = [i for byte in text.encode() for i in range(tokenizer.vocab_size) if tokenizer.bytes_of(i) == bytes([byte])]
-    for n, token in enumerate(ids):
-        trail.push(token, -float(n))
-    assert [t.logprob for t in trail.take(1)] == [0.0]
-    assert [(t.offset, t.text) for t in trail.take(2)] == [(1, "\ufffd")] * 3
-    trail.push(tokenizer.eot_id, -9.0)
-    assert [t.spelled for t in trail.take(4)] == [b" ", b"b"]
-    [special] = trail.take(4, last=True)
-    assert (special.spelled, special.text, special.offset) == (None, "<|eot_id|>", 4)
-
-
 def test_requests_at_the_same_time_share_the_batch_and_change_nothing(client):
     bodies = [CHAT | {"seed": seed, "n": 2} for seed in range(8)]
     alone = [client.post("/v1/chat/completions", json=body).json()["choices"] for body in bodies]
@@ -264,11 +177,15 @@ def test_without_a_seed_answers_differ(client):
         ("chat/completions", CHAT | {"tempreature": 1}, 400, "Did you mean 'temperature'", "tempreature"),
         ("chat/completions", CHAT | {"stream": "yes"}, 400, "true or false", "stream"),
         ("chat/completions", CHAT | {"logprobs": 3}, 400, "`logprobs` must be true or false", "logprobs"),
-        ("chat/completions", CHAT | {"logprobs": True, "top_logprobs": 2}, 400, "`top_logprobs` is not offered", "top_logprobs"),
-        ("completions", {"prompt": "a", "logprobs": 5}, 400, "`logprobs` may be 0", "logprobs"),
+        ("chat/completions", CHAT | {"top_logprobs": 2}, 400, "`top_logprobs` needs `logprobs`", "top_logprobs"),
+        ("completions", {"prompt": "a", "logprobs": 21}, 400, "`logprobs` must be a whole number from 0 to 20", "logprobs"),
         ("chat/completions", [], 400, "must be a JSON object", None),
         ("completions", {"prompt": {"text": "a"}}, 400, "`prompt` must be a text", "prompt"),
-        ("completions", {"prompt": "a", "echo": True}, 400, "`echo` is not offered", "echo"),
+        ("completions", {"prompt": [[1, 2], "a"]}, 400, "must be a list of whole numbers", "prompt"),
+        ("completions", {"prompt": [1, True]}, 400, "must be a list of whole numbers", "prompt"),
+        ("completions", {"prompt": "a", "max_tokens": 0}, 400, "`max_tokens` must be a whole number 1 or more", "max_tokens"),
+        ("completions", {"prompt": "a", "echo": 1}, 400, "`echo` must be true or false", "echo"),
+        ("chat/completions", CHAT | {"echo": True}, 400, "Unknown key `echo`", "echo"),
         ("completions", {"prompt": "\ud800"}, 400, "surrogate", "prompt"),
         ("embeddings", {}, 404, "POST /v1/embeddings: Not Found", None),
     ],

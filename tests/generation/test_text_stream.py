@@ -31,3 +31,13 @@ def test_a_cut_character_shows_at_the_end_only(tokenizer):
     assert [stream.push(token) for token in most] == ["a", "", "", ""][: len(most)]
     assert set(stream.end()) == {"\ufffd"}
     assert stream.push(tokenizer.eot_id) == ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_tokens_become_what_the_library_decodes_them_to(tokenizer, data):
+    """Broken characters and special tokens in between, too."""
+    tokens = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
+    stream = TextStream(tokenizer)
+    assert "".join([*map(stream.push, tokens), stream.end()]) == tokenizer.decode(tokens, skip_special_tokens=True)
+    assert stream.length == stream.read == len(stream.text)

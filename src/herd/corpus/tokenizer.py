@@ -157,7 +157,11 @@ class Tokenizer:
     def bytes_of(self, token: int) -> bytes | None:
         """The bytes of text that an id stands for; None for a special token."""
         name = self._backend.id_to_token(token)
-        return None if name is None or name in self._special else bytes(self._byte_of[character] for character in name)
+        if name is None or name in self._special:
+            return None
+        if all(character in self._byte_of for character in name):
+            return bytes(self._byte_of[character] for character in name)
+        return str(name).encode()  # added later, and written as it reads: what the library decodes it to
 
     def save(self, folder: str | Path, more: Mapping[str, object] | None = None) -> None:
         """Write ``tokenizer.json``, ``special_tokens.json`` (name -> id), transformers' ``tokenizer_config.json``.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig, choose, digest_of, draws_of
+from herd.generation.likeliest import Alternatives, Scored, likeliest, score_prompt
 from herd.generation.pages import PagePool, Place, decode_plan, in_place, is_whole, pages_read
 from herd.model.cache import Decode, PagedCache, Prefill
 from herd.model.layout import lay_out_for_few_rows
@@ -39,6 +40,8 @@ class Request:
     samples: int  # K
     sampling: SamplingConfig
     stops: frozenset[int]  # ids that end a sample
+    alternatives: int = 0  # likeliest tokens to tell with each token
+    scored: bool = False  # also tell the log-probabilities of the prompt's own tokens
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Drawn:
     logprob: float  # under the model itself (temperature 1, no top-p), nats
     ended: bool  # the last token of its sample
     stopped: bool  # and that because it is one of the stops
+    alternatives: Alternatives = ()  # what could have stood in its place, where that was asked for
+    prompt: tuple[Scored, ...] = ()  # with the first token of a sample, where asked for: the prompt's tokens but the first
 
 
 @dataclass(eq=False)
@@ -63,6 +68,7 @@ class _Waiting:
     started: int = 0
     pages: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # of the prompt, once it has a place
     logits: Tensor | None = None  # (vocab_size,) after its last token
+    scored: tuple[Scored, ...] = ()  # its tokens, where that was asked for
 
 
 @dataclass(eq=False)
@@ -249,6 +255,10 @@ class Engine:
         )
         for waiting, logits in zip(batch, self.model.logits(hidden[0, self._tensor(last)]), strict=False):
             waiting.logits = logits
+        for waiting, end in zip(batch, np.cumsum(lengths).tolist(), strict=False):
+            prompt, request = waiting.request.prompt, waiting.request
+            if request.scored:
+                waiting.scored = score_prompt(self.model, hidden[0, end - len(prompt) : end], prompt, request.alternatives)
 
     def _slots_of(self, waiting: _Waiting) -> Tensor:
         """Where the positions of a prompt are stored."""
@@ -288,19 +298,29 @@ class Engine:
             alike = torch.tensor(rows, device=device)
             tokens[alike] = choose(logits[alike], numbers[alike], temperature, top_p, top_k)
         logprobs = logits.gather(1, tokens[:, None]).squeeze(1) - total
+        others = self._others(logits, total)
         drawn, staying = [], []
-        for row, token, logprob in zip(self._rows, tokens.tolist(), logprobs.tolist(), strict=True):
+        for i, (row, token, logprob) in enumerate(zip(self._rows, tokens.tolist(), logprobs.tolist(), strict=True)):
+            request, scored = row.source.request, row.source.scored if not row.tokens else ()
             row.tokens.append(token)
-            request = row.source.request
             stopped = token in request.stops
             ended = stopped or len(row.tokens) == request.sampling.max_new_tokens
-            drawn.append(Drawn(row.source.id, row.sample, token, logprob, ended, stopped))
+            drawn.append(Drawn(row.source.id, row.sample, token, logprob, ended, stopped, others.get(i, ()), scored))
             if ended:
                 self._leave(row)
             else:
                 staying.append(row)
         self._rows = staying
         return drawn
+
+    def _others(self, logits: Tensor, total: Tensor) -> dict[int, Alternatives]:
+        """What could have been drawn, of the rows that ask for it."""
+        counts = {i: row.source.request.alternatives for i, row in enumerate(self._rows) if row.source.request.alternatives}
+        if not counts:
+            return {}
+        asking = [*counts]
+        found = likeliest(logits[asking], total[asking], max(counts.values()))
+        return {i: of[: counts[i]] for i, of in zip(asking, found, strict=True)}
 
     def _leave(self, row: _Row) -> None:
         self._plan = None

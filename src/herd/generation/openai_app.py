@@ -2,17 +2,16 @@
 
 import asyncio
 import json
-import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -20,12 +19,12 @@ from starlette.routing import Route
 from herd import __version__
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
-from herd.generation.engine import Drawn
-from herd.generation.openai_logprobs import SpelledToken, TokenTrail, logprobs_of
-from herd.generation.openai_requests import Refused, Wish, choices, read_body
+from herd.generation.openai_answers import Answers, error_body, events, head_of, whole
+from herd.generation.openai_requests import Wish, read_body
+from herd.generation.openai_values import Refused
 from herd.generation.service import Service
-from herd.generation.text_stream import TextStream
 
+T = TypeVar("T")
 _LARGEST_BODY = 8_000_000  # bytes
 
 
@@ -40,97 +39,6 @@ class Served:
     longest: int  # new tokens of a chat answer when the client does not say
     dialect: str = "meta"
     hosts: tuple[str, ...] = ("*",)  # names that a request may call this machine
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that one choice gained."""
-
-    choice: int
-    text: str
-    reason: str | None  # why it ended: stop, length; None while it goes on
-    tokens: tuple[SpelledToken, ...] = ()  # that begin in this text, where log-probabilities are asked for
-
-
-class Answers:
-    """The choices of one body while they are drawn.
-
-    Attributes:
-        drawn: tokens so far, stop tokens included.
-    """
-
-    def __init__(self, served: Served, wish: Wish) -> None:
-        self._served, self._wish = served, wish
-        self._streams = [TextStream(served.tokenizer, wish.stops) for _ in range(choices(wish.requests))]
-        self._trails = [TokenTrail(served.tokenizer) for _ in self._streams] if wish.logprobs else []
-        self._first: dict[int, int] = {}  # number of a request -> its first choice
-        self.ids: list[list[int]] = [[] for _ in self._streams]  # of each choice, stop tokens included
-        self.drawn = 0
-
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Text as it comes, choice by choice; what is left is cancelled when the reader goes away."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Drawn | Exception]()
-
-        def sink(event: Drawn | Exception) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        first, open_choices = 0, set(range(len(self._streams)))
-        try:
-            for request in self._wish.requests:
-                number = await asyncio.wrap_future(self._served.service.submit(request, sink))
-                self._first[number] = first
-                first += request.samples
-            while open_choices:
-                event = await events.get()
-                if isinstance(event, Exception):
-                    raise event
-                piece = self._take(event)
-                if piece is not None and piece.choice in open_choices:
-                    if piece.reason is not None:
-                        open_choices.discard(piece.choice)
-                    yield piece
-        finally:
-            if open_choices:
-                for number in self._first:
-                    self._served.service.cancel(number)
-
-    def _take(self, drawn: Drawn) -> Piece | None:
-        choice = self._first[drawn.request] + drawn.sample
-        stream = self._streams[choice]
-        if stream.stopped:  # drawn before the engine heard of the stop text
-            return None
-        self.drawn += 1
-        self.ids[choice].append(drawn.token)
-        text = "" if drawn.stopped else stream.push(drawn.token)  # a stop token is no text
-        reason = None
-        if drawn.ended:
-            text += stream.end()
-            reason = "stop" if drawn.stopped or stream.stopped else "length"
-        elif stream.stopped:
-            self._served.service.cancel(drawn.request, drawn.sample)
-            reason = "stop"
-        return Piece(choice, text, reason, self._tokens(choice, drawn))
-
-    def _tokens(self, choice: int, drawn: Drawn) -> tuple[SpelledToken, ...]:
-        """The tokens of the text that has just come; where ids are told, those that were drawn, one for each id."""
-        if not self._trails:
-            return ()
-        trail, stream, every = self._trails[choice], self._streams[choice], self._wish.ids
-        if every or not drawn.stopped:
-            trail.push(drawn.token, drawn.logprob)
-        return trail.take(len(stream.text), last=every or (drawn.ended and not stream.stopped))
-
-    def ids_of(self, choice: int) -> dict[str, list[int]]:
-        """The ids of a choice and of its prompt, as vLLM names them; nothing where they were not asked for."""
-        if not self._wish.ids:
-            return {}
-        prompts = [request.prompt for request in self._wish.requests for _ in range(request.samples)]
-        return {"prompt_token_ids": [*prompts[choice]], "token_ids": self.ids[choice]}
-
-    def usage(self) -> dict[str, int]:
-        """Tokens of the prompts, once each, and of the answers."""
-        prompt = sum(len(request.prompt) for request in self._wish.requests)
-        return {"prompt_tokens": prompt, "completion_tokens": self.drawn, "total_tokens": prompt + self.drawn}
 
 
 def make_app(served: Served) -> Starlette:
@@ -180,72 +88,36 @@ def make_app(served: Served) -> Starlette:
 
 
 async def _answer(served: Served, kind: str, wish: Wish, request: HttpRequest) -> Response:
-    answers = Answers(served, wish)
-    head = {
-        "id": ("chatcmpl-" if kind == "chat" else "cmpl-") + uuid.uuid4().hex,
-        "object": {"chat": "chat.completion", "text": "text_completion"}[kind],
-        "created": int(time.time()),
-        "model": served.name,
-    }
-    pieces = answers.pieces()
-    if wish.stream:
-        # The first piece is awaited here, so that a refusal is an answer with its own status and no broken stream.
-        first = await anext(pieces)
-        return StreamingResponse(_events(kind, head, wish, answers, first, pieces), media_type="text/event-stream")
-    texts = [""] * choices(wish.requests)
-    reasons: list[str | None] = [None] * len(texts)
-    tokens: list[list[SpelledToken]] = [[] for _ in texts]
-    async for piece in pieces:
-        texts[piece.choice] += piece.text
-        reasons[piece.choice] = piece.reason
-        tokens[piece.choice] += piece.tokens
-        if answers.drawn % 16 == 0 and await request.is_disconnected():
-            await pieces.aclose()
-            return Response(status_code=499)
-    made = [
-        {"index": i, **({"message": {"role": "assistant", "content": text}} if kind == "chat" else {"text": text})}
-        | {"logprobs": logprobs_of(kind, tokens[i]) if wish.logprobs else None, "finish_reason": reason}
-        | answers.ids_of(i)
-        for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-    ]
-    return JSONResponse({**head, "choices": made, "usage": answers.usage()})
-
-
-async def _events(
-    kind: str, head: Mapping[str, Any], wish: Wish, answers: Answers, first: Piece, pieces: AsyncGenerator[Piece, None]
-) -> AsyncIterator[str]:
-    """Server-sent events: a chunk for each piece of text, then the usage where it was asked for, then the end."""
-    head = {**head, "object": "chat.completion.chunk" if kind == "chat" else head["object"]}
-
-    def chunk(choice: dict[str, Any] | None, usage: dict[str, int] | None = None) -> str:
-        told = {"usage": usage} if wish.usage else {}
-        return f"data: {json.dumps({**head, 'choices': [] if choice is None else [choice], **told}, ensure_ascii=False)}\n\n"
-
-    async def all_pieces() -> AsyncIterator[Piece]:
-        yield first
-        async for piece in pieces:
-            yield piece
-
-    begun: set[int] = set()
+    """What was asked for, or nothing to nobody: who leaves before it begins is waited for no longer."""
+    answers, head = Answers(served.tokenizer, served.service, wish), head_of(kind, served.name)
     try:
-        async for piece in all_pieces():
-            if not (piece.text or piece.reason or piece.choice not in begun):
-                continue
-            if kind == "chat":
-                role = {} if piece.choice in begun else {"role": "assistant"}
-                content = {"delta": {**role, "content": piece.text}}
-            else:
-                content = {"text": piece.text}  # type: ignore[dict-item]
-            begun.add(piece.choice)
-            logprobs = logprobs_of(kind, piece.tokens) if piece.tokens else None
-            yield chunk({"index": piece.choice, **content, "logprobs": logprobs, "finish_reason": piece.reason})
-        if wish.usage:
-            yield chunk(None, answers.usage())
-        yield "data: [DONE]\n\n"
-    except UserError as error:  # the answer has begun: all that is left is to say why it ends
-        yield f"data: {json.dumps(_error_body(str(error), None, 'server_error'))}\n\n"
+        if not wish.stream:
+            return JSONResponse(await _while_there(request, whole(kind, head, wish, answers)))
+        # The first piece is awaited here, so that a refusal is an answer with its own status and no broken stream.
+        pieces = answers.pieces()
+        first = await _while_there(request, anext(pieces))
+    except ClientDisconnect:
+        return Response(status_code=499)
+    return StreamingResponse(events(kind, head, wish, answers, first, pieces), media_type="text/event-stream")
+
+
+async def _while_there(request: HttpRequest, work: Awaitable[T]) -> T:
+    """The result of ``work``, which is cancelled when the client leaves; ClientDisconnect then."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
     finally:
-        await pieces.aclose()
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 async def _json(request: HttpRequest) -> object:
@@ -260,13 +132,9 @@ async def _json(request: HttpRequest) -> object:
         raise Refused("The body is no JSON.") from None
 
 
-def _error_body(message: str, key: str | None, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": key, "code": code}}
-
-
 def _error(status: int, message: str, key: str | None = None, kind: str = "invalid_request_error") -> JSONResponse:
     code = "model_not_found" if key == "model" else None
-    return JSONResponse(_error_body(message, key, kind, code), status_code=status)
+    return JSONResponse(error_body(message, key, kind, code), status_code=status)
 
 
 async def _http_error(request: HttpRequest, error: Exception) -> Response:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from herd.config.errors import UserError
@@ -24,18 +24,29 @@ class Service:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, sink: Sink) -> "Future[int]":
-        """Queue a request; the future gives its number, or the UserError that refused it."""
-        answer: Future[int] = Future()
+    def submit(self, requests: Sequence[Request], sink: Sink) -> "Future[list[int]]":
+        """Queue requests, all or none; the future gives their numbers, or the UserError that refused one.
+
+        A future that is cancelled in time leaves nothing behind.
+        """
+        answer: Future[list[int]] = Future()
 
         def wish() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return
+            numbers: list[int] = []
             try:
-                number = self._engine.submit(request)
-            except UserError as error:
-                answer.set_exception(error)
-            else:
+                for request in requests:
+                    numbers.append(self._engine.submit(request))
+            except Exception as error:
+                for number in numbers:
+                    self._engine.cancel(number)
+                which = f"Prompt {len(numbers)}: " if len(requests) > 1 and isinstance(error, UserError) else ""
+                answer.set_exception(UserError(f"{which}{error}") if which else error)
+                return
+            for number, request in zip(numbers, requests, strict=True):
                 self._sinks[number] = sink, set(range(request.samples))
-                answer.set_result(number)
+            answer.set_result(numbers)
 
         self._add(wish)
         return answer
