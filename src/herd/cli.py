@@ -158,7 +158,10 @@ def _open(argument: str) -> str:
     """Hydra adds ``inputs.x=path`` and ``stages.x.extra=[...]`` though no YAML lists these keys: stages declare their inputs.
 
     A stage's name may hold a slash, which Hydra's keys cannot: ``stages.round-1/sft.extra=[...]`` is handed over as a mapping.
+    ``run=laptop`` is short for ``run.name=laptop``.
     """
+    if argument.startswith("run=") and not argument.startswith("run={"):
+        return argument.replace("run=", "run.name=", 1)
     if not argument.startswith(("inputs.", "stages.")):
         return argument
     key, equals, value = argument.partition("=")

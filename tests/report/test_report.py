@@ -122,7 +122,7 @@ def test_missing_stages_are_left_out(
 
 
 def test_no_stage_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs finished stages"):
+    with pytest.raises(UserError, match="has no finished stages"):
         report({}, tmp_path)
 
 

@@ -18,6 +18,7 @@ class Command:
     module: str  # module that exports STAGE
     summary: str  # one line for `herd --help`
     inputs: dict[str, str] = field(default_factory=dict)  # input -> node of the same run that it defaults to
+    gathers: str = ""  # group of inputs: every finished stage of the same run, or of a run whose folder is given for it
     unless: str = ""  # key of the configuration that, when set, stands in for the inputs
     verbatim: tuple[str, ...] = ()  # keys whose value is taken as it stands: paths, and names that are groups elsewhere
 
@@ -108,7 +109,7 @@ COMMANDS: dict[str, Command] = {
     "import": Command(
         "herd.interchange.import_stage", "a Hugging Face or Meta checkpoint as a model of ours", verbatim=("source",)
     ),
-    "report": Command("herd.report.stage", "plots, page and summary of a run"),
+    "report": Command("herd.report.stage", "plots, page and summary of a run", gathers="stages"),
 }
 
 # Commands that are no stages: module that exports TOOL, and one line for `herd --help`.

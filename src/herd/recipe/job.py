@@ -77,13 +77,41 @@ def make_job(command: str, composed: DictConfig) -> Job:
     values: dict[str, Any] = {str(key): value for key, value in plain.items() if key != "hydra"}
     run = load(RunConfig, values.pop("run"))
     out = values.pop("out", None)  # only commands whose YAML lists it have it
-    inputs = {name: value for name, value in (values.pop("inputs") or {}).items() if value}
+    inputs = _folders(values.pop("inputs") or {})
     defaults = {} if values.get(COMMANDS[command].unless) else COMMANDS[command].inputs
     for name, node in defaults.items():
         earlier = Path(run.root) / run.name / node
         if name not in inputs and (name in stage.inputs or earlier.exists()):
             inputs[name] = str(earlier)
+    if gathers := COMMANDS[command].gathers:
+        given = inputs.get(gathers)
+        if not isinstance(given, Mapping):
+            inputs[gathers] = stages_of(Path(given) if given else Path(run.root) / run.name, command)
+        if given and not inputs[gathers]:
+            raise UserError(
+                f"inputs.{gathers}: '{given}' holds no finished stages: give the folder of a run, as <root>/<name>, or single "
+                f"stages as inputs.{gathers}.LABEL=FOLDER."
+            )
     return Job(stage, load(stage.config, values), inputs, run, out)
+
+
+def _folders(inputs: Any) -> dict[str, Any]:
+    """The inputs that are set: name -> folder, or label -> folder; UserError for anything else."""
+    if not isinstance(inputs, Mapping):
+        raise UserError(f"inputs={inputs}: which one? Give inputs.NAME=FOLDER.")
+    for name, value in inputs.items():
+        for label, folder in value.items() if isinstance(value, Mapping) else (("", value),):
+            if not isinstance(folder, str | None):
+                raise UserError(f"inputs.{name}{label and f'.{label}'} must be a folder, not {folder!r:.60}.")
+    return {str(name): value for name, value in inputs.items() if value}
+
+
+def stages_of(run: Path, but: str) -> dict[str, str]:
+    """Name of a stage -> its folder, of every finished stage of a run, in the order they were made; none of the command ``but``."""
+    links = [path for path in run.rglob("*") if path.is_symlink() and (path / MANIFEST).is_file()]
+    made = [(link, read_manifest(link)) for link in links]
+    made.sort(key=lambda one: (str(one[1].get("finished")), (one[0] / MANIFEST).stat().st_mtime_ns))  # seconds, then finer
+    return {str(link.relative_to(run)): str(link) for link, manifest in made if manifest["stage"] != but}
 
 
 def input_overrides(inputs: Mapping[str, Any]) -> list[str]:

@@ -41,7 +41,11 @@ def _inputs(command: str) -> Iterator[str]:
     for name, kind in kinds.items():
         default = f", <run.root>/<run.name>/{defaults[name]} unless given" if name in defaults else ""
         yield f"  inputs.{name}=FOLDER   {kind}{default}"
-    yield from (f"  inputs.{name}.LABEL=FOLDER   any number" for name in stage.groups)
+    for name in stage.groups:
+        gathered = ", every finished stage of <run.root>/<run.name> unless given" if name == COMMANDS[command].gathers else ""
+        yield f"  inputs.{name}.LABEL=FOLDER   any number{gathered}"
+        if gathered:
+            yield f"  inputs.{name}=FOLDER   those of another run: its folder, e.g. runs/laptop"
 
 
 def _groups(command: str) -> Iterator[str]:

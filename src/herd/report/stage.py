@@ -3,6 +3,7 @@
 import base64
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,10 @@ def run(config: ReportConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     """Write ``index.html`` (self-contained), ``figures/*.png`` and ``summary.json``."""
     stages = inputs.group("stages")
     if not stages:
-        raise UserError("`herd report` needs finished stages: give inputs.stages.LABEL=FOLDER, or run a recipe.")
+        raise UserError(
+            "report: this run has no finished stages: name one that has (run.name=laptop), or give the folder of a run "
+            "(inputs.stages=FOLDER) or of single stages (inputs.stages.LABEL=FOLDER)."
+        )
     data = RunData(stages, config.caveats)
     figures: list[NotebookFigure] = []
     if config.notebook is not None and has_study(data):
@@ -55,6 +59,12 @@ def run(config: ReportConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     summary = summarise(data)
     write_json(stage_run.folder / "summary.json", summary)
     return {"stages": len(stages), "figures": len(images), "peak_memory_bytes": summary["peak_memory_bytes"]}
+
+
+def show_page(report: Artifact) -> None:
+    """Where to look."""
+    metrics = report.metrics
+    print(f"report: {metrics['stages']} stages, {metrics['figures']} figures; open {report.path / 'index.html'}", file=sys.stderr)
 
 
 def has_study(data: RunData) -> bool:
@@ -111,4 +121,5 @@ STAGE = Stage(
     run=run,
     summary="plots, page and summary of a run",
     groups=("stages",),
+    show=show_page,
 )

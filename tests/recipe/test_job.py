@@ -1,0 +1,64 @@
+"""What a command takes for its inputs when they are not spelled out one by one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from herd.cli import main
+from herd.config.errors import UserError
+from herd.config.loader import compose
+from herd.recipe.job import make_job, stages_of
+from herd.runs.stage import Stage, execute
+
+
+@dataclass(frozen=True)
+class Nothing:
+    seed: int = 0
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of five finished stages, made in an order that is not that of their names, and one that is not finished."""
+    for command, node in (("curate", "z"), ("tokenize", "tokens"), ("sft", "round-1/sft"), ("best", "b"), ("report", "report")):
+        stage = Stage(command, 1, Nothing, lambda config, inputs, stage_run: {}, "")
+        execute(stage, Nothing(len(node)), {}, tmp_path / "runs", "mine", node)
+    (tmp_path / "runs" / "mine" / "broken").symlink_to("../store/pretrain-0123")
+    return tmp_path / "runs" / "mine"
+
+
+def test_every_finished_stage_of_a_run_is_found_in_the_order_they_were_made(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = stages_of(run, "report")
+    assert list(found) == ["z", "tokens", "round-1/sft", "b"]  # no report of a report, nothing unfinished
+    assert all(Path(folder).resolve().parent.name == "store" for folder in found.values())
+    monkeypatch.chdir(run.parents[1])
+    for given in ("run.name=mine", f"++inputs.stages={run}"):
+        job = make_job("report", compose("report", [given]))
+        assert {name: Path(folder).resolve() for name, folder in job.inputs["stages"].items()} == {
+            name: Path(folder).resolve() for name, folder in found.items()
+        }
+    single = make_job("report", compose("report", ["run.name=mine", f"++inputs.stages.one={run / 'b'}"]))
+    assert single.inputs["stages"] == {"one": str(run / "b")}
+    assert make_job("report", compose("report", ["run.name=other"])).inputs["stages"] == {}  # a recipe's first day
+
+
+def test_a_run_is_named_as_people_name_it(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(run.parents[1])
+    main(["report", "run=mine", "notebook=null"])
+    said = capsys.readouterr()
+    assert "report: 4 stages" in said.err and "index.html" in said.err
+    assert (run / "report").resolve() == Path(said.out.strip())
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("++inputs.stages=/nowhere", "inputs.stages: '/nowhere' holds no finished stages: give the folder of a run"),
+        ("++inputs.stages=[a]", r"inputs.stages must be a folder, not \['a'\]"),
+        ("++inputs.stages.a=3", r"inputs.stages.a must be a folder, not 3"),
+        ("++inputs=/nowhere", r"inputs=/nowhere: which one\? Give inputs.NAME=FOLDER"),
+    ],
+)
+def test_what_is_no_folder_is_refused(given: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_job("report", compose("report", [given]))
