@@ -107,7 +107,7 @@ def _folders(inputs: Any) -> dict[str, Any]:
 
 
 def stages_of(run: Path, but: str) -> dict[str, str]:
-    """Name of a stage -> its folder, of every finished stage of a run, in the order they were made; none of the command ``but``."""
+    """Name -> folder of every finished stage of a run but those of the command ``but``, in the order they were made."""
     links = [path for path in run.rglob("*") if path.is_symlink() and (path / MANIFEST).is_file()]
     made = [(link, read_manifest(link)) for link in links]
     made.sort(key=lambda one: (str(one[1].get("finished")), (one[0] / MANIFEST).stat().st_mtime_ns))  # seconds, then finer
