@@ -175,9 +175,11 @@ def _open(argument: str) -> str:
 
 def run_command(command: str, composed: Any) -> dict[str, Any]:
     """Check and run one stage command; what a multirun's sweeper receives as the job's return value."""
-    from herd.recipe.job import make_job
+    from herd.recipe.job import make_job, require_unseen
 
-    artifact = make_job(command, composed).execute()
+    job = make_job(command, composed)
+    require_unseen(job)
+    artifact = job.execute()
     return {**artifact.metrics, "artifact": str(artifact.path)}
 
 

@@ -1,7 +1,8 @@
 """Prompts that chose a checkpoint do not score it, nor what comes from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from herd.config.errors import UserError
 from herd.config.loader import compose
-from herd.evaluation.prompts_apart import choices_behind, overlap, require_apart
+from herd.evaluation.prompts_apart import choices_among, choices_behind, overlap, require_apart
 from herd.recipe.graph import RecipeConfig, jobs_of
+from herd.recipe.job import Job, make_job, require_unseen
 from herd.recipe.node import Node
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun, execute
 
@@ -35,13 +37,16 @@ class Settings:
     seed: int = 0
 
 
-def make(root: Path, command: str, seed: int = 0, **inputs: Artifact) -> Artifact:
+def make(root: Path, command: str, seed: int = 0, models: dict[str, Artifact] | None = None, **inputs: Artifact) -> Artifact:
     def write(config: Settings, given: Inputs, run: StageRun) -> dict:
+        if command == "dialogs":
+            (run.folder / "heldout_prompts.jsonl").write_text(str(config.seed % 2))  # seeds 0 and 2 make the same prompts
         return {}
 
-    stage = Stage(command, 1, Settings, write, "nothing", inputs=tuple(inputs))
+    stage = Stage(command, 1, Settings, write, "nothing", inputs=tuple(inputs), groups=("models",))
     paths = {name: artifact.path for name, artifact in inputs.items()}
-    return execute(stage, Settings(seed=seed), paths, root, "test", f"{command}-{seed}")
+    compared = {label: artifact.path for label, artifact in (models or {}).items()}
+    return execute(stage, Settings(seed=seed), paths | {"models": compared}, root, "test", f"{command}-{seed}")
 
 
 def test_a_choice_is_found_behind_the_rows_that_it_wrote(tmp_path: Path) -> None:
@@ -52,6 +57,39 @@ def test_a_choice_is_found_behind_the_rows_that_it_wrote(tmp_path: Path) -> None
     models = {"first": first, "second": make(tmp_path, "sft", 1, dialogs=rows)}
     assert [(label, manifest["node"]) for label, manifest in choices_behind(models, dialogs)] == [("second", "best-0")]
     assert [(label, manifest["node"]) for label, manifest in choices_behind(models, others)] == [("second", "best-1")]
+
+
+def test_what_a_person_compared_is_found_beside_the_models(tmp_path: Path) -> None:
+    """No manifest of the models names the comparison: the one chosen is scored by hand, or trained on first."""
+    dialogs, others, again = (make(tmp_path, "dialogs", seed) for seed in (0, 1, 2))
+    one, two, stranger = (make(tmp_path, "sft", seed) for seed in (0, 1, 2))
+    best = make(tmp_path, "best", 0, {"one": one, "two": two}, prompts=dialogs)
+    make(tmp_path, "best", 1, {"one": one, "two": two}, prompts=others)
+    child = make(tmp_path, "dpo", model=one)
+    for asked, found in (({"a": one}, ["a"]), ({"b": child}, ["b"]), ({"c": stranger}, []), ({"c": stranger, "b": child}, ["b"])):
+        for read in (dialogs, again):
+            given = list(choices_among(asked, read))
+            assert [label for label, _ in given] == found and all(m["address"] == best.address for _, m in given)
+    # The bare command looks there, before anything is loaded.
+    tokens = make(tmp_path, "tokenize")
+    inputs = {
+        "tokens": tokens.path,
+        "documents": tokens.path,
+        "dialogs": dialogs.path,
+        "models": {"a": child.path, "b": stranger.path},
+    }
+
+    def job(*overrides: str, **other: Any) -> Job:
+        pairs = "win_rate.pairs=[[a,b,judge]]"
+        return replace(make_job("evaluate", compose("evaluate", [pairs, *overrides])), inputs=inputs | other)
+
+    require_unseen(job("win_rate.first_prompt=5"))
+    with pytest.raises(
+        UserError, match=r"prompts 4 to 203, and 1 of them chose .*`herd best` \(best-0, .*\), which compared a or what"
+    ):
+        require_unseen(job("win_rate.first_prompt=4"))
+    require_unseen(job("win_rate.first_prompt=4", "tasks=[needle]"))
+    require_unseen(job("win_rate.first_prompt=4", models={"a": stranger.path, "b": tokens.path}))
 
 
 def test_a_recipe_that_scores_on_prompts_that_choose_is_refused() -> None:

@@ -5,6 +5,7 @@ itself: the rows that a chosen checkpoint wrote train the models of the next rou
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from herd.config.errors import UserError
@@ -12,6 +13,7 @@ from herd.runs.lineage import inputs_of
 from herd.runs.manifest import MANIFEST, read_manifest
 from herd.runs.stage import Artifact
 
+PROMPTS = "heldout_prompts.jsonl"  # of `herd dialogs`
 CHOOSES = "best"  # the command that chooses checkpoints on held-out prompts
 
 
@@ -49,13 +51,46 @@ def choices_behind(models: Mapping[str, Artifact], dialogs: Artifact) -> Iterato
     """
     seen: set[str] = set()
     for label, model in models.items():
-        waiting = [(model.path, model.manifest)]
-        while waiting:
-            folder, manifest = waiting.pop()
-            if manifest["address"] in seen:
-                continue
-            seen.add(manifest["address"])
-            if manifest["stage"] == CHOOSES and manifest["input_addresses"].get("prompts") == dialogs.address:
+        for folder, manifest in made_from(model, seen):
+            if manifest["stage"] == CHOOSES and _same_prompts(folder, manifest, dialogs):
                 yield label, manifest
-            made_from = [source for _, source in inputs_of(folder, manifest)]
-            waiting += [(source, read_manifest(source)) for source in made_from if (source / MANIFEST).is_file()]
+
+
+def choices_among(models: Mapping[str, Artifact], dialogs: Artifact) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(label, manifest) of each `herd best` beside the models that compared one, or an ancestor, on prompts of ``dialogs``.
+
+    What a person takes from such a comparison is in no manifest: the one chosen may be scored next, or trained on.
+    """
+    family = {manifest["address"]: label for label, model in models.items() for _, manifest in made_from(model, set())}
+    for store in sorted({model.path.parent for model in models.values()}):
+        for folder in sorted(path.parent for path in store.glob(f"{CHOOSES}-*/{MANIFEST}")):
+            manifest = read_manifest(folder)
+            compared = [
+                family[address] for address in manifest["input_addresses"].get("models", {}).values() if address in family
+            ]
+            if compared and _same_prompts(folder, manifest, dialogs):
+                yield compared[0], manifest
+
+
+def made_from(model: Artifact, seen: set[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(folder, manifest) of a stage and of all that it was made from, but for addresses in ``seen``, which grows."""
+    waiting = [(model.path, model.manifest)]
+    while waiting:
+        folder, manifest = waiting.pop()
+        if manifest["address"] in seen:
+            continue
+        seen.add(manifest["address"])
+        yield folder, manifest
+        sources = [source for _, source in inputs_of(folder, manifest)]
+        waiting += [(source, read_manifest(source)) for source in sources if (source / MANIFEST).is_file()]
+
+
+def _same_prompts(folder: Path, best: dict[str, Any], dialogs: Artifact) -> bool:
+    """Whether `herd best` in ``folder`` read the held-out prompts of ``dialogs``, or a file of the same content."""
+    if best["input_addresses"].get("prompts") == dialogs.address:
+        return True
+    source = dict(inputs_of(folder, best)).get("prompts")
+    if source is None or not (source / MANIFEST).is_file():
+        return False
+    theirs, ours = (manifest["outputs"].get(PROMPTS) for manifest in (read_manifest(source), dialogs.manifest))
+    return theirs is not None and theirs == ours

@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from herd.config.errors import UserError
 from herd.config.loader import load
+from herd.evaluation.prompts_apart import choices_among, require_apart
 from herd.recipe.commands import COMMANDS, get_stage
 from herd.runs.manifest import MANIFEST, read_manifest
-from herd.runs.stage import Artifact, Stage, execute
+from herd.runs.stage import Artifact, Stage, execute, open_inputs
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,23 @@ def make_job(command: str, composed: DictConfig) -> Job:
                 f"stages as inputs.{gathers}.LABEL=FOLDER."
             )
     return Job(stage, load(stage.config, values), inputs, run, out)
+
+
+def require_unseen(job: Job) -> None:
+    """UserError when a command given alone would score models on prompts on which `herd best` has compared them.
+
+    Among the stages of a recipe the graph shows it; here what lies beside the models in the store does.
+    """
+    if job.stage.name != "evaluate" or not job.config.scores_answers or "dialogs" not in job.inputs:
+        return
+    inputs = open_inputs(job.stage, job.inputs)
+    models, dialogs = inputs.group("models"), inputs["dialogs"]
+    used = job.config.win_rate.over(tuple(models))
+    asked = {label: models[label] for label in used.asked()}
+    for label, best in choices_among(asked, dialogs):
+        chose = best["config"]
+        by = f"`herd best` ({best['node']}, {best['address'][:16]}), which compared {label} or what it comes from,"
+        require_apart(used.first_prompt, used.prompts, by, chose["first_prompt"], chose["prompts"])
 
 
 def _folders(inputs: Any) -> dict[str, Any]:

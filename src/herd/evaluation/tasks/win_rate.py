@@ -71,6 +71,10 @@ class WinRateConfig:
                     raise UserError(f"evaluate.{NAME}.{name}: no model '{label}' among the inputs.{nearest(label, labels)}")
         return spelled
 
+    def asked(self) -> list[str]:
+        """Labels of the models that answer, each once."""
+        return list(dict.fromkeys(label for row in [*self.pairs, *self.averages] for label in row[:-1]))
+
     def judges(self) -> list[str]:
         """Labels of the judging reward models."""
         return [row[-1] for row in [*self.pairs, *self.averages]]
@@ -96,7 +100,7 @@ class WinRate(BaseTask):
         self.config, self.bench, self.grader = config.over(bench.labels), bench, GraderConfig()
         self.prompts: list[Prompt] = []
         self.answers: dict[str, dict[str, Answer]] = {}
-        self.asked = {label for row in [*self.config.pairs, *self.config.averages] for label in row[:-1]}
+        self.asked = set(self.config.asked())
         if not self.asked:
             self.result.skipped = f"no pairs are given (evaluate.{NAME}.pairs)"
         elif bench.dialogs is None:
