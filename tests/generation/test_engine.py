@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from herd.config.errors import UserError
 from herd.generation import likeliest
 from herd.generation.choose import SamplingConfig
+from herd.generation.decode_plan import decode_plan
 from herd.generation.engine import Engine, Request
-from herd.generation.pages import PagePool, decode_plan, pages_read
+from herd.generation.pages import PagePool, pages_read
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
@@ -112,8 +113,8 @@ def test_only_long_prompts_of_many_samples_are_read_whole(model):
         row = engine._rows[0]
         plan = decode_plan(engine.storage, [r.place for r in engine._rows])
         assert len(row.source.pages) == -(-len(PROMPTS[prompt]) // 4)
-        assert (len(plan.whole), len(plan.paged)) == ((1, 1) if whole else (0, 2))
-        assert plan.columns == (1 if whole else len(row.source.pages) + 1)
+        assert (len(plan.whole), len(plan.paged)) == ((1, 0) if whole else (0, 1))
+        assert plan.columns == (0 if whole else len(row.source.pages))
 
 
 def test_another_page_size_changes_no_token(alone):

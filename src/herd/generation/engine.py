@@ -20,8 +20,9 @@ from torch import Tensor
 
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig, choose, digest_of, draws_of
+from herd.generation.decode_plan import decode_plan
 from herd.generation.likeliest import Alternatives, Scored, likeliest, score_prompt
-from herd.generation.pages import PagePool, Place, decode_plan, in_place, is_whole, pages_read
+from herd.generation.pages import PagePool, Place, in_place, is_whole, pages_read
 from herd.model.cache import Decode, PagedCache, Prefill
 from herd.model.layout import lay_out_for_few_rows
 from herd.model.masks import Grouped

@@ -5,7 +5,8 @@ forward pass gets a :class:`Prefill` or a :class:`Decode`, made from this storag
 
 A step of decoding reads every page once, however many sequences share it: attention over a page, or over a run of them, is one
 product for the queries of all its users; what a query got from each is then merged by their log-sum-exps (the partial softmax of
-FlashAttention, Dao et al. 2022, split over pages). So K samples of a prompt cost one reading of the prompt a step, not K.
+FlashAttention, Dao et al. 2022, split over pages). So K samples of a prompt cost one reading of the prompt a step, not K. What a
+sequence has of its own comes last: there the log-sum-exp of its prompt is one more score, whose value is what the prompt gave.
 """
 
 from collections.abc import Sequence
@@ -157,20 +158,54 @@ class Whole:
 
 @dataclass(frozen=True, eq=False)
 class Paged:
-    """Pages, or runs of them, that are read one by one, each by as many users.
+    """Pages of short prompts, each read by as many rows of the batch.
 
     Attributes:
-        pages: which, in units of ``run``, as a slice (read in place) or (n,) int64 (copied first).
-        run: pages that lie as one.
-        width: positions that are read of each.
-        users: (n * u,) int64, rows of the batch that read each page; a row may stand in for users that are not there. None: the
-            rows in their order, one a page.
-        hidden: (n * kv_heads, 1, width) float, -inf at positions that hold nothing.
-        newest: int64, where the new positions stand in the flattened ``hidden``; none for a prompt.
+        pages: which, as a slice (read in place) or (n,) int64 (copied first).
+        users: (n * u,) int64, rows that read each page; a row may stand in for users that are not there.
+        hidden: (n * kv_heads, 1, page_size) float, -inf at positions that hold nothing.
         views: what :meth:`_read` gave for each layer, where that is no copy.
     """
 
     pages: slice | Tensor
+    users: Tensor
+    hidden: Tensor
+    views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def attend(self, storage: PagedCache, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of the users' queries among ``q`` (R, kv_heads, group, d): (n * u, kv_heads, group, d) and log-sum-exps."""
+        keys, values = self._read(storage, layer)
+        _, heads, group, width = q.shape
+        pages = len(keys) // heads
+        asked = q.index_select(0, self.users).view(pages, -1, heads, group, width).transpose(1, 2)
+        # For few queries and keys at a time torch's kernel takes twice as long, on two threads.
+        out, size = by_scores(asked.reshape(len(keys), -1, width), keys, values, self.hidden)
+        out, size = (x.reshape(pages, heads, -1, group, *x.shape[2:]).transpose(1, 2) for x in (out, size))
+        return out.reshape(-1, heads, group, width), size.reshape(-1, heads, group)
+
+    def _read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values, (n * kv_heads, page_size, d) each."""
+        if layer in self.views:
+            return self.views[layer]
+        stored = [x.flatten(0, 1) for x in storage.read(layer, self.pages)]
+        return _kept(self, layer, stored, [operand(x, x.dtype) for x in stored])
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """What sequences have of their own: runs of pages, each read by one row of the batch.
+
+    Attributes:
+        runs: which, in units of ``run`` pages, as a slice (read in place) or (n,) int64 (copied first).
+        run: pages that lie as one.
+        width: positions that are read of each.
+        users: (n,) int64, the row that reads each run; None: the rows in their order.
+        hidden: (n * kv_heads, 1, width) float, -inf at positions that hold nothing.
+        newest: int64, where the new positions stand in the flattened ``hidden``.
+        views: what :meth:`_read` gave for each layer, where that is no copy.
+    """
+
+    runs: slice | Tensor
     run: int
     width: int
     users: Tensor | None
@@ -178,32 +213,33 @@ class Paged:
     newest: Tensor
     views: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def attend(self, storage: PagedCache, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of the users' queries among ``q`` (R, kv_heads, group, d): (n * u, kv_heads, group, d) and log-sum-exps."""
+    def attend(self, storage: PagedCache, layer: int, q: Tensor, given: Tensor, size: Tensor) -> Tensor:
+        """Attention of the users' queries among ``q`` (R, kv_heads, group, d) over prompt and own positions, (n, ...).
+
+        Args:
+            given: what the prompts gave, (R, kv_heads, group, d).
+            size: log-sum-exps of their scores, (R, kv_heads, group).
+        """
+        if self.users is not None:
+            q, given, size = (x.index_select(0, self.users) for x in (q, given, size))
         keys, values = self._read(storage, layer)
-        asked = q if self.users is None else q.index_select(0, self.users)
-        users, heads, group, width = asked.shape
-        pages = len(keys) // heads
-        if users > pages:
-            asked = asked.view(pages, -1, heads, group, width).transpose(1, 2)
-        # For few queries and keys at a time torch's kernel takes twice as long, on two threads.
-        out, size = by_scores(asked.reshape(len(keys), -1, width), keys, values, self.hidden)
-        if users > pages:
-            out, size = (x.reshape(pages, heads, -1, group, *x.shape[2:]).transpose(1, 2) for x in (out, size))
-        return out.reshape(users, heads, group, width), size.reshape(users, heads, group)
+        scores = scores_of(q.reshape(len(keys), -1, q.shape[3]), keys, self.hidden)
+        weights = torch.cat((scores, size.reshape(len(keys), -1, 1)), 2).softmax(-1)
+        own = torch.bmm(weights[..., : self.width].to(values.dtype), values).to(weights.dtype)
+        return torch.addcmul(own.view_as(given), given, weights[..., self.width :].view(*size.shape, 1))
 
     def _read(self, storage: PagedCache, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values, (n * kv_heads, width, d) each."""
         if layer in self.views:
             return self.views[layer]
-        stored = [x.flatten(0, 1) for x in storage.read(layer, self.pages, self.run, self.width)]
+        stored = [x.flatten(0, 1) for x in storage.read(layer, self.runs, self.run, self.width)]
         return _kept(self, layer, stored, [operand(x, x.dtype) for x in stored])
 
 
-def _kept(part: Whole | Paged, layer: int, stored: list[Tensor], found: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _kept(part: Whole | Paged | Own, layer: int, stored: list[Tensor], found: list[Tensor]) -> tuple[Tensor, Tensor]:
     """``found``, kept for the steps to come if it is what is ``stored`` and no copy: views cost as much as small arithmetic."""
     keys, values = found
-    if isinstance(part.pages, slice) and keys is stored[0] and values is stored[1]:
+    if isinstance(part.runs if isinstance(part, Own) else part.pages, slice) and keys is stored[0] and values is stored[1]:
         part.views[layer] = keys, values
     return keys, values
 
@@ -215,11 +251,14 @@ class Decode:
     Attributes:
         slots: where the new positions go.
         whole: prompts that are read whole, each by some of the rows.
-        paged: every other page that is read.
+        paged: pages of the prompts of all other rows, S of them.
         columns: results that a row has from ``paged`` at most, w.
-        merge: (R * w,) int64, the results that belong to each row: indices into those of ``paged``, counted in the order part,
-            page, user; None where they stand in this order.
-        absent: (R, w, 1) float, -inf where a row has fewer than w results; None where all have w.
+        merge: (S * w,) int64, the results that belong to each of these rows: indices into those of ``paged``, counted in the
+            order part, page, user.
+        absent: (S, w, 1) float, -inf where a row has fewer than w results; None where all have w.
+        order: (R,) int64, where each row's prompt stands among the rows of ``whole`` and then the others; None: in this order.
+        own: what each row has of its own.
+        found: (R,) int64, where each row stands among those of ``own``; None: in this order.
     """
 
     storage: PagedCache
@@ -227,15 +266,17 @@ class Decode:
     whole: Sequence[Whole]
     paged: Sequence[Paged]
     columns: int
-    merge: Tensor | None
+    merge: Tensor
     absent: Tensor | None
+    order: Tensor | None
+    own: Sequence[Own]
+    found: Tensor | None
 
     def advance(self) -> None:
         """Go on to the next position of every sequence, on the same pages."""
         self.slots.add_(1)
-        for part in self.paged:
-            if len(part.newest):
-                part.hidden.view(-1).index_fill_(0, part.newest.add_(1), 0)
+        for part in self.own:
+            part.hidden.view(-1).index_fill_(0, part.newest.add_(1), 0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, way: Way) -> Tensor:
         """Attention of each row's one query over its pages, (R, 1, heads, head_dim)."""
@@ -244,34 +285,37 @@ class Decode:
                 return self.attend(layer, q, k, v, way)
         self.storage.write(layer, self.slots, k, v)
         asked = operand(q, q.dtype).reshape(len(q), k.shape[2], -1, q.shape[3])
-        out, size = self._over_pages(layer, asked)
-        for part in self.whole:
-            first, first_size = part.attend(self.storage, layer, asked)
-            one = len(first) == len(out)
-            # Two softmaxes over parts of the keys weigh as their sums of exponentials do. (Written out: torch's sigmoid rounds
-            # an element by its place in the tensor, so by a row's company; so do sums and softmaxes over a first dimension.)
-            weight = (first_size - (size if one else size[part.rows])).exp_().add_(1).reciprocal_().unsqueeze(3)
-            merged = torch.lerp(first, out if one else out[part.rows], weight)
-            if one:
-                out = merged
-            else:
-                out[part.rows] = merged
+        given, size = self._over_prompts(layer, asked)
+        out = _in_order([part.attend(self.storage, layer, asked, given, size) for part in self.own], self.found)
         return out.reshape(q.shape).to(q.dtype)
 
+    def _over_prompts(self, layer: int, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of each row over its prompt: (R, kv_heads, group, head_dim) and the log-sum-exps of its scores."""
+        results = [part.attend(self.storage, layer, asked) for part in self.whole]
+        if self.paged:
+            results.append(self._over_pages(layer, asked))
+        given, size = (_in_order(list(x), self.order) for x in zip(*results, strict=True))
+        return given, size
+
     def _over_pages(self, layer: int, asked: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of each row over its pages in ``paged``: (R, kv_heads, group, head_dim) and the log-sum-exp of its scores."""
+        """The same of the rows whose prompts are read page by page."""
         results = [part.attend(self.storage, layer, asked) for part in self.paged]
-        out, size = results[0] if len(results) == 1 else (torch.cat(x) for x in zip(*results, strict=True))
-        if self.merge is not None:
-            out, size = out.index_select(0, self.merge), size.index_select(0, self.merge)
+        out, size = (_in_order(list(x), self.merge) for x in zip(*results, strict=True))
         if self.columns == 1:
             return out, size
-        out, size = out.view(len(asked), self.columns, -1, out.shape[3]), size.view(len(asked), self.columns, -1)
+        _, heads, group, width = out.shape
+        out, size = out.view(-1, self.columns, heads * group, width), size.view(-1, self.columns, heads * group)
         if self.absent is not None:
             size = size + self.absent
-        weights = size.softmax(1)  # (R, w, heads)
-        merged = (out * weights.unsqueeze(3)).sum(1).view(asked.shape)
-        return merged, _log_sum(size, weights, 1).view(asked.shape[:3])
+        weights = size.softmax(1)  # (S, w, heads)
+        merged = (out * weights.unsqueeze(3)).sum(1)
+        return merged.view(-1, heads, group, width), _log_sum(size, weights, 1).view(-1, heads, group)
+
+
+def _in_order(parts: list[Tensor], order: Tensor | None) -> Tensor:
+    """``parts`` end to end, or those of their rows that ``order`` names."""
+    together = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return together if order is None else together.index_select(0, order)
 
 
 def partial_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,10 +337,15 @@ def partial_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def by_scores(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`partial_attention` written out, for any device; ``hidden`` (n or 1, 1, s or 1) is added to the scores."""
-    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5)
-    scores = scores.to(torch.promote_types(q.dtype, torch.float32))
+    scores = scores_of(q, k, hidden)
     weights = scores.softmax(-1)
     return torch.bmm(weights.to(v.dtype), v).to(scores.dtype), _log_sum(scores, weights, -1)
+
+
+def scores_of(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
+    """q k^T / sqrt(d) + ``hidden``, (n, m, s), float32 or wider; shapes as in :func:`by_scores`."""
+    scores = torch.baddbmm(hidden, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5)
+    return scores.to(torch.promote_types(q.dtype, torch.float32))
 
 
 def _log_sum(scores: Tensor, weights: Tensor, dim: int) -> Tensor:
