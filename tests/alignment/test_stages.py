@@ -417,8 +417,8 @@ def test_the_best_for_its_task_answers_each_prompt(made, tmp_path, monkeypatch):
     for stage in (reject_stage, preferences_stage):
         monkeypatch.setattr(
             stage,
-            "load_writer",
-            lambda command, name, artifact, real=stage.load_writer: asked.append(artifact.path) or real(command, name, artifact),
+            "open_writer",
+            lambda *of, real=stage.open_writer: asked.append(of[-1].path) or real(*of),
         )
     write_json(tmp_path / "best.json", {"by_task": {"what": "sft", "call": "average"}, "otherwise": "average"})
     best = {"best": finished(tmp_path, "best").path, "models": {name: made[name].path for name in ("sft", "average", "dpo-a")}}
@@ -428,7 +428,7 @@ def test_the_best_for_its_task_answers_each_prompt(made, tmp_path, monkeypatch):
     rows = [row for _, row in read_jsonl(result / "dialogs.jsonl")]
     assert rows and all(row["model_label"] == ("sft" if row["task"] == "what" else "average") for row in rows)
     assert all(row["model"] == made[row["model_label"]].address[:16] for row in rows)
-    assert made["dpo-a"].path not in asked  # no model is loaded that is not asked
+    assert asked and made["dpo-a"].path not in asked  # no model is opened that is not asked
     few = ("prompts=9", "heldout_prompts=3", "max_new_tokens=16")
     pairs = made["round"].run(preferences_stage.STAGE, shared | {"dialogs": made["dialogs"].path}, *few, node="pairs-of-best")
     task_of = {p.id: p.task for p in read_prompts(made["dialogs"] / "train_prompts.jsonl")}

@@ -7,12 +7,12 @@ model with the highest mean reward there; the grader's known rule stands beside 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from herd.alignment.fine_tuning import load_tokenizer, load_writer, mean_interval
+from herd.alignment.fine_tuning import load_tokenizer, mean_interval, open_writer
 from herd.alignment.members import require_different
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
@@ -21,7 +21,9 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.sampler import OwnSampler, SamplingConfig
+from herd.generation.engine_config import EngineConfig, execution
+from herd.generation.opened_engine import sampler_of
+from herd.generation.sampler import SamplingConfig
 from herd.model.io import load_reward_model
 from herd.runs.atomic import write_json
 from herd.runs.stage import Artifact, Inputs, Stage, StageRun
@@ -40,6 +42,7 @@ class BestConfig:
     prompts: int  # held-out prompts at most
     max_new_tokens: int  # longest answer, tokens
     batch_size: int  # sequences generated or scored together
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         DIALECTS.get(self.dialect)
@@ -54,11 +57,12 @@ def run(config: BestConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, An
     require_dialect("best", config.dialect, named)
     require_tokenizer("best", inputs["tokens"], named)
     tokenizer = load_tokenizer(inputs)
-    models = {label: load_writer("best", f"models.{label}", artifact) for label, artifact in candidates.items()}
+    models = {label: open_writer("best", f"models.{label}", label, artifact) for label, artifact in candidates.items()}
+    config.engine.require_one_model("best", list(models))
     judge = load_reward_model(inputs["reward"] / "model")
     path = inputs["prompts"] / "heldout_prompts.jsonl"
     counted = Counted()
-    window = min(model.config.max_seq_len for model in [*models.values(), judge.backbone])
+    window = min(shape.max_seq_len for shape in [*(m.config for m in models.values()), judge.backbone.config])
     asked = []
     for prompt in read_prompts(path)[config.first_prompt : config.first_prompt + config.prompts]:
         # One token more: the reward model also reads the end of the turn.
@@ -69,11 +73,13 @@ def run(config: BestConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, An
     if not asked:
         raise UserError(f"{path}: no prompt from index {config.first_prompt} on fits {window} positions; lower first_prompt")
     sampling = SamplingConfig(max_new_tokens=config.max_new_tokens, temperature=0.0, top_p=1.0, seed=config.seed)
+    engines: dict[str, Any] = {}
     answers: dict[str, list[Answer]] = {}
     scores: dict[str, list[float | None]] = {}
     for label, model in models.items():
-        sampler = OwnSampler(model, config.batch_size)
-        given = sample_answers(sampler, tokenizer, [p.messages for p in asked], sampling, 1, config.dialect)
+        with sampler_of(config.engine, model, tokenizer, config.dialect, stage_run.scratch, config.batch_size) as sampler:
+            given = sample_answers(sampler, tokenizer, [p.messages for p in asked], sampling, 1, config.dialect)
+            engines[label] = sampler.about
         answers[label] = [group[0] for group in given]
         stage_run.cost(tokens=sum(len(answer.tokens) for answer in answers[label]))
         dialogs = [(*p.messages, Message(Role.ASSISTANT, a.text)) for p, a in zip(asked, answers[label], strict=True)]
@@ -107,6 +113,7 @@ def run(config: BestConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, An
         "prompts": counted.to_dict(),
         "by_task": {task: _compared(rewards, grades, own, best[task]) for task, own in by_task.items()},
         "overall": _compared(rewards, grades, list(range(len(asked))), overall),
+        "engine": engines,
     }
 
 
@@ -160,4 +167,5 @@ STAGE = Stage(
     headline=("best", "best_overall"),
     inputs=("tokens", "prompts", "reward"),
     groups=("models",),
+    execution=execution("engine"),
 )

@@ -17,6 +17,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role, parse_messages
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Prompt, read_jsonl
+from herd.generation.opened_engine import Writer
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token
 from herd.model.io import load_language_model
@@ -89,6 +90,11 @@ def require_rows(
 def load_writer(command: str, name: str, artifact: Artifact) -> Transformer:
     """The model of the input ``name``, which writes or is trained to; UserError for a reward model."""
     return load_language_model(artifact / "model", f"{command}: inputs.{name}")
+
+
+def open_writer(command: str, name: str, label: str, artifact: Artifact) -> Writer:
+    """As :func:`load_writer`, without reading the weights; messages and a server call it ``label``."""
+    return Writer.open(label, artifact / "model", f"{command}: inputs.{name}")
 
 
 def load_tokenizer(inputs: Inputs) -> Tokenizer:

@@ -14,7 +14,7 @@ from typing import Any
 
 from herd.alignment.annotation import AnnotationConfig, Exchange, Pairs, fingerprint, pair_id
 from herd.alignment.best_stage import BestModels
-from herd.alignment.fine_tuning import load_writer, require_rows
+from herd.alignment.fine_tuning import open_writer, require_rows
 from herd.alignment.members import require_different
 from herd.alignment.pairs import Candidate, flawed_candidates, make_preference, not_comparable, preference_of_people
 from herd.alignment.verdicts import Verdict, agreement
@@ -27,7 +27,9 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.sampler import OwnSampler, SamplingConfig
+from herd.generation.engine_config import EngineConfig, execution
+from herd.generation.opened_engine import sampler_of
+from herd.generation.sampler import SamplingConfig
 from herd.runs.atomic import sha256_json
 from herd.runs.seeds import stream, torch_seed
 from herd.runs.stage import Inputs, Stage, StageRun
@@ -61,6 +63,7 @@ class PreferencesConfig:
     batch_size: int  # with models: sequences generated together
     grader: GraderConfig = field(default_factory=GraderConfig)
     annotation: AnnotationConfig = field(default_factory=AnnotationConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)  # with models
 
     def __post_init__(self) -> None:
         DIALECTS.get(self.dialect)
@@ -92,10 +95,12 @@ def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[
         )
     }
     counted = {split: Counted() for split in prompts}
+    config.engine.require_one_model("preferences", list(models))
+    engines: dict[str, Any] = {}  # model -> what drew its answers
 
     def answered() -> Pairs:
         if models:
-            return {split: sampled(config, split, asked, inputs, stage_run, counted[split]) for split, asked in prompts.items()}
+            return sampled(config, prompts, inputs, stage_run, counted, engines)
         return {split: flawed(config, asked) for split, asked in prompts.items()}
 
     if config.annotation.folder is not None:
@@ -107,7 +112,7 @@ def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[
         write_jsonl(stage_run.folder / file, (row for _, row in rows[split]))
     require_rows("preferences", {"train": counted["train"].to_dict()}, "pair is left", REMEDIES)
     metrics = {split: summary([preference for preference, _ in rows[split]], counted[split]) for split in rows}
-    return {"pairs": metrics["train"]["kept"], "heldout_pairs": metrics["heldout"]["kept"]} | agreed | metrics
+    return {"pairs": metrics["train"]["kept"], "heldout_pairs": metrics["heldout"]["kept"], "engine": engines} | agreed | metrics
 
 
 def read_split(path: Path, first: int, count: int) -> list[Prompt]:
@@ -147,6 +152,7 @@ def judged_by_people(
     """
     by_rule = {"annotation", "grader", "edit_share"}  # keys that do not decide the pairs
     decisive = {name: value for name, value in to_plain(config).items() if name not in by_rule}
+    decisive["engine"] = config.engine.kind
     exchange = Exchange(config.annotation, sha256_json([decisive, inputs.addresses(), inputs.order()]))
     sent = exchange.sent()
     if sent is None:
@@ -200,9 +206,14 @@ def flawed(config: PreferencesConfig, prompts: list[Prompt]) -> dict[str, list[C
 
 
 def sampled(
-    config: PreferencesConfig, split: str, prompts: list[Prompt], inputs: Inputs, stage_run: StageRun, counted: Counted
-) -> dict[str, list[Candidate]]:
-    """Answers by two different models to each prompt that fits their windows."""
+    config: PreferencesConfig,
+    prompts: dict[str, list[Prompt]],
+    inputs: Inputs,
+    stage_run: StageRun,
+    counted: dict[str, Counted],
+    engines: dict[str, Any],
+) -> Pairs:
+    """Answers by two different models to each prompt that fits their windows; what drew them is entered in ``engines``."""
     tokens = inputs.get("tokens")
     if tokens is None:
         raise UserError("preferences: sampling from `models` needs the input `tokens` (the tokenizer)")
@@ -211,34 +222,43 @@ def sampled(
     measured = inputs.get("best")
     best = BestModels.read(measured, labels) if measured is not None else None
     writers = inputs.group("models")
-    models = {label: load_writer("preferences", f"models.{label}", artifact) for label, artifact in writers.items()}
+    models = {label: open_writer("preferences", f"models.{label}", label, artifact) for label, artifact in writers.items()}
     window = min(model.config.max_seq_len for model in models.values())
-    chosen: dict[str, list[str]] = {}  # prompt -> its two models
-    for prompt in prompts:
+    chosen: dict[str, dict[str, list[str]]] = {split: {} for split in prompts}  # split -> prompt -> its two models
+    for split, prompt in ((split, prompt) for split, own in prompts.items() for prompt in own):
         if fits(prompt.messages, tokenizer, window, config.max_new_tokens, config.dialect):
             drawn = [labels[i] for i in stream(config.seed, "models", prompt.id).permutation(len(labels))]
             # The best for its kind of task, where that is known, and any other; else any two.
             first = [best.label(prompt.task)] if best is not None else []
-            chosen[prompt.id] = [*first, *(label for label in drawn if label not in first)][:2]
+            chosen[split][prompt.id] = [*first, *(label for label in drawn if label not in first)][:2]
         else:
-            counted.drop("prompt_too_long")
-    answers: dict[tuple[str, str], Answer] = {}
+            counted[split].drop("prompt_too_long")
+    answers: dict[tuple[str, str, str], Answer] = {}
     for label, model in models.items():
-        asked = [p for p in prompts if label in chosen.get(p.id, [])]
-        sampling = SamplingConfig(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=torch_seed(config.seed, "preferences", split, label),
-        )
-        messages = [p.messages for p in asked]
-        sampler = OwnSampler(model, config.batch_size)
-        given = sample_answers(sampler, tokenizer, messages, sampling, 1, config.dialect)
-        answers |= {(p.id, label): group[0] for p, group in zip(asked, given, strict=True)}
-        stage_run.cost(tokens=sum(len(group[0].tokens) for group in given))
+        asked = {split: [p for p in own if label in chosen[split].get(p.id, [])] for split, own in prompts.items()}
+        if not any(asked.values()):
+            continue
+        # One opening for both splits: a server is long in starting.
+        with sampler_of(config.engine, model, tokenizer, config.dialect, stage_run.scratch, config.batch_size) as sampler:
+            for split, own in asked.items():
+                sampling = SamplingConfig(
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature,
+                    top_p=config.top_p,
+                    seed=torch_seed(config.seed, "preferences", split, label),
+                )
+                given = sample_answers(sampler, tokenizer, [p.messages for p in own], sampling, 1, config.dialect)
+                answers |= {(split, p.id, label): group[0] for p, group in zip(own, given, strict=True)}
+                stage_run.cost(tokens=sum(len(group[0].tokens) for group in given))
+            engines[label] = sampler.about
+
+    def candidate(split: str, prompt_id: str, label: str) -> Candidate:
+        answer = answers[split, prompt_id, label]
+        return Candidate(answer.text, label, answer.finished)
+
     return {
-        prompt_id: [Candidate(answers[prompt_id, label].text, label, answers[prompt_id, label].finished) for label in pair]
-        for prompt_id, pair in chosen.items()
+        split: {prompt_id: [candidate(split, prompt_id, label) for label in pair] for prompt_id, pair in pairs.items()}
+        for split, pairs in chosen.items()
     }
 
 
@@ -264,5 +284,5 @@ STAGE = Stage(
     optional=("tokens", "best"),
     groups=("models",),
     fingerprint=lambda config: fingerprint(config.annotation),
-    execution=("annotation",),  # where the folder lies; what is in it is in the fingerprint
+    execution=("annotation", *execution("engine")),  # where the folder lies; what is in it is in the fingerprint
 )

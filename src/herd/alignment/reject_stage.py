@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from herd.alignment.best_stage import BestModels
-from herd.alignment.fine_tuning import load_tokenizer, load_writer, mean_interval, require_rows
+from herd.alignment.fine_tuning import load_tokenizer, mean_interval, open_writer, require_rows
 from herd.config.errors import UserError
 from herd.dialog.grader import GraderConfig
 from herd.dialog.messages import Message, Role
@@ -17,7 +17,9 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, read_prompts, write_jsonl
 from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.sampler import OwnSampler, SamplingConfig
+from herd.generation.engine_config import EngineConfig, execution
+from herd.generation.opened_engine import sampler_of
+from herd.generation.sampler import SamplingConfig
 from herd.generation.steering import steer
 from herd.model.io import load_reward_model
 from herd.runs.seeds import torch_seed
@@ -45,6 +47,7 @@ class RejectConfig:
     top_p: float
     batch_size: int  # sequences generated or scored together
     system_prompts: list[str]  # steering: one of these precedes a prompt while its answers are drawn, and is not kept
+    engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
         DIALECTS.get(self.dialect)
@@ -63,14 +66,16 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     tokenizer = load_tokenizer(inputs)
     reward_model = load_reward_model(inputs["reward"] / "model")
     models = {
-        label: load_writer("reject", f"models.{label}" if named else label, artifact) for label, artifact in writers.items()
+        label: open_writer("reject", f"models.{label}" if named else label, label, artifact)
+        for label, artifact in writers.items()
     }
+    config.engine.require_one_model("reject", list(models))
     path = inputs["prompts"] / "train_prompts.jsonl"
     prompts = read_prompts(path)[config.first_prompt : config.first_prompt + config.prompts]
     if not prompts:
         raise UserError(f"{path}: no prompts from index {config.first_prompt} on; make more or lower first_prompt")
     counted = Counted()
-    window = min(model.config.max_seq_len for model in [*models.values(), reward_model.backbone])
+    window = min(shape.max_seq_len for shape in [*(m.config for m in models.values()), reward_model.backbone.config])
     asked = []
     steered = {p.id: steer(p.messages, config.system_prompts, config.seed, p.id) for p in prompts}
     for prompt in prompts:
@@ -88,12 +93,16 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         seed=torch_seed(config.seed, "reject"),
     )
     grader = GraderConfig()
+    engines: dict[str, Any] = {}
     given_to: dict[str, list[Answer]] = {}
     for label, model in models.items():
         own = [p for p in asked if writer_of(p.task) == label]
+        if not own:
+            continue
         own_prompts = [steered[p.id][0] for p in own]
-        sampler = OwnSampler(model, config.batch_size)
-        groups = sample_answers(sampler, tokenizer, own_prompts, sampling, config.samples, config.dialect)
+        with sampler_of(config.engine, model, tokenizer, config.dialect, stage_run.scratch, config.batch_size) as sampler:
+            groups = sample_answers(sampler, tokenizer, own_prompts, sampling, config.samples, config.dialect)
+            engines[label] = sampler.about
         given_to |= {p.id: group for p, group in zip(own, groups, strict=True)}
     answers = [given_to[p.id] for p in asked]
     stage_run.cost(tokens=sum(len(a.tokens) for given in answers for a in given))
@@ -158,6 +167,7 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
         "finished": mean([float(a.finished) for given in answers for a in given]),
         "unread": unread,
         "rows": counted.to_dict(),
+        "engine": engines,
     }
 
 
@@ -193,4 +203,5 @@ STAGE = Stage(
     inputs=("tokens", "reward", "prompts"),
     optional=("generator", "best"),
     groups=("models",),
+    execution=execution("engine"),
 )

@@ -1,0 +1,156 @@
+"""A sampler for a model on disk: our own engine, or a server that is found or started for as long as it is needed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from herd.config.errors import UserError
+from herd.corpus.tokenizer import Tokenizer
+from herd.generation.choose import SamplingConfig
+from herd.generation.engine_config import HERD, EngineConfig
+from herd.generation.sampler import Done, OwnSampler, Sample, Sampler
+from herd.generation.server_process import free_port, running
+from herd.generation.server_sampler import ServerSampler, answers
+from herd.interchange.export import export, require_vocabulary
+from herd.model.config import ModelConfig
+from herd.model.io import REWARD, load_model, open_model
+from herd.model.transformer import Transformer
+from herd.objectives.cross_entropy import token_logprobs
+
+_CHECKED_TOKENS = 32  # of an answer that is read with our own model
+# Unlikely tokens tell models apart, and log-probabilities taken after the temperature from those before it.
+_CHECKED_TEMPERATURE = 1.5
+_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model on disk that answers."""
+
+    label: str  # what messages and a server call it
+    folder: Path  # with config.json
+    config: ModelConfig
+
+    @classmethod
+    def open(cls, label: str, folder: Path, given_as: str) -> Writer:
+        """Without reading its weights; UserError, naming the input ``given_as``, for a reward model."""
+        model = open_model(folder)
+        if model.kind == REWARD:
+            raise UserError(f"{given_as}: {folder} is a reward model: it scores text and writes none.")
+        return cls(label, folder, model.config)
+
+
+@contextmanager
+def sampler_of(
+    config: EngineConfig, writer: Writer, tokenizer: Tokenizer, dialect: str, scratch: Path, batch_size: int = 256
+) -> Iterator[Sampler]:
+    """What draws answers of a model, for as long as the block lasts.
+
+    Args:
+        config: which engine.
+        writer: whose answers.
+        tokenizer: of that model.
+        dialect: of the chat template that an export gets.
+        scratch: folder for an export and a server's log.
+        batch_size: samples that our own engine draws together at most.
+
+    Raises:
+        UserError: no such server or program, or a server that does not do what is needed.
+    """
+    if config.kind == HERD:
+        yield OwnSampler(load_model(writer.folder).requires_grad_(False), batch_size)
+    elif config.url is not None:
+        yield _Checked(ServerSampler(config.url, config.model, writer.config.vocab_size, config), writer, config)
+    else:
+        with _started(config, writer, tokenizer, dialect, scratch) as server:
+            yield _Checked(server, writer, config)
+
+
+@contextmanager
+def _started(config: EngineConfig, writer: Writer, tokenizer: Tokenizer, dialect: str, scratch: Path) -> Iterator[ServerSampler]:
+    """A server of one model, with what it needs, in a folder that goes when it has ended as it should."""
+    folder = scratch / f"engine-{writer.label.replace('/', '_')}"
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was interrupted
+    folder.mkdir(parents=True)
+    port, parts = free_port(), [*config.command, *config.arguments]
+    places = {
+        "model": str((folder / "model").absolute()),
+        "own_model": str(writer.folder.absolute()),
+        "tokenizer": str((folder / "tokenizer").absolute()),
+        "name": writer.label,
+        "port": str(port),
+    }
+    if any("{model}" in part for part in parts):
+        model = open_model(writer.folder)
+        require_vocabulary(model, tokenizer)
+        (folder / "model").mkdir()
+        export(model, tokenizer, folder / "model", _SHARD_BYTES, dialect)
+    if any("{tokenizer}" in part for part in parts):
+        tokenizer.save(folder / "tokenizer")
+    url = f"http://127.0.0.1:{port}"
+    try:
+        command = [part.format(**places) for part in parts]
+        with running(command, folder / "server.log", lambda: answers(url), config.start_seconds) as process:
+            yield ServerSampler(url, writer.label, writer.config.vocab_size, config, process.ended)
+    finally:
+        for name in ("model", "tokenizer"):  # the log stays until the stage is done
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+class _Checked:
+    """A server's sampler whose first answers are read with our own model before any are taken.
+
+    A name says nothing of weights: a server may hold those of another round, an older export, or take its log-probabilities
+    after the temperature.
+    """
+
+    def __init__(self, server: ServerSampler, writer: Writer, config: EngineConfig) -> None:
+        self._server, self._writer, self._config = server, writer, config
+        self.about: dict[str, Any] = server.about
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples_per_prompt: int,
+        config: SamplingConfig,
+        stop_ids: Iterable[int],
+        done: Done | None = None,
+    ) -> list[list[Sample]]:
+        """As the server does."""
+        stops = frozenset(stop_ids)
+        if "logprob_difference" not in self.about and prompts and self._config.checked_prompts:
+            self._check(prompts[: self._config.checked_prompts], config, stops)
+        return self._server.draw(prompts, samples_per_prompt, config, stops, done)
+
+    def _check(self, prompts: Sequence[Sequence[int]], config: SamplingConfig, stops: frozenset[int]) -> None:
+        short = SamplingConfig(min(config.max_new_tokens, _CHECKED_TOKENS), _CHECKED_TEMPERATURE, seed=config.seed)
+        drawn = [served[0] for served in self._server.answer(prompts, 1, short, stops)]
+        model = load_model(self._writer.folder).requires_grad_(False)
+        differences = [
+            abs(theirs - ours)
+            for prompt, sample in zip(prompts, drawn, strict=True)
+            for theirs, ours in zip(sample.logprobs, _logprobs(model, prompt, sample.tokens), strict=True)
+        ]
+        mean, most = sum(differences) / len(differences), self._config.largest_difference
+        self.about |= {"logprob_difference": mean, "checked_tokens": len(differences)}
+        if mean > most:
+            raise UserError(
+                f"engine: the server's log-probabilities are off those of {self._writer.folder} by {mean:.3g} nats a token "
+                f"({len(differences)} tokens; at most {most:g}): it serves another model, or tells them after the temperature "
+                "(vLLM: --logprobs-mode raw_logprobs). Where weights are rounded on purpose, raise engine.largest_difference."
+            )
+
+
+@torch.inference_mode()
+def _logprobs(model: Transformer, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+    """Log-probabilities of ``tokens`` after ``prompt``, nats."""
+    row = torch.tensor([[*prompt, *tokens]])
+    hidden = model(row[:, :-1])[0, len(prompt) - 1 :]
+    return [float(value) for value in token_logprobs(hidden, model.output_weight, row[0, len(prompt) :])]
