@@ -64,7 +64,7 @@ def started(**settings):
 def test_a_server_of_ours_draws_what_the_engine_here_draws(url, folder, tokenizer, tmp_path, temperature):
     sampling = SamplingConfig(max_new_tokens=12, temperature=temperature, top_p=0.9, seed=5)
     with opened(EngineConfig(), folder, tokenizer, tmp_path) as own:
-        assert isinstance(own, OwnSampler) and own.about == {"kind": "herd"}
+        assert own.about == {"kind": "herd"}
         wanted = own.draw(PROMPTS, 4, sampling, tokenizer.stop_ids)
     with opened(EngineConfig(kind="server", url=url), folder, tokenizer, tmp_path) as served:
         found = served.draw(PROMPTS, 4, sampling, tokenizer.stop_ids)
@@ -89,15 +89,17 @@ def test_a_server_of_another_model_is_refused(url, folder, tokenizer, tmp_path):
 def test_a_started_server_is_ended_with_its_children(folder, tokenizer, tmp_path):
     before = set(psutil.Process().children())
     with opened(started(arguments=["{model}", "{name}"]), folder, tokenizer, tmp_path) as sampler:
+        assert sampler.draw([], 1, SamplingConfig(8), [4]) == [] and sampler.about == {"kind": "server"}
+        assert set(psutil.Process().children()) == before  # nothing is started before it must
+        assert sampler.draw([[1, 2]], 2, SamplingConfig(8), [4])[0][1].tokens[1:] == [41, 4]
         family = [p for p in psutil.Process().children(recursive=True) if p not in before]
         assert len(family) == 2  # the guardian and the server
         (command,) = [p.cmdline() for p in family if "guardian" not in " ".join(p.cmdline())]
         model = Path(command[-2])
-        assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
-            p.name for p in model.iterdir()
-        }
-        assert sampler.draw([[1, 2]], 2, SamplingConfig(8), [4])[0][1].tokens[1:] == [41, 4]
+        files = {path.name for path in model.iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= files
     assert not any(p.is_running() for p in family) and not model.exists()
+    assert sampler.about == {"kind": "server", "software": "vllm", "version": "0.11.0", "model": "tiny"}
 
 
 class Stopped(Exception):
@@ -109,7 +111,8 @@ def test_it_is_ended_by_an_error_too(folder, tokenizer, tmp_path, end):
     before, family = set(psutil.Process().children()), []
 
     def fail():
-        with opened(started(), folder, tokenizer, tmp_path):
+        with opened(started(), folder, tokenizer, tmp_path) as sampler:
+            sampler.draw([[1, 2]], 1, SamplingConfig(8), [4])
             family.extend(p for p in psutil.Process().children(recursive=True) if p not in before)
             raise end
 
@@ -153,14 +156,15 @@ time.sleep(60)
 )
 def test_a_server_that_does_not_come_up_is_told_in_one_line(folder, tokenizer, tmp_path, config, told):
     before = set(psutil.Process().children())
-    with pytest.raises(UserError, match=told) as caught, opened(config, folder, tokenizer, tmp_path):
-        pass
+    with opened(config, folder, tokenizer, tmp_path) as sampler, pytest.raises(UserError, match=told) as caught:
+        sampler.draw([[1, 2]], 1, SamplingConfig(8), [4])
     assert "\n" not in str(caught.value)
     assert set(psutil.Process().children()) == before
 
 
 def test_a_server_that_dies_at_work_is_told_with_what_it_said_last(folder, tokenizer, tmp_path):
     with opened(started(), folder, tokenizer, tmp_path) as sampler:
+        sampler.draw([[1, 2]], 1, SamplingConfig(8), [4])
         (server,) = [p for p in psutil.Process().children(recursive=True) if "vllm_stub" in " ".join(p.cmdline()[:2])]
         server.kill()
         server.wait(10)

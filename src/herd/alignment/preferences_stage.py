@@ -236,8 +236,6 @@ def sampled(
     answers: dict[tuple[str, str, str], Answer] = {}
     for label, model in models.items():
         asked = {split: [p for p in own if label in chosen[split].get(p.id, [])] for split, own in prompts.items()}
-        if not any(asked.values()):
-            continue
         # One opening for both splits: a server is long in starting.
         with sampler_of(config.engine, model, tokenizer, config.dialect, stage_run.scratch, config.batch_size) as sampler:
             for split, own in asked.items():

@@ -97,8 +97,6 @@ def run(config: RejectConfig, inputs: Inputs, stage_run: StageRun) -> dict[str, 
     given_to: dict[str, list[Answer]] = {}
     for label, model in models.items():
         own = [p for p in asked if writer_of(p.task) == label]
-        if not own:
-            continue
         own_prompts = [steered[p.id][0] for p in own]
         with sampler_of(config.engine, model, tokenizer, config.dialect, stage_run.scratch, config.batch_size) as sampler:
             groups = sample_answers(sampler, tokenizer, own_prompts, sampling, config.samples, config.dialect)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,40 @@ class Writer:
         return cls(label, folder, model.config)
 
 
+class OpenedSampler:
+    """A sampler that loads its model, or starts its server, when the first answer is wanted.
+
+    Attributes:
+        about: which engine draws, for the manifest; of a server all that it says of itself, once it has drawn.
+    """
+
+    def __init__(self, kind: str, opening: AbstractContextManager[Sampler], stack: ExitStack) -> None:
+        self.about: dict[str, Any] = {"kind": kind}
+        self._opening, self._stack = opening, stack
+        self._sampler: Sampler | None = None
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples_per_prompt: int,
+        config: SamplingConfig,
+        stop_ids: Iterable[int],
+        done: Done | None = None,
+    ) -> list[list[Sample]]:
+        """As the engine does."""
+        if not prompts:
+            return []
+        if self._sampler is None:
+            self._sampler = self._stack.enter_context(self._opening)
+        if isinstance(self._sampler, _Checked):
+            self.about = self._sampler.about
+        return self._sampler.draw(prompts, samples_per_prompt, config, stop_ids, done)
+
+
 @contextmanager
 def sampler_of(
     config: EngineConfig, writer: Writer, tokenizer: Tokenizer, dialect: str, scratch: Path, batch_size: int = 256
-) -> Iterator[Sampler]:
+) -> Iterator[OpenedSampler]:
     """What draws answers of a model, for as long as the block lasts.
 
     Args:
@@ -62,8 +92,16 @@ def sampler_of(
         batch_size: samples that our own engine draws together at most.
 
     Raises:
-        UserError: no such server or program, or a server that does not do what is needed.
+        UserError: by the first draw: no such server or program, or a server that does not do what is needed.
     """
+    with ExitStack() as stack:
+        yield OpenedSampler(config.kind, _open(config, writer, tokenizer, dialect, scratch, batch_size), stack)
+
+
+@contextmanager
+def _open(
+    config: EngineConfig, writer: Writer, tokenizer: Tokenizer, dialect: str, scratch: Path, batch_size: int
+) -> Iterator[Sampler]:
     if config.kind == HERD:
         yield OwnSampler(load_model(writer.folder).requires_grad_(False), batch_size)
     elif config.url is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig
@@ -27,11 +27,6 @@ Done = Callable[[int, list[Sample]], None]
 class Sampler(Protocol):
     """What draws answers: a model within an engine, here or in another process."""
 
-    @property
-    def about(self) -> dict[str, Any]:
-        """Which engine it is, for the manifest; once something was drawn."""
-        ...
-
     def draw(
         self,
         prompts: Sequence[Sequence[int]],
@@ -51,11 +46,6 @@ class OwnSampler:
     model: Transformer
     batch_size: int = 256  # samples drawn together at most
     max_kv_tokens: int = 0  # positions whose keys and values are held at once; 0 = what `batch_size` samples may need
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Which engine it is."""
-        return {"kind": "herd"}
 
     def draw(
         self,
