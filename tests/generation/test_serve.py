@@ -172,7 +172,6 @@ def test_without_a_seed_answers_differ(client):
         ("chat/completions", CHAT | {"temperature": "hot"}, 400, "`temperature` must be a number", "temperature"),
         ("chat/completions", CHAT | {"top_p": 0}, 400, "`top_p`", "top_p"),
         ("chat/completions", CHAT | {"n": True}, 400, "`n` must be a whole number", "n"),
-        ("chat/completions", CHAT | {"tools": [{"type": "function"}]}, 400, "`tools` is not offered", "tools"),
         ("chat/completions", CHAT | {"stop": [""]}, 400, "none of them empty", "stop"),
         ("chat/completions", CHAT | {"tempreature": 1}, 400, "Did you mean 'temperature'", "tempreature"),
         ("chat/completions", CHAT | {"stream": "yes"}, 400, "true or false", "stream"),
@@ -185,7 +184,20 @@ def test_without_a_seed_answers_differ(client):
         ("completions", {"prompt": [1, True]}, 400, "must be a list of whole numbers", "prompt"),
         ("completions", {"prompt": "a", "max_tokens": 0}, 400, "`max_tokens` must be a whole number 1 or more", "max_tokens"),
         ("completions", {"prompt": "a", "echo": 1}, 400, "`echo` must be true or false", "echo"),
-        ("chat/completions", CHAT | {"echo": True}, 400, "Unknown key `echo`", "echo"),
+        ("chat/completions", CHAT | {"echo": True}, 400, "`echo` is not offered here: post to /v1/completions", "echo"),
+        ("chat/completions", CHAT | {"functions": [{}]}, 400, "`functions` is not offered here: offer `tools`", "functions"),
+        (
+            "chat/completions",
+            CHAT | {"response_format": {"type": "json_object"}},
+            400,
+            "`response_form",
+            "response_format",
+        ),
+        ("chat/completions", CHAT | {"logit_bias": {"5": 1}}, 400, "`logit_bias` is not offered", "logit_bias"),
+        ("completions", {"prompt": "a", "presence_penalty": 0.5}, 400, "`presence_penalty` is not", "presence_penalty"),
+        ("completions", {"prompt": "a", "messages": []}, 400, "Unknown key `messages`", "messages"),
+        ("completions", {"prompt": "a", "guided_json": {}}, 400, "Unknown key `guided_json`", "guided_json"),
+        ("completions", {"prompt": "a", "stream_options": {"include_usgae": True}}, 400, "no keys but", "stream_options"),
         ("completions", {"prompt": "\ud800"}, 400, "surrogate", "prompt"),
         ("embeddings", {}, 404, "POST /v1/embeddings: Not Found", None),
     ],
@@ -201,8 +213,35 @@ def test_refusals_have_openais_shape(client, path, body, status, message, key):
     assert client.engine.pool.used == 0
 
 
+def test_what_asks_for_nothing_is_taken(client):
+    """Bodies of OpenAI's client, of vLLM's users and of lm-evaluation-harness (messages with a `type`)."""
+    more = {"user": "me", "store": True, "metadata": {"a": "b"}, "response_format": {"type": "text"}, "frequency_penalty": 0.0}
+    more |= {
+        "logit_bias": None,
+        "tools": None,
+        "tool_choice": None,
+        "reasoning_effort": None,
+        "verbosity": "medium",
+        "min_p": 0.0,
+    }
+    more |= {"parallel_tool_calls": False, "modalities": ["text"], "stream_options": None, "skip_special_tokens": True}
+    messages = [CHAT["messages"][0] | {"type": "text", "name": "me"}]
+    bare = client.post("/v1/chat/completions", json=CHAT).json()["choices"]
+    assert client.post("/v1/chat/completions", json=CHAT | more | {"messages": messages}).json()["choices"] == bare
+    parts = [{"role": "user", "content": [{"type": "text", "text": part} for part in ("what ", "colour?")]}]
+    assert client.post("/v1/chat/completions", json=CHAT | {"messages": parts}).json()["choices"] == bare
+
+
 def test_other_bad_requests(client):
-    assert "no JSON" in client.post("/v1/completions", content="{").json()["error"]["message"]
+    for content, message in (
+        ("{", "no JSON (Expecting property name enclosed in double quotes at line 1, column 2)"),
+        (b'{"prompt": "\xe9"}', "no JSON (not UTF-8)"),
+        ("[" * 200_000, "no JSON (too deep"),
+        ("", "no JSON (Expecting value at line 1, column 1)"),
+    ):
+        response = client.post("/v1/completions", content=content)
+        assert response.status_code == 400 and message in response.json()["error"]["message"]
+    assert "base_url ends in /v1" in client.post("/chat/completions", json=CHAT).json()["error"]["message"]
     assert client.get("/v1/chat/completions").status_code == 405
     assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
     response = client.post("/v1/completions", content=b" " * 8_000_001)

@@ -14,6 +14,11 @@ _ARGUMENT = {"brave_search": "query", "wolfram_alpha": "query", "photogen": "que
 BUILT_IN = tuple(_ARGUMENT)
 
 
+def built_in_argument(name: str) -> str | None:
+    """The one argument of a built-in tool; None for a tool that is none."""
+    return _ARGUMENT.get(name)
+
+
 def built_in_call(call: ToolCall) -> str:
     """`brave_search.call(query="...")`, or the interpreter's code; UserError when the tool's one argument is missing."""
     argument = _ARGUMENT[call.name]

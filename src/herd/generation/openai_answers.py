@@ -4,16 +4,19 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
+from herd.dialog.messages import ToolCall
+from herd.dialog.tool_answers import AnswerReader
 from herd.generation.engine import Drawn
 from herd.generation.openai_logprobs import SpelledToken, TokenTrail, logprobs_of
 from herd.generation.openai_requests import Wish
+from herd.generation.openai_tools import call_of
 from herd.generation.service import Service
 from herd.generation.text_stream import TextStream
 
@@ -24,8 +27,9 @@ class Piece:
 
     choice: int
     text: str
-    reason: str | None  # why it ended: stop, length; None while it goes on
+    reason: str | None  # why it ended: stop, length, tool_calls; None while it goes on
     tokens: tuple[SpelledToken, ...] = ()  # that begin in this text, where log-probabilities are asked for
+    call: ToolCall | None = None  # that it ends with
 
 
 class Answers:
@@ -40,6 +44,7 @@ class Answers:
         self._prompts = [p for p, request in zip(wish.prompts, wish.requests, strict=True) for _ in range(request.samples)]
         before = [len(prompt.text) if wish.echo else 0 for prompt in self._prompts]  # characters
         self._streams = [TextStream(tokenizer, wish.stops) for _ in self._prompts]
+        self._readers = [AnswerReader(wish.tools) for _ in self._prompts] if wish.tools else []
         self._trails = [TokenTrail(tokenizer, offset) for offset in before] if wish.logprobs else []
         self._before, self._begun = before, set[int]()
         self._first: dict[int, int] = {}  # number of a request -> its first choice
@@ -89,15 +94,27 @@ class Answers:
             return Piece(choice, echoed, "length", tokens)
         self.drawn += 1
         self._ids[choice].append(drawn.token)
+        read = stream.read
         text = "" if drawn.stopped else stream.push(drawn.token)  # a stop token is no text
-        reason = None
+        reason, call = None, None
         if drawn.ended:
             text += stream.end()
             reason = "stop" if drawn.stopped or stream.stopped else "length"
         elif stream.stopped:
             self._service.cancel(drawn.request, drawn.sample)
             reason = "stop"
-        return Piece(choice, echoed + text, reason, tokens + self._tokens(choice, drawn))
+        length = stream.length
+        if self._readers:
+            reader = self._readers[choice]
+            if drawn.token == self._tokenizer.python_tag_id:
+                reader.tag(read)
+            text = reader.push(text)
+            if reason is not None:
+                rest, call = reader.end(finished=drawn.stopped)
+                text, reason = text + rest, reason if call is None else "tool_calls"
+            length = reader.length
+        tokens += self._tokens(choice, drawn, self._before[choice] + length)
+        return Piece(choice, echoed + text, reason, tokens, call)
 
     def _echo(self, choice: int, drawn: Drawn) -> tuple[str, tuple[SpelledToken, ...]]:
         """The prompt, before the first token after it."""
@@ -112,14 +129,14 @@ class Answers:
                 trail.push(scored.token, scored.logprob, scored.alternatives or None)
         return prompt.text, trail.take(0, last=True)
 
-    def _tokens(self, choice: int, drawn: Drawn) -> tuple[SpelledToken, ...]:
-        """The tokens of the text that has just come; where ids are told, those that were drawn, one for each id."""
+    def _tokens(self, choice: int, drawn: Drawn, characters: int) -> tuple[SpelledToken, ...]:
+        """The tokens of the text's first ``characters`` that were not given; where ids are told, of those, one for each."""
         if not self._trails:
             return ()
         trail, stream, every = self._trails[choice], self._streams[choice], self._wish.ids
         if every or not drawn.stopped:
             trail.push(drawn.token, drawn.logprob, drawn.alternatives or None)
-        return trail.take(self._before[choice] + stream.length, last=every or (drawn.ended and not stream.stopped))
+        return trail.take(characters, last=every or (drawn.ended and not stream.stopped))
 
     def ids_of(self, choice: int) -> dict[str, list[int]]:
         """The ids of a choice and of its prompt, as vLLM names them; nothing where they were not asked for."""
@@ -145,19 +162,19 @@ def head_of(kind: str, model: str) -> dict[str, Any]:
 
 async def whole(kind: str, head: dict[str, Any], wish: Wish, answers: Answers) -> dict[str, Any]:
     """The object that tells all choices at once."""
-    texts = [""] * wish.choices
-    reasons: list[str | None] = [None] * len(texts)
-    tokens: list[list[SpelledToken]] = [[] for _ in texts]
+    of: list[list[Piece]] = [[] for _ in range(wish.choices)]
     async for piece in answers.pieces():
-        texts[piece.choice] += piece.text
-        reasons[piece.choice] = piece.reason
-        tokens[piece.choice] += piece.tokens
-    made = [
-        {"index": i, **({"message": {"role": "assistant", "content": text}} if kind == "chat" else {"text": text})}
-        | {"logprobs": logprobs_of(kind, tokens[i]) if wish.logprobs else None, "finish_reason": reason}
-        | answers.ids_of(i)
-        for i, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-    ]
+        of[piece.choice].append(piece)
+    made = []
+    for i, pieces in enumerate(of):
+        text, end = "".join(piece.text for piece in pieces), pieces[-1]
+        if kind == "chat":
+            message: dict[str, Any] = {"role": "assistant", "content": text if text.strip() or end.call is None else None}
+            content: dict[str, Any] = {"message": message if end.call is None else message | {"tool_calls": [call_of(end.call)]}}
+        else:
+            content = {"text": text}
+        logprobs = logprobs_of(kind, [token for piece in pieces for token in piece.tokens]) if wish.logprobs else None
+        made.append({"index": i, **content, "logprobs": logprobs, "finish_reason": end.reason} | answers.ids_of(i))
     return {**head, "choices": made, "usage": answers.usage()}
 
 
@@ -166,10 +183,7 @@ async def events(
 ) -> AsyncIterator[str]:
     """Server-sent events: a chunk for each piece of text, then the usage where it was asked for, then the end."""
     head = {**head, "object": "chat.completion.chunk" if kind == "chat" else head["object"]}
-
-    def chunk(choice: dict[str, Any] | None, usage: dict[str, int] | None = None) -> str:
-        told = {"usage": usage} if wish.usage else {}
-        return _event({**head, "choices": [] if choice is None else [choice], **told})
+    told: dict[str, Any] = {"usage": None} if wish.usage else {}
 
     async def all_pieces() -> AsyncIterator[Piece]:
         yield first
@@ -181,22 +195,33 @@ async def events(
         async for piece in all_pieces():
             if not (piece.text or piece.tokens or piece.reason or piece.choice not in begun):
                 continue
-            if kind == "chat":
-                role = {} if piece.choice in begun else {"role": "assistant"}
-                content = {"delta": {**role, "content": piece.text}}
-            else:
-                content = {"text": piece.text}  # type: ignore[dict-item]
+            for choice in _parts(kind, piece, piece.choice in begun):
+                yield _event({**head, "choices": [{"index": piece.choice, **choice}], **told})
             begun.add(piece.choice)
-            logprobs = logprobs_of(kind, piece.tokens) if piece.tokens else None
-            yield chunk({"index": piece.choice, **content, "logprobs": logprobs, "finish_reason": piece.reason})
         if wish.usage:
-            yield chunk(None, answers.usage())
+            yield _event({**head, "choices": [], "usage": answers.usage()})
         yield "data: [DONE]\n\n"
     except Exception as error:  # the answer has begun: all that is left is to say why it ends
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         yield _event(error_body(message, kind="server_error"))
     finally:
         await pieces.aclose()
+
+
+def _parts(kind: str, piece: Piece, begun: bool) -> Iterator[dict[str, Any]]:
+    """The chunks of a piece: one, or text, call and end."""
+    logprobs = logprobs_of(kind, piece.tokens) if piece.tokens else None
+    if kind == "text":
+        yield {"text": piece.text, "logprobs": logprobs, "finish_reason": piece.reason}
+        return
+    role: dict[str, Any] = {} if begun else {"role": "assistant"}
+    if piece.call is None:
+        yield {"delta": {**role, "content": piece.text}, "logprobs": logprobs, "finish_reason": piece.reason}
+        return
+    if piece.text or role or logprobs:
+        yield {"delta": {**role, "content": piece.text or None}, "logprobs": logprobs, "finish_reason": None}
+    yield {"delta": {"tool_calls": [{"index": 0, **call_of(piece.call)}]}, "logprobs": None, "finish_reason": None}
+    yield {"delta": {}, "logprobs": None, "finish_reason": piece.reason}
 
 
 def _event(value: object) -> str:

@@ -128,8 +128,12 @@ async def _json(request: HttpRequest) -> object:
             raise HTTPException(413, f"The body has more than {_LARGEST_BODY:,} bytes.")
     try:
         return json.loads(body)
-    except (ValueError, RecursionError):
-        raise Refused("The body is no JSON.") from None
+    except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at")  # as in "Unterminated string starting at"
+        raise Refused(f"The body is no JSON ({what} at line {error.lineno}, column {error.colno}).") from None
+    except (ValueError, RecursionError) as error:
+        why = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "too deep, or a number too long"
+        raise Refused(f"The body is no JSON ({why}).") from None
 
 
 def _error(status: int, message: str, key: str | None = None, kind: str = "invalid_request_error") -> JSONResponse:
@@ -140,6 +144,8 @@ def _error(status: int, message: str, key: str | None = None, kind: str = "inval
 async def _http_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}."
+    if error.status_code == 404:
+        message += " There are /v1/chat/completions, /v1/completions and /v1/models: a client's base_url ends in /v1."
     return _error(error.status_code, message)
 
 

@@ -1,14 +1,20 @@
 """What a body of OpenAI's interface asks a model to go on from: a dialog's messages, or texts, as token ids."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
-from herd.dialog.messages import Role, parse_messages
+from herd.dialog.messages import Message, Role, parse_messages
 from herd.dialog.render import render
+from herd.generation.openai_tools import check_order
 from herd.generation.openai_values import Refused, token_ids
 
 _ROLES = {"developer": "system"}
+_KEYS = ("role", "content", "tool_calls")
+_NAMES = ("name", "tool_call_id")  # which no dialect writes
+_TYPES = ("text", "message")  # clients that send more than asked for send these
 
 
 @dataclass(frozen=True)
@@ -20,30 +26,52 @@ class Prompt:
     added: int = 0  # tokens in front that the client did not give
 
 
-def dialog_prompt(messages: object, tokenizer: Tokenizer, dialect: str) -> Prompt:
+def dialog_prompt(messages: object, tools: Sequence[dict[str, Any]], tokenizer: Tokenizer, dialect: str) -> Prompt:
     """A dialog, with the header of the answer.
+
+    Args:
+        messages: OpenAI's, calls of tools and their outputs among them.
+        tools: definitions to show.
 
     Raises:
         Refused: messages that the dialect has no form for, or none to answer.
     """
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise Refused("`messages` must be a list of objects with `role` and `content`.", "messages")
-    rows = []
-    for i, message in enumerate(messages):
-        row = {key: value for key, value in message.items() if key in ("role", "content")}
-        extra = [key for key, value in message.items() if key not in ("role", "content", "name") and value]
-        if extra:
-            raise Refused(f"messages[{i}]: `{extra[0]}` is not offered here.", "messages")
-        row["role"] = _ROLES.get(row["role"], row["role"]) if isinstance(row.get("role"), str) else row.get("role")
-        row["content"] = _content(row.get("content"), i)
-        rows.append(row)
+    rows = [_row(message, i) for i, message in enumerate(messages)]
     try:
         parsed = parse_messages(rows, "messages")
+        check_order(messages)
         if parsed[-1].role is Role.ASSISTANT:
             raise Refused("The last message is the assistant's own: end with the one to be answered.", "messages")
-        return Prompt(tuple(render(parsed, tokenizer, generation_prompt=True, dialect=dialect).tokens.tolist()), "")
+        shown = _with_tools(parsed, tools)
+        return Prompt(tuple(render(shown, tokenizer, generation_prompt=True, dialect=dialect).tokens.tolist()), "")
+    except Refused:
+        raise
     except UserError as error:
         raise Refused(str(error), "messages") from None
+
+
+def _row(message: dict[str, Any], i: int) -> dict[str, Any]:
+    """A message in our own form."""
+    row = {key: value for key, value in message.items() if key in _KEYS and (value or key != "tool_calls")}
+    extra = [key for key, value in message.items() if key not in (*_KEYS, *_NAMES) and value]
+    if extra and not (extra == ["type"] and message["type"] in _TYPES):
+        raise Refused(f"messages[{i}]: `{extra[0]}` is not offered here.", "messages")
+    if isinstance(row.get("role"), str):
+        row["role"] = _ROLES.get(row["role"], row["role"])
+    row["content"] = _content(row.get("content"), i)
+    return row
+
+
+def _with_tools(messages: tuple[Message, ...], tools: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
+    """Definitions belong to the user's message that a dialog begins with."""
+    if not tools:
+        return messages
+    first = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), None)
+    if first is None or messages[first].role is not Role.USER:
+        raise Refused("`tools` need a user's message first, or after the system's.", "tools")
+    return (*messages[:first], replace(messages[first], tools=tuple(tools)), *messages[first + 1 :])
 
 
 def _content(content: object, i: int) -> object:

@@ -10,30 +10,61 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Request
 from herd.generation.openai_prompts import Prompt, dialog_prompt, text_prompts
+from herd.generation.openai_tools import read_tools
 from herd.generation.openai_values import Refused, flag, number, token_ids
 
 _MOST_SAMPLES = 128
 _MOST_ALTERNATIVES = 20
 # Keys that change nothing here, so that clients may send them.
-_IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity")
+_IGNORED = (
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("parallel_tool_calls", "request_id", "priority"),
+)
 # Keys of what is not offered: only these values, which ask for nothing, are taken.
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
     "logit_bias": (None, {}),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
     "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]),
-    "suffix": (None, ""),
     "best_of": (None, 1),
+    # vLLM's
     "repetition_penalty": (None, 1),
+    "length_penalty": (None, 1),
     "min_p": (None, 0),
+    "min_tokens": (None, 0),
+    "use_beam_search": (None, False),
+    "prompt_logprobs": (None,),
+    "truncate_prompt_tokens": (None,),
+    "include_stop_str_in_output": (None, False),
+    "skip_special_tokens": (None, True),
+    "add_special_tokens": (None, True),
 }
+_NOTHING_OF: dict[str, dict[str, tuple[Any, ...]]] = {
+    "chat": {
+        "functions": (None, []),
+        "function_call": (None, "auto", "none"),
+        "modalities": (None, ["text"]),
+        "audio": (None,),
+        "prediction": (None,),
+        "web_search_options": (None,),
+        "reasoning_effort": (None, "none"),
+        "verbosity": (None, "medium"),
+        "echo": (None, False),
+        "add_generation_prompt": (None, True),
+        "continue_final_message": (None, False),
+    },
+    "text": {"suffix": (None, "")},
+}
+_INSTEAD = {
+    "functions": "offer `tools`",
+    "function_call": "say `tool_choice`",
+    "echo": "post to /v1/completions",
+    "prompt_logprobs": "say `echo` and `logprobs` to /v1/completions",
+}
+_STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 _COMMON = ("model", "n", "seed", "temperature", "top_p", "top_k", "max_tokens", "stop", "stream", "stream_options", "logprobs")
 _OWN = {
-    "chat": ("messages", "max_completion_tokens", "top_logprobs"),
+    "chat": ("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice"),
     "text": ("prompt", "echo", "stop_token_ids", "ignore_eos", "return_token_ids"),
 }
 
@@ -49,6 +80,7 @@ class Wish:
     usage: bool  # also tell the tokens used at the end of a stream
     logprobs: bool  # also tell the log-probability of each token
     ids: bool = False  # also tell the ids of prompts and answers, stop tokens included
+    tools: frozenset[str] = frozenset()  # names of those offered: an answer may call one
     echo: bool = False  # the prompt is part of the answer
     nothing_new: bool = False  # and all of it: what is drawn is not told
 
@@ -74,16 +106,12 @@ def read_body(
     """
     if not isinstance(body, dict):
         raise Refused("The body must be a JSON object.")
-    known = (*_COMMON, *_OWN[kind], *_NOTHING, *_IGNORED)
-    for key, value in body.items():
-        if key not in known:
-            raise Refused(f"Unknown key `{key}`.{nearest(key, known)}", key)
-        if key in _NOTHING and value not in _NOTHING[key]:
-            raise Refused(f"`{key}` is not offered here: leave it out.", key)
+    _check_keys(kind, body)
     if body.get("model") not in (None, model):
         raise Refused(f"There is no model {body['model']!r} here, only {model!r}.", "model")
+    tools = read_tools(body) if kind == "chat" else ()
     if kind == "chat":
-        prompts = [dialog_prompt(body.get("messages"), tokenizer, dialect)]
+        prompts = [dialog_prompt(body.get("messages"), tools, tokenizer, dialect)]
     else:
         prompts = text_prompts(body.get("prompt"), tokenizer)
     samples = number(body, "n", 1, int, 1, _MOST_SAMPLES)
@@ -107,8 +135,8 @@ def read_body(
     if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
         raise Refused("`stop` must be a text or a list of texts, none of them empty.", "stop")
     options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise Refused("`stream_options` must be an object.", "stream_options")
+    if not isinstance(options, dict) or not all(key in _STREAM_OPTIONS for key in options):
+        raise Refused(f"`stream_options` must be an object with no keys but {', '.join(_STREAM_OPTIONS)}.", "stream_options")
     ends = frozenset(() if flag(body, "ignore_eos") else tokenizer.stop_ids)
     if body.get("stop_token_ids") is not None:
         ends |= set(token_ids(body["stop_token_ids"], tokenizer, "stop_token_ids"))
@@ -119,7 +147,29 @@ def read_body(
     told = alternatives is not None
     requests = [Request(prompt.ids, samples, sampling, ends, alternatives or 0, scored=told and echo) for prompt in prompts]
     usage = flag(options, "include_usage")
-    return Wish(tuple(prompts), tuple(requests), tuple(stops), stream, usage, told, ids, echo, nothing_new=length == 0)
+    return Wish(
+        tuple(prompts),
+        tuple(requests),
+        tuple(stops),
+        stream,
+        usage,
+        logprobs=told,
+        ids=ids,
+        tools=frozenset(tool["function"]["name"] for tool in tools),
+        echo=echo,
+        nothing_new=length == 0,
+    )
+
+
+def _check_keys(kind: str, body: Mapping[str, Any]) -> None:
+    """Refused for a key that nobody knows, and for one that asks for what is not offered."""
+    nothing = _NOTHING | _NOTHING_OF[kind]
+    known = (*_COMMON, *_OWN[kind], *nothing, *_IGNORED)
+    for key, value in body.items():
+        if key not in known:
+            raise Refused(f"Unknown key `{key}`.{nearest(key, known)}", key)
+        if key in nothing and value not in nothing[key]:
+            raise Refused(f"`{key}` is not offered here: {_INSTEAD.get(key, 'leave it out')}.", key)
 
 
 def _length(body: Mapping[str, Any], least: int, default: int, room: int, window: int) -> int:
