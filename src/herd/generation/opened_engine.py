@@ -16,7 +16,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine_config import HERD, EngineConfig
 from herd.generation.sampler import Done, OwnSampler, Sample, Sampler
-from herd.generation.server_process import free_port, running
+from herd.generation.server_process import free_port, require_program, running
 from herd.generation.server_sampler import ServerSampler, answers
 from herd.interchange.export import export, require_vocabulary
 from herd.model.config import ModelConfig
@@ -114,6 +114,7 @@ def _open(
 @contextmanager
 def _started(config: EngineConfig, writer: Writer, tokenizer: Tokenizer, dialect: str, scratch: Path) -> Iterator[ServerSampler]:
     """A server of one model, with what it needs, in a folder that goes when it has ended as it should."""
+    require_program(config.command[0])  # before a large model is exported for it
     folder = scratch / f"engine-{writer.label.replace('/', '_')}"
     shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was interrupted
     folder.mkdir(parents=True)

@@ -60,18 +60,22 @@ class ServerProcess:
             self._guardian.wait()
 
 
+def require_program(program: str) -> None:
+    """UserError when there is no such program."""
+    if shutil.which(program) is None:
+        raise UserError(
+            f"engine.command: there is no program '{program}' here: install it (vLLM in an environment of its own, whose bin "
+            "folder is put on the PATH), or leave engine=herd, our own."
+        )
+
+
 @contextmanager
 def running(command: Sequence[str], log: Path, answers: Callable[[], bool], seconds: float) -> Iterator[ServerProcess]:
     """Start a server, wait until it ``answers``, and end it afterwards, whatever happens.
 
     Raises:
-        UserError: there is no such program, the server ends, or it does not answer in time.
+        UserError: the server ends, or it does not answer in time.
     """
-    if shutil.which(command[0]) is None:
-        raise UserError(
-            f"engine.command: there is no program '{command[0]}' here: install it (vLLM in an environment of its own, whose bin "
-            "folder is put on the PATH), or leave engine=herd, our own."
-        )
     server = ServerProcess(command, log)
     try:
         start, waited = time.monotonic(), 0.0

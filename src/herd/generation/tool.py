@@ -1,8 +1,11 @@
 """``herd generate``: continue prompts, or answer messages, with a model of ours."""
 
+import shutil
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role, parse_messages, require_unicode
 from herd.dialog.render import DIALECTS, render_batch
 from herd.dialog.rows import read_jsonl, write_jsonl
-from herd.generation.opening import open_generator
-from herd.generation.sampler import Sample, SamplingConfig, generate
+from herd.generation.engine_config import HERD, EngineConfig
+from herd.generation.opened_engine import Writer, sampler_of
+from herd.generation.opening import Found, find_generator, load_generator
+from herd.generation.sampler import OwnSampler, Sample, Sampler, SamplingConfig
 from herd.runs.tool import Tool
 
 
@@ -43,6 +48,9 @@ class GenerateConfig:
     batch_size: int = 64  # samples drawn together
     max_kv_tokens: int = 0  # positions whose keys and values are held at once; 0 = what batch_size samples may need
     root: str = "runs"  # folder of all runs, where names are looked up
+    engine: EngineConfig = field(
+        default_factory=EngineConfig
+    )  # who draws; device, threads, batch_size and max_kv_tokens are ours
 
     def __post_init__(self) -> None:
         self.sampling()
@@ -67,17 +75,37 @@ def run(config: GenerateConfig) -> None:
     prompts = list(_prompts(config))
     if not prompts:
         raise UserError(f"file: '{config.file}' holds no prompt.")
-    opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads, config.dialect)
-    model, tokenizer = opened.model, opened.tokenizer
-    ids = _encode(prompts, tokenizer, opened.dialect)
+    found = find_generator(config.model, config.root, config.tokenizer, config.dialect)
+    tokenizer = found.tokenizer
+    ids = _encode(prompts, tokenizer, found.dialect)
     stops = {*tokenizer.stop_ids, *(_stop_id(text, tokenizer) for text in config.stop)}
-    drawn = generate(model, ids, config.samples, config.sampling(), stops, config.batch_size, config.max_kv_tokens)
+    with _sampler(config, found) as sampler:
+        drawn = sampler.draw(ids, config.samples, config.sampling(), stops)
     if config.out is not None:
         rows = [_row(prompt, k, s, tokenizer) for prompt, of in zip(prompts, drawn, strict=True) for k, s in enumerate(of)]
         write_jsonl(Path(config.out), rows)
         print(config.out)
     else:
         _show(prompts, drawn, tokenizer)
+
+
+@contextmanager
+def _sampler(config: GenerateConfig, found: Found) -> Iterator[Sampler]:
+    """The engine that draws."""
+    if config.engine.kind == HERD:
+        model = load_generator(found, config.device, config.threads).model
+        yield OwnSampler(model, config.batch_size, config.max_kv_tokens)
+        return
+    scratch = Path(tempfile.mkdtemp(prefix="herd-generate-"))
+    writer = Writer(config.model, found.folder, found.config)
+    try:
+        with sampler_of(config.engine, writer, found.tokenizer, found.dialect, scratch) as sampler:
+            yield sampler
+    except UserError:
+        if not any(scratch.rglob("*.log")):  # what a server said stays
+            shutil.rmtree(scratch)
+        raise
+    shutil.rmtree(scratch)
 
 
 def _prompts(config: GenerateConfig) -> Iterator[dict[str, Any]]:
@@ -159,6 +187,7 @@ TOOL = Tool(
     help="""herd generate model=runs/laptop/pretrain prompt='def main(' temperature=0
 herd generate model=runs/laptop/round-2/dpo chat=true prompt='What does os.path.join do?' samples=4 seed=1
 herd generate model=laptop/pretrain file=prompts.jsonl out=samples.jsonl
+herd generate model=laptop/round-2/dpo file=prompts.jsonl out=samples.jsonl engine=vllm
 
 A sample is a function of the model, its prompt, the settings, the seed and its number, whatever else is drawn beside it.""",
 )
