@@ -153,7 +153,7 @@ def make_lm(tokenizer: Tokenizer) -> Callable[..., LanguageModel]:
 
 
 @pytest.fixture
-def bench(small: Small, tokenizer: Tokenizer) -> Bench:
+def bench(small: Small, tokenizer: Tokenizer, tmp_path: Path) -> Bench:
     return Bench(
         seed=3,
         resamples=200,
@@ -163,6 +163,7 @@ def bench(small: Small, tokenizer: Tokenizer) -> Bench:
         shards=TokenShards(small.tokens / "tokens"),
         documents=small.documents,
         dialogs=None,
+        scratch=tmp_path / "scratch",
         preferences={},
         labels=("random",),
     )

@@ -119,6 +119,19 @@ def test_win_rate_counts_ties_half(
     assert result.comparisons[0]["win_rate"] == metrics["win_rate,none"]
 
 
+def test_answers_of_an_evaluation_that_was_killed_are_found_again(
+    prompts: Bench, make_lm: Callable[..., LanguageModel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = WinRateConfig(pairs=[["dpo", "sft", "judge"]], first_prompt=0, max_new_tokens=4)
+    first, again = WinRate(config, prompts), WinRate(config, prompts)
+    for task, labels in ((first, ("dpo",)), (again, ("dpo", "sft"))):  # killed between its models
+        for label in labels:
+            task.language_model(make_lm(label))
+    assert again.answers["dpo"] == first.answers["dpo"] and len(again.answers["sft"]) == 12
+    told = capsys.readouterr().err
+    assert told == "  sampling (dpo): the answers to 12 of 12 prompts are there from before\n"
+
+
 def test_prompts_that_chose_a_checkpoint_do_not_score_it(prompts: Bench) -> None:
     assert prompts.dialogs is not None
     settings = {"config": {"first_prompt": 0, "prompts": 10}, "input_addresses": {"prompts": prompts.dialogs.address}}

@@ -6,6 +6,7 @@ sample from but must be something to learn). With models each prompt is answered
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
 from herd.generation.engine_config import EngineConfig, execution
+from herd.generation.kept import KEPT
 from herd.generation.opened_engine import sampler_of
 from herd.generation.sampler import SamplingConfig
 from herd.runs.atomic import sha256_json
@@ -104,7 +106,7 @@ def run(config: PreferencesConfig, inputs: Inputs, stage_run: StageRun) -> dict[
         return {split: flawed(config, asked) for split, asked in prompts.items()}
 
     if config.annotation.folder is not None:
-        rows, agreed = judged_by_people(config, inputs, prompts, answered, counted)
+        rows, agreed = judged_by_people(config, inputs, prompts, answered, counted, stage_run)
     else:
         candidates, agreed = answered(), {}
         rows = {split: judged_by_rule(config, prompts[split], candidates[split], counted[split]) for split in prompts}
@@ -145,6 +147,7 @@ def judged_by_people(
     prompts: dict[str, list[Prompt]],
     answered: Callable[[], Pairs],
     counted: dict[str, Counted],
+    stage_run: StageRun,
 ) -> tuple[dict[str, Rows], dict[str, Any]]:
     """People's preferences, each row with the annotators' single verdicts, and how far they agree.
 
@@ -167,6 +170,7 @@ def judged_by_people(
         by_id = {prompt.id: prompt for asked in prompts.values() for prompt in asked}
         dropped = {split: dict(counts.dropped) for split, counts in counted.items()}
         sent = exchange.send(comparable, dropped, by_id, config.seed)
+        shutil.rmtree(stage_run.scratch / KEPT, ignore_errors=True)  # with verdicts this stage has another address
     verdicts = exchange.verdicts(sent.pairs)
     rows: dict[str, Rows] = {}
     for split, asked in prompts.items():

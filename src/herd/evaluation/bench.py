@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,7 @@ class Bench:
     documents: Artifact  # curate
     dialogs: Artifact | None
     preferences: Mapping[str, Artifact]
+    scratch: Path  # what is dear to make again lies here while the evaluation is unfinished
     labels: tuple[str, ...]  # language models under test, in order
     models: Mapping[str, Artifact] = field(default_factory=dict)  # of these labels: where each comes from
     dialects: Mapping[str, str] = field(default_factory=dict)  # model or reward model -> the dialect in which it reads messages

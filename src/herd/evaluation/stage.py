@@ -51,6 +51,7 @@ def run(config: EvaluateConfig, inputs: Inputs, stage_run: StageRun) -> dict[str
             documents=inputs["documents"],
             dialogs=inputs.get("dialogs"),
             preferences=inputs.group("preferences"),
+            scratch=stage_run.scratch,
             labels=tuple(models),
             models=models,
             # Each model is asked, and each reward model reads, in the dialect that it was trained in.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,6 +16,7 @@ from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine_config import HERD, EngineConfig
+from herd.generation.kept import KEPT, KeptSampler
 from herd.generation.sampler import Done, OwnSampler, Sample, Sampler
 from herd.generation.server_process import free_port, require_program, running
 from herd.generation.server_sampler import ServerSampler, answers
@@ -23,6 +25,7 @@ from herd.model.config import ModelConfig
 from herd.model.io import REWARD, load_model, open_model
 from herd.model.transformer import Transformer
 from herd.objectives.cross_entropy import token_logprobs
+from herd.runs.atomic import write_json
 
 _CHECKED_TOKENS = 32  # of an answer that is read with our own model
 # Unlikely tokens tell models apart, and log-probabilities taken after the temperature from those before it.
@@ -48,15 +51,21 @@ class Writer:
 
 
 class OpenedSampler:
-    """A sampler that loads its model, or starts its server, when the first answer is wanted.
+    """A sampler that loads its model, or starts its server, when the first answer is wanted that is not there from before.
 
     Attributes:
         about: which engine draws, for the manifest; of a server all that it says of itself, once it has drawn.
     """
 
-    def __init__(self, kind: str, opening: AbstractContextManager[Sampler], stack: ExitStack) -> None:
+    def __init__(
+        self, kind: str, opening: AbstractContextManager[Sampler], stack: ExitStack, scratch: Path, label: str
+    ) -> None:
+        self._about_file = scratch / KEPT / f"engine-{label.replace('/', '_')}.json"
         self.about: dict[str, Any] = {"kind": kind}
+        if self._about_file.exists():  # of what drew the answers that are there from before
+            self.about = json.loads(self._about_file.read_text(encoding="utf-8"))
         self._opening, self._stack = opening, stack
+        self._kept = KeptSampler(self._opened, scratch / KEPT, label)
         self._sampler: Sampler | None = None
 
     def draw(
@@ -67,14 +76,18 @@ class OpenedSampler:
         stop_ids: Iterable[int],
         done: Done | None = None,
     ) -> list[list[Sample]]:
-        """As the engine does."""
-        if not prompts:
-            return []
+        """As the engine does; answers are kept as they are drawn."""
+        found = self._kept.draw(prompts, samples_per_prompt, config, stop_ids, done)
+        if isinstance(self._sampler, _Checked):
+            write_json(self._about_file, self.about)
+        return found
+
+    def _opened(self) -> Sampler:
         if self._sampler is None:
             self._sampler = self._stack.enter_context(self._opening)
         if isinstance(self._sampler, _Checked):
             self.about = self._sampler.about
-        return self._sampler.draw(prompts, samples_per_prompt, config, stop_ids, done)
+        return self._sampler
 
 
 @contextmanager
@@ -88,14 +101,15 @@ def sampler_of(
         writer: whose answers.
         tokenizer: of that model.
         dialect: of the chat template that an export gets.
-        scratch: folder for an export and a server's log.
+        scratch: folder for an export, a server's log, and the answers, which a stage that is killed finds there.
         batch_size: samples that our own engine draws together at most.
 
     Raises:
         UserError: by the first draw: no such server or program, or a server that does not do what is needed.
     """
     with ExitStack() as stack:
-        yield OpenedSampler(config.kind, _open(config, writer, tokenizer, dialect, scratch, batch_size), stack)
+        opening = _open(config, writer, tokenizer, dialect, scratch, batch_size)
+        yield OpenedSampler(config.kind, opening, stack, scratch, writer.label)
 
 
 @contextmanager

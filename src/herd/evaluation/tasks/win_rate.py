@@ -24,6 +24,7 @@ from herd.evaluation.prompts_apart import choices_behind, require_apart
 from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.scoring import LanguageModel
 from herd.generation.chat import Answer, fits, sample_answers
+from herd.generation.kept import KEPT, KeptSampler
 from herd.generation.sampler import OwnSampler, SamplingConfig
 from herd.model.heads import RewardModel
 from herd.runs.seeds import stream
@@ -127,7 +128,8 @@ class WinRate(BaseTask):
             self.result.notes[lm.label] = f"no prompt leaves room for an answer in {lm.max_seq_len} positions"
             return
         sampling = SamplingConfig(max_new_tokens=most, temperature=0.0, top_p=1.0, seed=self.bench.seed)
-        sampler = OwnSampler(lm.model, self.config.batch_size)
+        own = OwnSampler(lm.model, self.config.batch_size)
+        sampler = KeptSampler(lambda: own, self.bench.scratch / KEPT, lm.label)
         given = sample_answers(sampler, self.bench.tokenizer, [p.messages for p in asked], sampling, 1, dialect)
         self.answers[lm.label] = {p.id: group[0] for p, group in zip(asked, given, strict=True)}
         lm.tokens_read += sum(len(group[0].tokens) for group in given)
