@@ -91,7 +91,7 @@ def test_a_stage_that_was_stopped_draws_what_is_missing(laboratory, command, mon
     with pytest.raises(Killed):
         laboratory.run(command, "stopped")
     (left,) = (laboratory.root / "stopped/store").glob(f".partial-{command}-*")
-    assert list(left.glob(".scratch/answers/answers-*.jsonl"))
+    assert list(left.glob(".scratch/answers/herd/answers-*.jsonl"))
     again = laboratory.run(command, "stopped")
     assert "prompts are there from before" in capsys.readouterr().err
     assert len(asked) == DRAWN[command]
@@ -104,7 +104,7 @@ def test_a_stage_that_was_stopped_draws_what_is_missing(laboratory, command, mon
 
 def test_kill_9_in_the_middle_of_a_line(laboratory, monkeypatch, capfd):
     """A real `herd reject`, killed while a line is being written: half of it is on the disk."""
-    whole = laboratory.run("reject", "undisturbed")
+    whole = laboratory.run("reject", "whole")
 
     def killed(tick) -> None:
         lines, checksum = [], kept._checksum
@@ -112,7 +112,7 @@ def test_kill_9_in_the_middle_of_a_line(laboratory, monkeypatch, capfd):
         def half_way(text: bytes) -> str:
             lines.append(text)
             if len(lines) == 6:
-                (file,) = (laboratory.root / "killed/store").glob(".partial-reject-*/.scratch/answers/*.jsonl")
+                (file,) = (laboratory.root / "killed/store").glob(".partial-reject-*/.scratch/answers/herd/*.jsonl")
                 with open(file, "ab") as half:
                     half.write(b"%s %s" % (checksum(text).encode(), text[: len(text) // 2]))
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -76,6 +76,17 @@ def test_a_server_of_ours_draws_what_the_engine_here_draws(url, folder, tokenize
     assert (served.about["software"], served.about["model"]) == ("herd", "tiny")
 
 
+def test_answers_that_are_there_from_before_need_no_server(folder, tokenizer, tmp_path, capsys):
+    found, about = [], []
+    for command in (STUB, ["no-such-vllm", "{port}"]):
+        with opened(started(command=command), folder, tokenizer, tmp_path) as sampler:
+            found.append(sampler.draw([[1, 2], [1, 3]], 2, SamplingConfig(8), [4]))
+            about.append(sampler.about)
+    assert found[0] == found[1]
+    assert about[0] == about[1] and about[1]["software"] == "vllm"
+    assert "the answers to 2 of 2 prompts are there from before" in capsys.readouterr().err
+
+
 def test_a_server_of_another_model_is_refused(url, folder, tokenizer, tmp_path):
     other = load_model(folder / "model").requires_grad_(False)
     other.output.weight.add_(0.3 * torch.randn(other.output.weight.shape, generator=torch.Generator().manual_seed(0)))
@@ -169,7 +180,7 @@ def test_a_server_that_dies_at_work_is_told_with_what_it_said_last(folder, token
         server.kill()
         server.wait(10)
         with pytest.raises(UserError, match="has ended with status 137, and said last: stub: begun"):
-            sampler.draw([[1, 2]], 1, SamplingConfig(8), [4])
+            sampler.draw([[1, 3]], 1, SamplingConfig(8), [4])
 
 
 @pytest.mark.slow  # starts `herd serve`, which imports torch

@@ -57,15 +57,13 @@ class OpenedSampler:
         about: which engine draws, for the manifest; of a server all that it says of itself, once it has drawn.
     """
 
-    def __init__(
-        self, kind: str, opening: AbstractContextManager[Sampler], stack: ExitStack, scratch: Path, label: str
-    ) -> None:
-        self._about_file = scratch / KEPT / f"engine-{label.replace('/', '_')}.json"
+    def __init__(self, kind: str, opening: AbstractContextManager[Sampler], stack: ExitStack, folder: Path, label: str) -> None:
+        self._about_file = folder / f"engine-{label.replace('/', '_')}.json"
         self.about: dict[str, Any] = {"kind": kind}
         if self._about_file.exists():  # of what drew the answers that are there from before
             self.about = json.loads(self._about_file.read_text(encoding="utf-8"))
         self._opening, self._stack = opening, stack
-        self._kept = KeptSampler(self._opened, scratch / KEPT, label)
+        self._kept = KeptSampler(self._opened, folder, label)
         self._sampler: Sampler | None = None
 
     def draw(
@@ -109,7 +107,7 @@ def sampler_of(
     """
     with ExitStack() as stack:
         opening = _open(config, writer, tokenizer, dialect, scratch, batch_size)
-        yield OpenedSampler(config.kind, opening, stack, scratch, writer.label)
+        yield OpenedSampler(config.kind, opening, stack, scratch / KEPT / config.kind, writer.label)
 
 
 @contextmanager
