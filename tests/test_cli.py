@@ -79,12 +79,28 @@ def test_typos_end_in_one_line_with_the_nearest_name(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    for node in {"tokenize", "pretrain", "reward", "dialogs"} - {*arguments}:  # inputs are looked at before values
+        (tmp_path / "runs" / "default" / node).mkdir(parents=True)
+        (tmp_path / "runs" / "default" / node / "manifest.json").write_text("{}")
     code, out, err = run(capsys, *arguments)
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert out == ""
     assert not list(tmp_path.rglob("store"))
+
+
+def test_a_missing_input_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    code = "import sys; from herd.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    for given, named in (
+        ([], "inputs.tokens: "),
+        (["inputs.dialogs.a=/nowhere"], "inputs.dialogs.a: '/nowhere'"),
+        (["run=x"], "runs/x/tokenize'"),
+    ):
+        program = [sys.executable, "-c", code, "sft", *given]
+        done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stdout) == (2, "False\n")
+        assert named in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_multirun_refuses_a_typo_before_it_launches(tmp_path: Path) -> None:

@@ -175,8 +175,9 @@ def _open(argument: str) -> str:
 
 def run_command(command: str, composed: Any) -> dict[str, Any]:
     """Check and run one stage command; what a multirun's sweeper receives as the job's return value."""
-    from herd.recipe.job import make_job, require_unseen
+    from herd.recipe.job import make_job, require_inputs, require_unseen
 
+    require_inputs(command, composed)
     job = make_job(command, composed)
     require_unseen(job)
     artifact = job.execute()

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from herd.cli import main
 from herd.config.errors import UserError
 from herd.config.loader import compose
-from herd.recipe.job import make_job, stages_of
+from herd.recipe.commands import COMMANDS, get_stage
+from herd.recipe.job import make_job, require_inputs, stages_of
 from herd.runs.stage import Stage, execute
 
 
@@ -48,6 +50,29 @@ def test_a_run_is_named_as_people_name_it(run: Path, monkeypatch: pytest.MonkeyP
     said = capsys.readouterr()
     assert "report: 4 stages" in said.err and "index.html" in said.err
     assert (run / "report").resolve() == Path(said.out.strip())
+
+
+def test_the_table_knows_which_inputs_a_stage_can_do_without() -> None:
+    for name, command in COMMANDS.items():
+        stage = get_stage(name)
+        assert {*command.optional} == {*command.inputs} - {*stage.inputs}, name
+        assert {*command.inputs} <= {*stage.inputs, *stage.optional}, name
+        assert command.gathers in (*stage.groups, ""), name
+
+
+def test_inputs_are_looked_at_before_the_stage_is_imported(run: Path) -> None:
+    def given(*overrides: str) -> DictConfig:
+        return compose("reject", [f"run.root={run.parent}", "run.name=mine", "++inputs.prompts=" + str(run / "b"), *overrides])
+
+    tokens, reward = (f"++inputs.{name}={run / 'z'}" for name in ("tokens", "reward"))
+    require_inputs("reject", given(tokens, reward))  # no generator: the stage may do without
+    require_inputs("reject", given("++inputs.promts=/nowhere"))  # a name for the stage to refuse, which knows the nearest
+    require_inputs("reject", given(tokens, reward, "++inputs.models.a=null"))
+    for wrong, named in ((["++inputs.reward=/x", tokens], "reward: '/x'"), ([tokens], "reward: .*/mine/reward'")):
+        with pytest.raises(UserError, match=f"^inputs.{named} is no finished stage"):
+            require_inputs("reject", given(*wrong))
+    with pytest.raises(UserError, match=r"^inputs.models.a: '/x' is no finished stage"):
+        require_inputs("reject", given(tokens, reward, "++inputs.models.a=/x"))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ class Command:
     module: str  # module that exports STAGE
     summary: str  # one line for `herd --help`
     inputs: dict[str, str] = field(default_factory=dict)  # input -> node of the same run that it defaults to
+    optional: tuple[str, ...] = ()  # of these, those that the command can do without
     gathers: str = ""  # group of inputs: every finished stage of the same run, or of a run whose folder is given for it
     unless: str = ""  # key of the configuration that, when set, stands in for the inputs
     verbatim: tuple[str, ...] = ()  # keys whose value is taken as it stands: paths, and names that are groups elsewhere
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Command] = {
         "herd.alignment.distill_stage",
         "labels of a model to a small encoder that scores documents",
         {"tokens": "tokenize", "documents": "curate"},
+        optional=("documents",),
     ),
     "ngram-index": Command(
         "herd.curation.ngram_index_stage",
@@ -52,12 +54,14 @@ COMMANDS: dict[str, Command] = {
         "herd.scaling.fit_stage",
         "IsoFLOP parabolas, power law, forecast of the flagship",
         {"sweep": "scaling-sweep"},
+        optional=("sweep",),
         unless="table",
     ),
     "scaling-forecast": Command(
         "herd.scaling.forecast_stage",
         "loss, size and benchmarks of larger runs, each with its interval",
         {"fit": "scaling-fit"},
+        optional=("fit",),
         unless="table",
     ),
     "mix-fit": Command("herd.scaling.mix_fit_stage", "mixtures and held-out losses to mixture laws and the mix to train next"),
@@ -66,6 +70,7 @@ COMMANDS: dict[str, Command] = {
         "herd.scaling.next_stage",
         "the runs that pin the goal down most for their cost",
         {"sweep": "scaling-sweep"},
+        optional=("sweep",),
         unless="table",
     ),
     "pretrain": Command("herd.training.pretrain_stage", "pre-train a model by curriculum", {"tokens": "tokenize"}),
@@ -79,16 +84,19 @@ COMMANDS: dict[str, Command] = {
         "herd.alignment.reject_stage",
         "rejection sampling: K answers, the best by reward",
         {"tokens": "tokenize", "generator": "sft", "reward": "reward", "prompts": "dialogs"},
+        optional=("generator",),
     ),
     "prune": Command(
         "herd.alignment.prune_stage",
         "SFT dialogs to the clean, good and different ones",
         {"tokens": "tokenize", "reward": "reward", "prompts": "dialogs"},
+        optional=("tokens", "reward", "prompts"),
     ),
     "sft": Command(
         "herd.alignment.sft_stage",
         "supervised fine-tuning on dialogs",
         {"tokens": "tokenize", "base": "pretrain", "heldout": "dialogs"},
+        optional=("heldout",),
     ),
     "dpo": Command(
         "herd.alignment.dpo_stage",
@@ -105,6 +113,7 @@ COMMANDS: dict[str, Command] = {
         "herd.evaluation.stage",
         "score checkpoints, each with its interval",
         {"tokens": "tokenize", "documents": "curate", "dialogs": "dialogs"},
+        optional=("dialogs",),
     ),
     "import": Command(
         "herd.interchange.import_stage", "a Hugging Face or Meta checkpoint as a model of ours", verbatim=("source",)

@@ -13,7 +13,7 @@ from herd.config.loader import load
 from herd.evaluation.prompts_apart import choices_among, require_apart
 from herd.recipe.commands import COMMANDS, get_stage
 from herd.runs.manifest import MANIFEST, read_manifest
-from herd.runs.stage import Artifact, Stage, execute, open_inputs
+from herd.runs.stage import Artifact, Stage, execute, open_input, open_inputs
 
 
 @dataclass(frozen=True)
@@ -73,18 +73,35 @@ def copy_result(artifact: Artifact, folder: Path) -> None:
 def make_job(command: str, composed: DictConfig) -> Job:
     """Check a composed configuration against the command's schema; fill unset inputs from the run's earlier stages."""
     stage = get_stage(command)
+    values, run, inputs = _read(command, composed)
+    out = values.pop("out", None)  # only commands whose YAML lists it have it
+    return Job(stage, load(stage.config, values), inputs, run, out)
+
+
+def require_inputs(command: str, composed: DictConfig) -> None:
+    """UserError for the first input that is no finished stage, before the libraries that the command needs are imported.
+
+    What the table of commands does not know (an unknown name, groups) is left to the stage, which declares its inputs.
+    """
+    _, _, inputs = _read(command, composed)
+    if {*(name for name, value in inputs.items() if not isinstance(value, Mapping))} <= {*COMMANDS[command].inputs}:
+        for name, value in inputs.items():
+            for label, folder in value.items() if isinstance(value, Mapping) else (("", value),):
+                open_input(f"inputs.{name}{label and f'.{label}'}", folder)
+
+
+def _read(command: str, composed: DictConfig) -> tuple[dict[str, Any], RunConfig, dict[str, Any]]:
+    """The command's own values, where its results go, and its inputs."""
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
     values: dict[str, Any] = {str(key): value for key, value in plain.items() if key != "hydra"}
     run = load(RunConfig, values.pop("run"))
-    out = values.pop("out", None)  # only commands whose YAML lists it have it
-    inputs = _folders(values.pop("inputs") or {})
-    defaults = {} if values.get(COMMANDS[command].unless) else COMMANDS[command].inputs
-    for name, node in defaults.items():
+    inputs, table = _folders(values.pop("inputs") or {}), COMMANDS[command]
+    for name, node in ({} if values.get(table.unless) else table.inputs).items():
         earlier = Path(run.root) / run.name / node
-        if name not in inputs and (name in stage.inputs or earlier.exists()):
+        if name not in inputs and (name not in table.optional or earlier.exists()):
             inputs[name] = str(earlier)
-    if gathers := COMMANDS[command].gathers:
+    if gathers := table.gathers:
         given = inputs.get(gathers)
         if not isinstance(given, Mapping):
             inputs[gathers] = stages_of(Path(given) if given else Path(run.root) / run.name, command)
@@ -93,7 +110,7 @@ def make_job(command: str, composed: DictConfig) -> Job:
                 f"inputs.{gathers}: '{given}' holds no finished stages: give the folder of a run, as <root>/<name>, or single "
                 f"stages as inputs.{gathers}.LABEL=FOLDER."
             )
-    return Job(stage, load(stage.config, values), inputs, run, out)
+    return values, run, inputs
 
 
 def require_unseen(job: Job) -> None:
@@ -121,7 +138,8 @@ def _folders(inputs: Any) -> dict[str, Any]:
         for label, folder in value.items() if isinstance(value, Mapping) else (("", value),):
             if not isinstance(folder, str | None):
                 raise UserError(f"inputs.{name}{label and f'.{label}'} must be a folder, not {folder!r:.60}.")
-    return {str(name): value for name, value in inputs.items() if value}
+    given = {n: {k: v for k, v in value.items() if v} if isinstance(value, Mapping) else value for n, value in inputs.items()}
+    return {str(name): value for name, value in given.items() if value}
 
 
 def stages_of(run: Path, but: str) -> dict[str, str]:

@@ -187,15 +187,16 @@ def open_inputs(stage: Stage, given: InputPaths) -> Inputs:
         if name in stage.groups:
             if not isinstance(value, Mapping):
                 raise UserError(f"inputs.{name} of `herd {stage.name}` is a group: give inputs.{name}.LABEL=FOLDER.")
-            groups[name] = {label: _open(f"inputs.{name}.{label}", path) for label, path in value.items()}
+            groups[name] = {label: open_input(f"inputs.{name}.{label}", path) for label, path in value.items()}
         elif isinstance(value, Mapping):
             raise UserError(f"inputs.{name} of `herd {stage.name}` is one folder, not a group of them.")
         elif value:
-            single[name] = _open(f"inputs.{name}", value)
+            single[name] = open_input(f"inputs.{name}", value)
     return Inputs(single, groups)
 
 
-def _open(name: str, path: str | Path) -> Artifact:
+def open_input(name: str, path: str | Path) -> Artifact:
+    """Open the finished folder that is given as the input ``name``; UserError naming both when it is not finished."""
     try:
         return Artifact.open(path)
     except UserError as error:
