@@ -68,8 +68,13 @@ def test_what_a_person_compared_is_found_beside_the_models(tmp_path: Path) -> No
     child = make(tmp_path, "dpo", model=one)
     for asked, found in (({"a": one}, ["a"]), ({"b": child}, ["b"]), ({"c": stranger}, []), ({"c": stranger, "b": child}, ["b"])):
         for read in (dialogs, again):
-            given = list(choices_among(asked, read))
+            given = list(choices_among(asked, read, tmp_path / "nowhere"))
             assert [label for label, _ in given] == found and all(m["address"] == best.address for _, m in given)
+    elsewhere = make(tmp_path / "mine", "best", 3, {"one": one, "two": two}, prompts=dialogs)  # of models of another root
+    assert [m["address"] for _, m in choices_among({"a": two}, dialogs, elsewhere.path.parent)] == [
+        elsewhere.address,
+        best.address,
+    ]
     # The bare command looks there, before anything is loaded.
     tokens = make(tmp_path, "tokenize")
     inputs = {

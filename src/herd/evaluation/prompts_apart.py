@@ -56,14 +56,19 @@ def choices_behind(models: Mapping[str, Artifact], dialogs: Artifact) -> Iterato
                 yield label, manifest
 
 
-def choices_among(models: Mapping[str, Artifact], dialogs: Artifact) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(label, manifest) of each `herd best` beside the models that compared one, or an ancestor, on prompts of ``dialogs``.
+def choices_among(models: Mapping[str, Artifact], dialogs: Artifact, store: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(label, manifest) of each `herd best` that compared a model, or an ancestor of one, on prompts of ``dialogs``.
 
     What a person takes from such a comparison is in no manifest: the one chosen may be scored next, or trained on.
+
+    Args:
+        models: label -> model that is to be scored.
+        dialogs: whose held-out prompts it is scored on.
+        store: folder of finished stages that is searched, beside those in which the models lie.
     """
     family = {manifest["address"]: label for label, model in models.items() for _, manifest in made_from(model, set())}
-    for store in sorted({model.path.parent for model in models.values()}):
-        for folder in sorted(path.parent for path in store.glob(f"{CHOOSES}-*/{MANIFEST}")):
+    for folders in sorted({store.resolve(), *(model.path.parent for model in models.values())}):
+        for folder in sorted(path.parent for path in folders.glob(f"{CHOOSES}-*/{MANIFEST}")):
             manifest = read_manifest(folder)
             compared = [
                 family[address] for address in manifest["input_addresses"].get("models", {}).values() if address in family

@@ -116,7 +116,7 @@ def _read(command: str, composed: DictConfig) -> tuple[dict[str, Any], RunConfig
 def require_unseen(job: Job) -> None:
     """UserError when a command given alone would score models on prompts on which `herd best` has compared them.
 
-    Among the stages of a recipe the graph shows it; here what lies beside the models in the store does.
+    Among the stages of a recipe the graph shows it; here what lies in the store, or beside the models, does.
     """
     if job.stage.name != "evaluate" or not job.config.scores_answers or "dialogs" not in job.inputs:
         return
@@ -124,7 +124,7 @@ def require_unseen(job: Job) -> None:
     models, dialogs = inputs.group("models"), inputs["dialogs"]
     used = job.config.win_rate.over(tuple(models))
     asked = {label: models[label] for label in used.asked()}
-    for label, best in choices_among(asked, dialogs):
+    for label, best in choices_among(asked, dialogs, Path(job.run.root) / "store"):
         chose = best["config"]
         by = f"`herd best` ({best['node']}, {best['address'][:16]}), which compared {label} or what it comes from,"
         require_apart(used.first_prompt, used.prompts, by, chose["first_prompt"], chose["prompts"])
