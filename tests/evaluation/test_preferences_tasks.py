@@ -1,7 +1,9 @@
 """Reward accuracy and win rate, judged by reward functions whose verdicts are known."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from herd.evaluation.tasks import reward_accuracy, win_rate
 from herd.evaluation.tasks.reward_accuracy import RewardAccuracy, RewardAccuracyConfig
 from herd.evaluation.tasks.win_rate import WinRate, WinRateConfig
 from herd.generation.chat import Answer
+from herd.generation.engine_config import EngineConfig
 from herd.model.heads import RewardModel
 
 
@@ -267,3 +270,26 @@ def test_missing_inputs_are_said(bench: Bench) -> None:
         WinRate(WinRateConfig(pairs=[["dop", "sft", "rm"]]), replace(bench, labels=("dpo", "sft")))
     with pytest.raises(UserError, match="three labels"):
         WinRateConfig(pairs=[["dpo", "sft"]])
+
+
+def test_answers_may_come_from_a_server_of_each_model(
+    prompts: Bench, make_lm: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    """A stand-in for vLLM is started for each model in turn; what drew the answers is noted."""
+    pytest.importorskip("httpx", reason="needs the extra `serve`")
+    stub = Path(__file__).parents[1] / "generation" / "vllm_stub.py"
+    command = [sys.executable, str(stub), "{port}", "{name}"]
+    engine = EngineConfig(kind="server", command=command, checked_prompts=0, start_seconds=30)
+    models = {label: replace(prompts.documents, path=tmp_path) for label in ("dpo", "sft")}
+    (tmp_path / "model").mkdir()
+    config = WinRateConfig(pairs=[["dpo", "sft", "judge"]], first_prompt=0, prompts=2, max_new_tokens=3, engine=engine)
+    task = WinRate(config, replace(prompts, models=models))
+    for label in ("dpo", "sft"):
+        task.language_model(make_lm(label))
+    drawn = {label: [answer.tokens for answer in of.values()] for label, of in task.answers.items()}
+    assert drawn["dpo"] == drawn["sft"] and all(tokens[1] == 40 for tokens in drawn["dpo"])
+    told = {"kind": "server", "software": "vllm", "version": "0.11.0"}
+    assert task.result.notes == {f"{label}: engine": told | {"model": label} for label in ("dpo", "sft")}
+    running = replace(config, engine=EngineConfig(kind="server", url="http://127.0.0.1:8000"))
+    with pytest.raises(UserError, match=r"evaluate.win_rate: the server at engine.url serves one model, and 2 are asked"):
+        WinRate(running, replace(prompts, models=models))

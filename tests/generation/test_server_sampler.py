@@ -199,8 +199,8 @@ def test_an_error_of_the_listener_is_the_error(stub):
 def test_what_does_not_fit_is_refused_before_anything_is_sent(stub):
     server = stub()
     sampler = sampler_of(server)
-    with pytest.raises(UserError, match=r"Prompt 1: the prompt has 57 tokens; with max_new_tokens=8 the server's max_model_len"):
-        sampler.draw([[1], [1] * 57], 1, SAMPLING, [4])
+    with pytest.raises(UserError, match=r"Prompt 1: the prompt has 505 tokens; with max_new_tokens=8 the server's max_model_len"):
+        sampler.draw([[1], [1] * 505], 1, SAMPLING, [4])
     with pytest.raises(UserError, match="Prompt 0: the prompt is empty"):
         sampler.draw([[]], 1, SAMPLING, [4])
     assert server.bodies == []

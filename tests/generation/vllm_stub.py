@@ -1,4 +1,4 @@
-"""A server with the answers of vLLM's OpenAI interface, as far as sampling asks it; also a script: ``vllm_stub.py PORT``.
+"""A server with the answers of vLLM's OpenAI interface, as far as sampling asks it, and a script: ``vllm_stub.py PORT [NAME]``.
 
 The shapes are those of vLLM's source: ``vllm/entrypoints/openai/completion/protocol.py`` (CompletionRequest, CompletionResponse,
 CompletionResponseChoice, CompletionLogProbs), ``.../completion/serving.py`` (request_output_to_completion_response),
@@ -10,7 +10,7 @@ import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-WINDOW = 64
+WINDOW = 512
 
 
 class VllmStub(ThreadingHTTPServer):
@@ -21,10 +21,11 @@ class VllmStub(ThreadingHTTPServer):
         turn: called with a body and how many came before it; what it returns, (status, body), goes out in place of the answer.
     """
 
-    def __init__(self, port: int = 0, turn=None) -> None:
+    def __init__(self, port: int = 0, turn=None, name: str = "tiny") -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.bodies: list[dict] = []
         self.turn = turn or (lambda body, earlier: None)
+        self.name = name
 
     @property
     def url(self) -> str:
@@ -76,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/version":
             self._send(200, {"version": "0.11.0"})
         elif self.path == "/v1/models":
-            card = {"id": "tiny", "object": "model", "created": 1, "owned_by": "vllm", "root": "/m", "parent": None}
+            card = {"id": self.server.name, "object": "model", "created": 1, "owned_by": "vllm", "root": "/m", "parent": None}
             self._send(200, {"object": "list", "data": [card | {"max_model_len": WINDOW, "permission": []}]})
         else:
             self._send(404, {"detail": "Not Found"})
@@ -104,4 +105,4 @@ class _Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     print("stub: begun", flush=True)
-    VllmStub(int(sys.argv[1])).serve_forever()
+    VllmStub(int(sys.argv[1]), name=sys.argv[-1] if len(sys.argv) > 2 else "tiny").serve_forever()

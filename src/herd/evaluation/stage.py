@@ -21,6 +21,7 @@ from herd.evaluation.bench import TASKS, Bench, Task, TaskResult
 from herd.evaluation.config import EvaluateConfig
 from herd.evaluation.scoring import LanguageModel
 from herd.evaluation.show import show_scores
+from herd.generation.engine_config import execution
 from herd.model.counts import flops_per_token, parameter_count
 from herd.model.device import find_device
 from herd.model.io import load_language_model, load_reward_model
@@ -179,5 +180,6 @@ STAGE = Stage(
     inputs=("tokens", "documents"),
     optional=("reward", "dialogs"),
     groups=("models", "rewards", "preferences"),
+    execution=execution("win_rate.engine"),
     show=show_scores,
 )

@@ -9,7 +9,8 @@ also made the preferences.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,8 +25,10 @@ from herd.evaluation.prompts_apart import choices_behind, require_apart
 from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.scoring import LanguageModel
 from herd.generation.chat import Answer, fits, sample_answers
+from herd.generation.engine_config import HERD, EngineConfig
 from herd.generation.kept import KEPT, KeptSampler
-from herd.generation.sampler import OwnSampler, SamplingConfig
+from herd.generation.opened_engine import Writer, sampler_of
+from herd.generation.sampler import OwnSampler, Sampler, SamplingConfig
 from herd.model.heads import RewardModel
 from herd.runs.seeds import stream
 from herd.runs.statistics import bootstrap_mean, wilson
@@ -43,6 +46,7 @@ class WinRateConfig:
     prompts: int = 200  # held-out prompts at most
     max_new_tokens: int = 48  # longest answer, tokens
     batch_size: int = 64  # prompts answered together
+    engine: EngineConfig = field(default_factory=EngineConfig)  # who draws the answers
 
     def __post_init__(self) -> None:
         for pair in self.pairs:
@@ -102,6 +106,7 @@ class WinRate(BaseTask):
         self.prompts: list[Prompt] = []
         self.answers: dict[str, dict[str, Answer]] = {}
         self.asked = set(self.config.asked())
+        self.config.engine.require_one_model(f"evaluate.{NAME}", sorted(self.asked))
         if not self.asked:
             self.result.skipped = f"no pairs are given (evaluate.{NAME}.pairs)"
         elif bench.dialogs is None:
@@ -128,11 +133,21 @@ class WinRate(BaseTask):
             self.result.notes[lm.label] = f"no prompt leaves room for an answer in {lm.max_seq_len} positions"
             return
         sampling = SamplingConfig(max_new_tokens=most, temperature=0.0, top_p=1.0, seed=self.bench.seed)
-        own = OwnSampler(lm.model, self.config.batch_size)
-        sampler = KeptSampler(lambda: own, self.bench.scratch / KEPT, lm.label)
-        given = sample_answers(sampler, self.bench.tokenizer, [p.messages for p in asked], sampling, 1, dialect)
+        with self._sampler(lm, dialect) as sampler:
+            given = sample_answers(sampler, self.bench.tokenizer, [p.messages for p in asked], sampling, 1, dialect)
         self.answers[lm.label] = {p.id: group[0] for p, group in zip(asked, given, strict=True)}
         lm.tokens_read += sum(len(group[0].tokens) for group in given)
+
+    @contextmanager
+    def _sampler(self, lm: LanguageModel, dialect: str) -> Iterator[Sampler]:
+        if self.config.engine.kind == HERD:  # of the model as it is loaded here
+            own = OwnSampler(lm.model, self.config.batch_size)
+            yield KeptSampler(lambda: own, self.bench.scratch / KEPT, lm.label)
+            return
+        writer = Writer(lm.label, self.bench.models[lm.label] / "model", lm.model.config)
+        with sampler_of(self.config.engine, writer, self.bench.tokenizer, dialect, self.bench.scratch) as sampler:
+            yield sampler
+            self.result.notes[f"{lm.label}: engine"] = sampler.about
 
     def reward_model(self, label: str, model: RewardModel) -> None:
         for first, second, judge in self.config.pairs:
