@@ -47,7 +47,7 @@ def client(folder, tokenizer):
     from herd.generation.openai_app import Served, make_app
 
     engine = Engine(load_model(folder / "model").requires_grad_(False), 6, 512)
-    served = Served("tiny/dpo", tokenizer, Service(engine), window=96, longest=20, hosts=("testserver",))
+    served = Served("tiny/dpo", tokenizer, Service(engine), window=96, longest=20, hosts=("testserver", "localhost", "::1"))
     with testclient.TestClient(make_app(served), raise_server_exceptions=False) as client:
         client.engine = engine
         yield client

@@ -55,7 +55,7 @@ def served(folder, tokenizer):
 
     engine.step = noting
     tokenizer.stop_ids, kept = (), tokenizer.stop_ids
-    service = Service(engine)
+    engine.service = service = Service(engine)
     yield make_app(Served("tiny", tokenizer, service, 96, 64)), engine
     service.close()
     tokenizer.stop_ids = kept
@@ -93,6 +93,27 @@ def test_who_leaves_is_drawn_no_longer(served, stream, when):
     assert leaves.status == (200 if stream and when == "drawn" else 499)
     mine = engine.noted.count(2)
     assert mine == 0 if when == "waiting" else mine < 30 * 60
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_engine_that_stops_tells_those_who_wait(served, stream):
+    app, engine = served
+
+    async def visit():
+        visits = [Visit(app, CHAT | {"max_tokens": 60, "n": 40, "stream": stream}) for _ in range(2)]
+        if stream:
+            await visits[0].answered.wait()
+        else:
+            await asyncio.sleep(0.02)
+        await asyncio.to_thread(engine.service.close)
+        late = Visit(app, CHAT)
+        await asyncio.wait_for(asyncio.gather(*(visit.task for visit in (*visits, late))), 10)
+        return *visits, late
+
+    first, second, late = asyncio.run(visit())
+    assert (first.status, second.status, late.status) == (200 if stream else 503, 503, 503)
+    for visit in (first, second, late):
+        assert b"The server is being stopped." in b"".join(message.get("body", b"") for message in visit.sent)
 
 
 def test_who_leaves_before_the_engine_hears_of_it_leaves_nothing(folder):

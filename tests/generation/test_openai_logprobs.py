@@ -111,11 +111,11 @@ def test_a_text_tells_the_likeliest_tokens_by_name_and_the_drawn_one(client):
         assert [value for part in parts if part for value in part[key]] == values
 
 
-def lm_eval(client, prompts, contexts):
+def lm_eval(client, prompts, contexts, **more):
     """Log-likelihoods as lm-evaluation-harness asks for them: `local-completions`, `_create_payload` and `parse_logprobs`."""
     body = {"model": "tiny/dpo", "prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
     found = []
-    for choice, context in zip(client.post("/v1/completions", json=body).json()["choices"], contexts, strict=True):
+    for choice, context in zip(client.post("/v1/completions", json=body | more).json()["choices"], contexts, strict=True):
         told = choice["logprobs"]
         own, best = told["token_logprobs"][context:-1], told["top_logprobs"][context:-1]
         found.append((sum(own), all(score == max(of.values()) for score, of in zip(own, best, strict=True))))
@@ -138,6 +138,8 @@ def test_log_likelihoods_of_lm_eval_are_the_models(client, tokenizer, scores_of)
     assert [score for score, _ in found] == pytest.approx([score for score, _ in exact], abs=1e-5)
     assert [flag for _, flag in found] == [flag for _, flag in exact]
     assert found[3][1] and not found[0][1]
+    # The token drawn after a prompt is no part of it, whichever it is.
+    assert lm_eval(client, prompts, contexts, stop_token_ids=[*range(tokenizer.vocab_size)]) == found
 
 
 def test_log_likelihoods_of_texts_have_no_place_for_the_token_we_put_before_them(client, tokenizer, scores_of):

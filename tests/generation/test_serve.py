@@ -1,6 +1,7 @@
 """OpenAI's interface: same answers as the sampler, streams that add up, usage, stops, and refusals in OpenAI's shape."""
 
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -243,7 +244,11 @@ def test_other_bad_requests(client):
         assert response.status_code == 400 and message in response.json()["error"]["message"]
     assert "base_url ends in /v1" in client.post("/chat/completions", json=CHAT).json()["error"]["message"]
     assert client.get("/v1/chat/completions").status_code == 405
-    assert client.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
+    for host in ("[::1]:8000", "LOCALHOST.:80"):
+        assert client.get("/v1/models", headers={"host": host}).status_code == 200
+    for host in ("evil.example", "[::2]:8000", "[::1", ""):
+        response = client.get("/v1/models", headers={"host": host})
+        assert response.status_code == 400 and "This server is called" in response.json()["error"]["message"]
     response = client.post("/v1/completions", content=b" " * 8_000_001)
     assert (response.status_code, response.json()["error"]["type"]) == (413, "invalid_request_error")
 
@@ -273,12 +278,21 @@ def test_a_fault_of_the_engine_reaches_who_waits_and_ends_nothing(folder, tokeni
         assert client.post("/v1/chat/completions", json=CHAT).status_code == 200
 
 
+def test_a_port_in_use_is_told_before_anything_is_loaded(tmp_path, capsys):
+    pytest.importorskip("uvicorn", reason="needs the extra `serve`")
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit):
+        main(["serve", f"model={tmp_path}/none", f"port={taken.getsockname()[1]}"])
+    err = capsys.readouterr().err
+    assert "Cannot listen at 127.0.0.1" in err and "Address already in use" in err and len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["port=99999"], "port is 99999"),
         (["batch_size=0"], "batch_size and max_new_tokens"),
-        (["max_kv_tokens=3"], "max_kv_tokens=3"),
+        (["max_kv_tokens=3", "port=0"], "max_kv_tokens=3"),
+        (["host=192.0.2.1"], "Cannot listen at 192.0.2.1, port 8000 (Cannot assign"),
     ],
 )
 def test_bad_settings_end_in_one_line(folder, capsys, arguments, message):

@@ -17,7 +17,7 @@ from herd.generation.engine import Drawn
 from herd.generation.openai_logprobs import SpelledToken, TokenTrail, logprobs_of
 from herd.generation.openai_requests import Wish
 from herd.generation.openai_tools import call_of
-from herd.generation.service import Service
+from herd.generation.service import Service, Stopped
 from herd.generation.text_stream import TextStream
 
 
@@ -130,11 +130,11 @@ class Answers:
         return prompt.text, trail.take(0, last=True)
 
     def _tokens(self, choice: int, drawn: Drawn, characters: int) -> tuple[SpelledToken, ...]:
-        """The tokens of the text's first ``characters`` that were not given; where ids are told, of those, one for each."""
+        """The tokens of the text's first ``characters`` that were not given; where ids are told, one for each of them."""
         if not self._trails:
             return ()
         trail, stream, every = self._trails[choice], self._streams[choice], self._wish.ids
-        if every or not drawn.stopped:
+        if self._wish.stop_told or not drawn.stopped:
             trail.push(drawn.token, drawn.logprob, drawn.alternatives or None)
         return trail.take(characters, last=every or (drawn.ended and not stream.stopped))
 
@@ -202,7 +202,7 @@ async def events(
             yield _event({**head, "choices": [], "usage": answers.usage()})
         yield "data: [DONE]\n\n"
     except Exception as error:  # the answer has begun: all that is left is to say why it ends
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        message = str(error) if isinstance(error, (UserError, Stopped)) else f"{type(error).__name__}: {error}"
         yield _event(error_body(message, kind="server_error"))
     finally:
         await pieces.aclose()

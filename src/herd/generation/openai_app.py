@@ -2,19 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from herd import __version__
 from herd.config.errors import UserError
@@ -22,7 +24,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.generation.openai_answers import Answers, error_body, events, head_of, whole
 from herd.generation.openai_requests import Wish, read_body
 from herd.generation.openai_values import Refused
-from herd.generation.service import Service
+from herd.generation.service import Service, Stopped
 
 T = TypeVar("T")
 _LARGEST_BODY = 8_000_000  # bytes
@@ -81,10 +83,29 @@ def make_app(served: Served) -> Starlette:
             Route("/v1/chat/completions", completions("chat"), methods=["POST"]),
             Route("/v1/completions", completions("text"), methods=["POST"]),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(served.hosts))],
-        exception_handlers={HTTPException: _http_error, UserError: _user_error, Exception: _fault},
+        middleware=[Middleware(_OnlyAs, names=served.hosts)],
+        exception_handlers={HTTPException: _http_error, UserError: _user_error, Stopped: _stopped, Exception: _fault},
         lifespan=lifespan,
     )
+
+
+class _OnlyAs:
+    """Refuses requests that call this machine by another name than ``names``, IPv6 addresses among them; ``*`` is any."""
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "*" not in self._names:
+            given = Headers(scope=scope).get("host", "")
+            try:
+                name = urlsplit(f"//{given}").hostname
+            except ValueError:
+                name = None
+            if name is None or name.rstrip(".") not in self._names:
+                message = f"This server is called {', '.join(self._names)}, not {given!r:.80}: start it with another `host`."
+                return await _error(400, message)(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
 async def _answer(served: Served, kind: str, wish: Wish, request: HttpRequest) -> Response:
@@ -152,6 +173,10 @@ async def _http_error(request: HttpRequest, error: Exception) -> Response:
 async def _user_error(request: HttpRequest, error: Exception) -> Response:
     key = error.key if isinstance(error, Refused) else None
     return _error(404 if key == "model" else 400, str(error), key)
+
+
+async def _stopped(request: HttpRequest, error: Exception) -> Response:
+    return _error(503, str(error), kind="server_error")
 
 
 async def _fault(request: HttpRequest, error: Exception) -> Response:

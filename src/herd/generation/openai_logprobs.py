@@ -1,7 +1,8 @@
 """Log-probabilities of drawn tokens, in the shapes of OpenAI's chat completions and completions.
 
-They are the model's own (temperature 1, no top-p), as vLLM's are by default. The tokens given are those whose text is given: a
-stop token and what a stop text cut off are left out, so that the bytes of the tokens make up the answer.
+They are the model's own (temperature 1, no top-p), as vLLM's are by default. The tokens given are those whose text is given, so
+that their bytes make up the answer: what a stop text cut off is left out, and of a chat the stop token. A text's lists end with
+it, as OpenAI's and vLLM's do; lm-evaluation-harness takes their last entry for the one token that it asks for after a prompt.
 """
 
 import codecs

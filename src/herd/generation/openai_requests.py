@@ -79,6 +79,7 @@ class Wish:
     stream: bool
     usage: bool  # also tell the tokens used at the end of a stream
     logprobs: bool  # also tell the log-probability of each token
+    stop_told: bool = False  # of the token that ended a choice, too
     ids: bool = False  # also tell the ids of prompts and answers, stop tokens included
     tools: frozenset[str] = frozenset()  # names of those offered: an answer may call one
     echo: bool = False  # the prompt is part of the answer
@@ -154,6 +155,7 @@ def read_body(
         stream,
         usage,
         logprobs=told,
+        stop_told=kind == "text",
         ids=ids,
         tools=frozenset(tool["function"]["name"] for tool in tools),
         echo=echo,

@@ -1,5 +1,6 @@
 """Values in a body of OpenAI's interface: checked one by one, and refused by their key."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ def number(body: Mapping[str, Any], key: str, default: Any, kind: type, low: flo
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)) or not low <= value <= high:
         bounds = f"from {low:g} to {high:g}" if high < 2**31 else f"{low:g} or more"
         what = "a whole number" if kind is int else "a number"
-        raise Refused(f"`{key}` must be {what} {bounds}, not {value!r:.60}.", key)
+        raise Refused(f"`{key}` must be {what} {bounds}, not {json.dumps(value):.60}.", key)
     return kind(value)
 
 

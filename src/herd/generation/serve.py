@@ -1,6 +1,8 @@
 """``herd serve``: a model behind OpenAI's interface, on this machine."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from socket import AF_INET, AF_INET6, create_server, socket
 
 from herd.config.errors import UserError
 from herd.dialog.render import DIALECTS
@@ -10,6 +12,7 @@ from herd.generation.service import Service
 from herd.runs.tool import Tool
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_PATIENCE = 2  # seconds that clients have to take the end of what was drawn, once it was interrupted
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,19 @@ class ServeConfig:
 def run(config: ServeConfig) -> None:
     """Serve until interrupted."""
     try:
-        import uvicorn
-
-        from herd.generation.openai_app import Served, make_app
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"`herd serve` needs the extra `serve` ({error.name} is missing): pip install 'herd[serve]'.") from None
+
+    with _listen(config.host, config.port) as listening:
+        _serve(config, listening)
+
+
+def _serve(config: ServeConfig, listening: socket) -> None:
+    import uvicorn
+
+    from herd.generation.openai_app import Served, make_app
 
     opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads, config.dialect)
     window = opened.model.config.max_seq_len
@@ -60,7 +71,7 @@ def run(config: ServeConfig) -> None:
         longest=config.max_new_tokens,
         dialect=opened.dialect,
         # A page in a browser must not reach this machine under a name of its own (DNS rebinding).
-        hosts=(*_LOCAL, "testserver") if local else ("*",),
+        hosts=_LOCAL if local else ("*",),
     )
     gigabytes = (engine.storage.keys.nbytes + engine.storage.values.nbytes) / 1e9
     print(f"{served.name}: {config.batch_size} answers at once, {positions:,} tokens of keys and values ({gigabytes:.2f} GB)")
@@ -68,7 +79,26 @@ def run(config: ServeConfig) -> None:
         print(f"This is a base model (herd {opened.base}), which has seen no dialogs: /v1/completions suits it, chat does not.")
     if not local:
         print(f"Listening at {config.host}: others can reach it, and there is no password.")
-    uvicorn.run(make_app(served), host=config.host, port=config.port, log_level="info", access_log=False)
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket] | None = None) -> None:
+            served.service.close()  # before it waits for answers to end
+            await super().shutdown(sockets)
+
+    name = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"Clients' base_url: http://{name}:{listening.getsockname()[1]}/v1 (Ctrl-C ends it)", flush=True)
+    options = uvicorn.Config(make_app(served), log_level="warning", access_log=False, timeout_graceful_shutdown=_PATIENCE)
+    with suppress(KeyboardInterrupt):  # the way to end it
+        Server(options).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket:
+    """Taken before anything is loaded, so that a port in use is told at once."""
+    try:
+        return create_server((host, port), family=AF_INET6 if ":" in host else AF_INET)
+    except OSError as error:
+        what = f"Cannot listen at {host}, port {port} ({error.strerror or error})"
+        raise UserError(f"{what}: give another `port` (0 = any that is free) or `host`.") from None
 
 
 TOOL = Tool(
@@ -83,6 +113,11 @@ herd serve model=laptop/pretrain port=8001 max_kv_tokens=65536
   GET /v1/models    POST /v1/chat/completions    POST /v1/completions    GET /health
 
 With OpenAI's client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none"). Of a body's keys, n, seed, temperature, top_p,
-top_k, max_tokens, stop, stream and logprobs count; what is not offered is refused. Requests that come at the same time are drawn
-together, and no answer depends on the others: with a seed it is the same each time.""",
+top_k, max_tokens, stop, stream and logprobs with alternatives count, of a chat's tools, of a text's echo; what would change the
+answer and is not offered is refused. Requests that come at the same time are drawn together, and no answer depends on the others:
+with a seed it is the same each time.
+
+lm-evaluation-harness, log-likelihoods too (its `model` is `name` here, its `tokenizer` the folder of the model's):
+lm_eval --model local-completions --tasks arc_easy \\
+  --model_args base_url=http://127.0.0.1:8000/v1/completions,model=NAME,tokenizer=FOLDER,max_length=1024""",
 )

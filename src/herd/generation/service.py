@@ -12,6 +12,13 @@ from herd.generation.engine import Drawn, Engine, Request
 Sink = Callable[[Drawn | Exception], None]
 
 
+class Stopped(RuntimeError):
+    """The service was closed before a request was drawn to its end."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is being stopped.")
+
+
 class Service:
     """Runs ``engine`` for as long as there is anything to draw, and waits otherwise."""
 
@@ -48,7 +55,8 @@ class Service:
                 self._sinks[number] = sink, set(range(request.samples))
             answer.set_result(numbers)
 
-        self._add(wish)
+        if not self._add(wish):
+            answer.set_exception(Stopped())
         return answer
 
     def cancel(self, number: int, sample: int | None = None) -> None:
@@ -69,16 +77,25 @@ class Service:
         return self._thread.is_alive() and not self._closed
 
     def close(self) -> None:
-        """Stop after the current step."""
+        """Stop after the current step; who waits for an answer is told, by :class:`Stopped`."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        for wish in self._wishes:
+            wish()
+        self._wishes.clear()
+        for sink, _ in self._sinks.values():
+            sink(Stopped())
+        self._sinks.clear()
 
-    def _add(self, wish: Callable[[], None]) -> None:
+    def _add(self, wish: Callable[[], None]) -> bool:
+        """False when nobody will see to it."""
         with self._changed:
-            self._wishes.append(wish)
-            self._changed.notify()
+            if not self._closed:
+                self._wishes.append(wish)
+                self._changed.notify()
+            return not self._closed
 
     def _ended(self, number: int, sample: int) -> None:
         if number in self._sinks:
