@@ -67,6 +67,7 @@ class Answers:
                 self._first[number] = first
                 first += request.samples
             while open_choices:
+                await asyncio.sleep(0)  # others come in between, and word that the reader has left
                 event = await events.get()
                 if isinstance(event, Exception):
                     raise event
