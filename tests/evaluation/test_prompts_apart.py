@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from herd.cli import main
 from herd.config.errors import UserError
 from herd.config.loader import compose
 from herd.evaluation.prompts_apart import choices_among, choices_behind, overlap, require_apart
@@ -59,7 +60,7 @@ def test_a_choice_is_found_behind_the_rows_that_it_wrote(tmp_path: Path) -> None
     assert [(label, manifest["node"]) for label, manifest in choices_behind(models, others)] == [("second", "best-1")]
 
 
-def test_what_a_person_compared_is_found_beside_the_models(tmp_path: Path) -> None:
+def test_what_a_person_compared_is_found_beside_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No manifest of the models names the comparison: the one chosen is scored by hand, or trained on first."""
     dialogs, others, again = (make(tmp_path, "dialogs", seed) for seed in (0, 1, 2))
     one, two, stranger = (make(tmp_path, "sft", seed) for seed in (0, 1, 2))
@@ -93,6 +94,11 @@ def test_what_a_person_compared_is_found_beside_the_models(tmp_path: Path) -> No
         UserError, match=r"prompts 4 to 203, and 1 of them chose .*`herd best` \(best-0, .*\), which compared a or what"
     ):
         require_unseen(job("win_rate.first_prompt=4"))
+    given = [f"inputs.{name}={path}" for name, path in inputs.items() if name != "models"]
+    given += [f"inputs.models.{label}={path}" for label, path in inputs["models"].items()] + [f"run.root={tmp_path}"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", *given, "win_rate.pairs=[[a,b,judge]]", "win_rate.first_prompt=4"])
+    assert "herd: evaluate.win_rate asks held-out prompts 4 to 203, and 1 of them chose" in capsys.readouterr().err
     require_unseen(job("win_rate.first_prompt=4", "tasks=[needle]"))
     require_unseen(job("win_rate.first_prompt=4", models={"a": stranger.path, "b": tokens.path}))
 

@@ -11,6 +11,8 @@ from herd.config.errors import UserError
 from herd.config.loader import compose
 from herd.recipe.commands import COMMANDS, get_stage
 from herd.recipe.job import make_job, require_inputs, stages_of
+from herd.runs.atomic import write_json
+from herd.runs.manifest import MANIFEST, read_manifest
 from herd.runs.stage import Stage, execute
 
 
@@ -42,6 +44,12 @@ def test_every_finished_stage_of_a_run_is_found_in_the_order_they_were_made(run:
     single = make_job("report", compose("report", ["run.name=mine", f"++inputs.stages.one={run / 'b'}"]))
     assert single.inputs["stages"] == {"one": str(run / "b")}
     assert make_job("report", compose("report", ["run.name=other"])).inputs["stages"] == {}  # a recipe's first day
+
+
+def test_the_date_in_the_manifest_decides_not_that_of_the_file(run: Path) -> None:
+    manifest = read_manifest(run / "b")
+    write_json((run / "b").resolve() / MANIFEST, manifest | {"finished": "2020-01-01T00:00:00+00:00"})  # a copied run
+    assert list(stages_of(run, "report")) == ["b", "z", "tokens", "round-1/sft"]
 
 
 def test_a_run_is_named_as_people_name_it(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
