@@ -171,6 +171,16 @@ def test_lost_connections_and_busy_servers_are_asked_again(stub, no_waiting):
     assert prompts == [PROMPTS[0]] * 4 + PROMPTS[1:]
 
 
+def test_it_is_asked_as_often_as_told_and_no_more(stub, no_waiting):
+    moods = iter(["hang up", "hang up", None])
+    server = stub(lambda body, earlier: next(moods))
+    assert len(sampler_of(server, retries=2).draw(PROMPTS[:1], 1, SAMPLING, [4])) == 1
+    server = stub(lambda body, earlier: "hang up")
+    with pytest.raises(UserError, match="the connection was lost 3 times"):
+        sampler_of(server, retries=2).draw(PROMPTS[:1], 1, SAMPLING, [4])
+    assert len(server.bodies) == 3 and no_waiting == [1, 2, 1, 2]
+
+
 def test_no_more_prompts_are_in_flight_than_asked(stub):
     busy, most, lock, gate = set(), [], threading.Lock(), threading.Event()
 
