@@ -199,3 +199,62 @@ def test_a_run_says_how_it_multiplies(units, told, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.count("\n") == (told != "")
     assert told in said
+
+
+class Calls(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("by_inputs", [False, True])
+@pytest.mark.parametrize("shape", [(256, 2048), (1024, 768), (400, 1376)])
+def test_a_product_of_few_rows_is_cut_by_outputs_and_the_same(two_threads, shape, by_inputs):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape[::-1], generator=generator)
+    if by_inputs:
+        weight = weight.t().contiguous().t()
+    for rows, cut in ((1, True), (4, True), (64, True), (65, False)):
+        x = torch.randn(rows, 1, shape[0], generator=generator)
+        with torch.no_grad(), Calls() as calls:
+            found = products.linear(x, weight)
+        assert ("bmm" in calls.names) == cut, rows
+        assert found.shape == (rows, 1, shape[1]) and found.is_contiguous()
+        torch.testing.assert_close(found.double(), x.double() @ weight.double().T, rtol=1e-4, atol=1e-4)
+
+
+def test_small_weights_other_types_and_what_trains_are_left_to_torch(two_threads):
+    x = torch.randn(4, 1024)
+    weight = torch.randn(1024, 1024)
+    with Calls() as calls:
+        products.linear(x, weight)  # may be trained
+        with torch.no_grad():
+            products.linear(x, weight[:256])
+            products.linear(x.double(), weight.double())
+            products.linear(x.half(), weight.half())
+            torch.set_num_threads(1)
+            products.linear(x, weight)
+    assert "bmm" not in calls.names
+
+
+def test_pieces_are_equal_not_small_and_enough_for_all_threads():
+    for outputs in (128, 256, 688, 1000, 1376, 2048, 4096, 14336, 128_256, 4093):
+        for threads in (1, 2, 8, 64):
+            count = products._pieces(outputs, threads)
+            assert outputs % count == 0
+            assert count == 1 or (count >= threads > 1 and outputs // count >= 128)
+    assert [products._pieces(4096, threads) for threads in (1, 2, 16, 32, 64)] == [1, 16, 16, 32, 1]
