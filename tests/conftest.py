@@ -2,8 +2,12 @@
 
 import gc
 import os
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,3 +41,22 @@ def reference_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder} (HERD_REFERENCE_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def listening() -> Callable[[Any], AbstractContextManager[str]]:
+    """The address at which a web application listens in a thread, for as long as the block lasts."""
+    uvicorn = pytest.importorskip("uvicorn", reason="needs the extra `serve`")
+
+    @contextmanager
+    def address(app: Any) -> Iterator[str]:
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+    return address

@@ -76,14 +76,14 @@ def test_a_stage_that_was_stopped_draws_what_is_missing(laboratory, command, mon
     asked, plain = [], OwnSampler.draw
     stops_after = [DRAWN[command] * 2 // 3]
 
-    def counted(self, prompts, samples, config, stops, done=None):
+    def counted(self, given, done=None):
         def told(place, found):
             done(place, found)
             asked.append(place)
             if len(asked) == stops_after[0]:
                 raise Killed
 
-        return plain(self, prompts, samples, config, stops, told)
+        return plain(self, given, told)
 
     whole = laboratory.run(command, "whole")
     capsys.readouterr()

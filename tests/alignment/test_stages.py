@@ -1,9 +1,6 @@
 """One round of post-training through the stages, on a model of a few thousand weights."""
 
 import json
-import threading
-import time
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -710,34 +707,24 @@ def test_a_reward_model_that_could_not_be_measured_is_not_trained(made, tmp_path
         made["round"].run(reward_stage.STAGE, inputs | {"preferences": {"one": finished(tmp_path, "preferences").path}}, *QUICK)
 
 
-@contextmanager
-def served(artifact, tokenizer):
-    """The address at which `herd serve` of a model listens, in a thread."""
-    uvicorn = pytest.importorskip("uvicorn", reason="needs the extra `serve`")
+def app_of(artifact, tokenizer):
+    """What `herd serve` of a model answers with."""
     pytest.importorskip("httpx", reason="needs the extra `serve`")
     from herd.generation.engine import Engine
     from herd.generation.openai_app import Served, make_app
     from herd.generation.service import Service
 
     engine = Engine(load_model(artifact / "model").requires_grad_(False), 16, 8192)
-    app = make_app(Served("mine", tokenizer, Service(engine), window=256, longest=20))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    return make_app(Served("mine", tokenizer, Service(engine), window=256, longest=20))
 
 
-def test_a_server_draws_what_our_own_engine_draws(made):
+def test_a_server_draws_what_our_own_engine_draws(made, listening):
     """`herd reject`, sampled: the same dialogs, at another address, which says nothing of where the server was."""
     inputs = {"tokens": made["tokens"].path, "reward": made["reward"].path, "prompts": made["dialogs"].path}
     inputs |= {"generator": made["sft"].path}
     settings = ("prompts=5", "samples=3", "max_new_tokens=20", "seed=4")
     own = made["round"].run(reject_stage.STAGE, inputs, *settings, node="own")
-    with served(made["sft"], Tokenizer.load(made["tokens"] / "tokenizer")) as url:
+    with listening(app_of(made["sft"], Tokenizer.load(made["tokens"] / "tokenizer"))) as url:
         by_server = made["round"].run(reject_stage.STAGE, inputs, *settings, "engine=server", f"engine.url={url}", node="served")
     assert own.metrics["dialogs"] and own.address != by_server.address
     rows = [[row for _, row in read_jsonl(made_by / "dialogs.jsonl")] for made_by in (own, by_server)]

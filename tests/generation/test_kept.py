@@ -7,13 +7,13 @@ import torch
 
 from herd.generation.choose import SamplingConfig
 from herd.generation.kept import KeptSampler
-from herd.generation.sampler import OwnSampler, Sample
+from herd.generation.sampler import Asked, OwnSampler, Sample
 from herd.model.config import ModelConfig
 from herd.model.transformer import Transformer
 
 SHAPE = ModelConfig(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=32, vocab_size=60, max_seq_len=64, tie_embeddings=True)
 CONFIG = SamplingConfig(max_new_tokens=12, temperature=1.0, top_p=0.9, seed=7)
-STOPS, K = (5, 9, 11), 3
+STOPS, K = frozenset({5, 9, 11}), 3
 
 
 class Killed(Exception):
@@ -28,8 +28,8 @@ class Drawing:
         model.init_weights(0)
         self.sampler, self.killed_after, self.asked = OwnSampler(model, 8), killed_after, 0
 
-    def draw(self, prompts, samples_per_prompt, config, stop_ids, done=None):
-        self.asked += len(prompts)
+    def draw(self, asked, done=None):
+        self.asked += len(asked.prompts)
         ended = 0
 
         def count(place: int, samples: list[Sample]) -> None:
@@ -39,7 +39,7 @@ class Drawing:
             if ended == self.killed_after:
                 raise Killed
 
-        return self.sampler.draw(prompts, samples_per_prompt, config, stop_ids, count)
+        return self.sampler.draw(asked, count)
 
 
 @pytest.fixture
@@ -59,52 +59,52 @@ def answers_file(folder):
 
 
 def test_killed_and_started_again_gives_the_bits_of_an_undisturbed_run(prompts, tmp_path, capsys):
-    whole = Drawing().sampler.draw(prompts, K, CONFIG, STOPS)
-    assert kept(tmp_path / "whole").draw(prompts, K, CONFIG, STOPS) == whole
+    whole = Drawing().sampler.draw(Asked(prompts, K, CONFIG, STOPS))
+    assert kept(tmp_path / "whole").draw(Asked(prompts, K, CONFIG, STOPS)) == whole
     assert capsys.readouterr().err.count("from before") == 0
     for n in (1, 4, 6):  # three kills
         with pytest.raises(Killed):
-            kept(tmp_path / "killed", n).draw(prompts, K, CONFIG, STOPS)
+            kept(tmp_path / "killed", n).draw(Asked(prompts, K, CONFIG, STOPS))
     again, told = kept(tmp_path / "killed"), []
-    assert again.draw(prompts, K, CONFIG, STOPS, lambda place, samples: told.append((place, samples))) == whole
+    assert again.draw(Asked(prompts, K, CONFIG, STOPS), lambda place, samples: told.append((place, samples))) == whole
     assert again.opened().asked == len(prompts) - 11
     assert sorted(place for place, _ in told) == list(range(14)) and all(samples == whole[place] for place, samples in told)
     assert "  sampling (generator): the answers to 11 of 14 prompts are there from before\n" in capsys.readouterr().err
     finished = kept(tmp_path / "killed")
-    assert finished.draw(prompts, K, CONFIG, STOPS) == whole and finished.opened().asked == 0
+    assert finished.draw(Asked(prompts, K, CONFIG, STOPS)) == whole and finished.opened().asked == 0
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40, "the newline alone", "all of it"])
 def test_a_half_written_line_is_dropped_and_drawn_again(prompts, tmp_path, cut):
-    whole = kept(tmp_path).draw(prompts, K, CONFIG, STOPS)
+    whole = kept(tmp_path).draw(Asked(prompts, K, CONFIG, STOPS))
     path = answers_file(tmp_path)
     content = path.read_bytes()
     last = content.splitlines(keepends=True)[-1]
     size = {"the newline alone": len(last) - 1, "all of it": 0}.get(cut, cut)
     path.write_bytes(content.removesuffix(last) + last[:size])
     again = kept(tmp_path)
-    assert again.draw(prompts, K, CONFIG, STOPS) == whole
+    assert again.draw(Asked(prompts, K, CONFIG, STOPS)) == whole
     assert again.opened().asked == 1
     assert path.read_bytes() == content
 
 
 def test_a_damaged_line_is_told_and_drawn_again(prompts, tmp_path, capsys):
-    whole = kept(tmp_path).draw(prompts, K, CONFIG, STOPS)
+    whole = kept(tmp_path).draw(Asked(prompts, K, CONFIG, STOPS))
     path = answers_file(tmp_path)
     content = bytearray(path.read_bytes())
     for place in (content.index(b"[["), content.rindex(b"[[") + 2):  # in the first line and the last
         content[place] = ord("7")
     path.write_bytes(content + b"\xff\xfe nonsense\n")
     again = kept(tmp_path)
-    assert again.draw(prompts, K, CONFIG, STOPS) == whole
+    assert again.draw(Asked(prompts, K, CONFIG, STOPS)) == whole
     assert again.opened().asked == 2
     told = capsys.readouterr().err
     assert "12 of 14 prompts are there from before; 3 damaged lines dropped, to be drawn again" in told
-    assert kept(tmp_path, 1).draw(prompts, K, CONFIG, STOPS) == whole  # nothing is drawn, so nothing is killed
+    assert kept(tmp_path, 1).draw(Asked(prompts, K, CONFIG, STOPS)) == whole  # nothing is drawn, so nothing is killed
 
 
 def test_answers_of_other_models_settings_and_numbers_are_not_taken(prompts, tmp_path):
-    kept(tmp_path).draw(prompts, K, CONFIG, STOPS)
+    kept(tmp_path).draw(Asked(prompts, K, CONFIG, STOPS))
     prompts = prompts[:2]
     others = [("another", K, CONFIG, STOPS), ("generator", K + 1, CONFIG, STOPS), ("generator", K, CONFIG, (5,))]
     for name in ("max_new_tokens", "temperature", "top_p", "seed", "top_k"):
@@ -112,13 +112,13 @@ def test_answers_of_other_models_settings_and_numbers_are_not_taken(prompts, tmp
         others.append(("generator", K, changed, STOPS))
     for writer, samples, config, stops in others:
         other = kept(tmp_path, writer=writer)
-        found = other.draw(prompts, samples, config, stops)
+        found = other.draw(Asked(prompts, samples, config, frozenset(stops)))
         assert other.opened().asked == len(prompts)
-        assert found == other.opened().sampler.draw(prompts, samples, config, stops)
+        assert found == other.opened().sampler.draw(Asked(prompts, samples, config, frozenset(stops)))
 
 
 def test_equal_prompts_are_drawn_once(prompts, tmp_path):
     sampler = kept(tmp_path)
-    twice = sampler.draw([*prompts, *prompts], K, CONFIG, STOPS)
+    twice = sampler.draw(Asked([*prompts, *prompts], K, CONFIG, STOPS))
     assert sampler.opened().asked == len(prompts)
-    assert twice[: len(prompts)] == twice[len(prompts) :] == Drawing().sampler.draw(prompts, K, CONFIG, STOPS)
+    assert twice[: len(prompts)] == twice[len(prompts) :] == Drawing().sampler.draw(Asked(prompts, K, CONFIG, STOPS))

@@ -1,8 +1,6 @@
 """OpenAI's own client (`pip install openai`) over a socket: what it reads, and what it raises."""
 
 import asyncio
-import socket
-import threading
 
 import pytest
 
@@ -13,26 +11,17 @@ from herd.model.io import load_model
 from .conftest import CHAT
 
 openai = pytest.importorskip("openai", reason="needs OpenAI's client")
-uvicorn = pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 
 
 @pytest.fixture(scope="module")
-def served(folder, tokenizer):
+def served(folder, tokenizer, listening):
     """(client, engine)."""
     from herd.generation.openai_app import Served, make_app
 
     engine = Engine(load_model(folder / "model").requires_grad_(False), 4, 1024)
     app = make_app(Served("tiny/dpo", tokenizer, Service(engine), window=96, longest=20))
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=lambda: server.run(sockets=[listening]))
-    thread.start()
-    base_url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-    with openai.OpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
+    with listening(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client, engine
-    server.should_exit = True
-    thread.join()
-    listening.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from itertools import chain
 from pathlib import Path
@@ -18,11 +17,11 @@ from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Engine
 from herd.generation.engine_config import EngineConfig
 from herd.generation.opened_engine import Writer, sampler_of
-from herd.generation.sampler import OwnSampler
+from herd.generation.sampler import Asked, OwnSampler
 from herd.generation.service import Service
 from herd.model.io import load_model, save_model
 
-uvicorn = pytest.importorskip("uvicorn", reason="needs the extra `serve`")
+pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 pytest.importorskip("httpx", reason="needs the extra `serve`")
 
 STUB = [sys.executable, str(Path(__file__).with_name("vllm_stub.py")), "{port}"]
@@ -35,20 +34,14 @@ def tokenizer(folder):
 
 
 @pytest.fixture(scope="module")
-def url(folder, tokenizer):
+def url(folder, tokenizer, listening):
     """`herd serve` of the model, in a thread."""
     from herd.generation.openai_app import Served, make_app
 
     engine = Engine(load_model(folder / "model").requires_grad_(False), 16, 2048)
     app = make_app(Served("tiny", tokenizer, Service(engine), window=96, longest=20))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with listening(app) as url:
+        yield url
 
 
 def opened(config, folder, tokenizer, tmp_path):
@@ -65,9 +58,9 @@ def test_a_server_of_ours_draws_what_the_engine_here_draws(url, folder, tokenize
     sampling = SamplingConfig(max_new_tokens=12, temperature=temperature, top_p=0.9, seed=5)
     with opened(EngineConfig(), folder, tokenizer, tmp_path) as own:
         assert own.about == {"kind": "herd"}
-        wanted = own.draw(PROMPTS, 4, sampling, tokenizer.stop_ids)
+        wanted = own.draw(Asked(PROMPTS, 4, sampling, frozenset(tokenizer.stop_ids)))
     with opened(EngineConfig(kind="server", url=url), folder, tokenizer, tmp_path) as served:
-        found = served.draw(PROMPTS, 4, sampling, tokenizer.stop_ids)
+        found = served.draw(Asked(PROMPTS, 4, sampling, frozenset(tokenizer.stop_ids)))
     assert [[s.tokens for s in of] for of in found] == [[s.tokens for s in of] for of in wanted]
     for a, b in zip(chain(*found), chain(*wanted), strict=True):
         assert a.finished == b.finished and a.logprob == pytest.approx(b.logprob, abs=1e-4)
@@ -80,7 +73,7 @@ def test_answers_that_are_there_from_before_need_no_server(folder, tokenizer, tm
     found, about = [], []
     for command in (STUB, ["no-such-vllm", "{port}"]):
         with opened(started(command=command), folder, tokenizer, tmp_path) as sampler:
-            found.append(sampler.draw([[1, 2], [1, 3]], 2, SamplingConfig(8), [4]))
+            found.append(sampler.draw(Asked([[1, 2], [1, 3]], 2, SamplingConfig(8), frozenset({4}))))
             about.append(sampler.about)
     assert found[0] == found[1]
     assert about[0] == about[1] and about[1]["software"] == "vllm"
@@ -94,15 +87,15 @@ def test_a_server_of_another_model_is_refused(url, folder, tokenizer, tmp_path):
     told = r"are off those of .*model by .* nats a token \(\d+ tokens; at most 0.1\)"
     config = EngineConfig(kind="server", url=url)
     with opened(config, tmp_path, tokenizer, tmp_path) as sampler, pytest.raises(UserError, match=told):
-        sampler.draw(PROMPTS, 1, SamplingConfig(4, 0.0), tokenizer.stop_ids)
+        sampler.draw(Asked(PROMPTS, 1, SamplingConfig(4, 0.0), frozenset(tokenizer.stop_ids)))
 
 
 def test_a_started_server_is_ended_with_its_children(folder, tokenizer, tmp_path):
     before = set(psutil.Process().children())
     with opened(started(arguments=["{model}", "{name}"]), folder, tokenizer, tmp_path) as sampler:
-        assert sampler.draw([], 1, SamplingConfig(8), [4]) == [] and sampler.about == {"kind": "server"}
+        assert sampler.draw(Asked([], 1, SamplingConfig(8), frozenset({4}))) == [] and sampler.about == {"kind": "server"}
         assert set(psutil.Process().children()) == before  # nothing is started before it must
-        assert sampler.draw([[1, 2]], 2, SamplingConfig(8), [4])[0][1].tokens[1:] == [41, 4]
+        assert sampler.draw(Asked([[1, 2]], 2, SamplingConfig(8), frozenset({4})))[0][1].tokens[1:] == [41, 4]
         family = [p for p in psutil.Process().children(recursive=True) if p not in before]
         assert len(family) == 2  # the guardian and the server
         (command,) = [p.cmdline() for p in family if "guardian" not in " ".join(p.cmdline())]
@@ -123,7 +116,7 @@ def test_it_is_ended_by_an_error_too(folder, tokenizer, tmp_path, end):
 
     def fail():
         with opened(started(), folder, tokenizer, tmp_path) as sampler:
-            sampler.draw([[1, 2]], 1, SamplingConfig(8), [4])
+            sampler.draw(Asked([[1, 2]], 1, SamplingConfig(8), frozenset({4})))
             family.extend(p for p in psutil.Process().children(recursive=True) if p not in before)
             raise end
 
@@ -168,19 +161,19 @@ time.sleep(60)
 def test_a_server_that_does_not_come_up_is_told_in_one_line(folder, tokenizer, tmp_path, config, told):
     before = set(psutil.Process().children())
     with opened(config, folder, tokenizer, tmp_path) as sampler, pytest.raises(UserError, match=told) as caught:
-        sampler.draw([[1, 2]], 1, SamplingConfig(8), [4])
+        sampler.draw(Asked([[1, 2]], 1, SamplingConfig(8), frozenset({4})))
     assert "\n" not in str(caught.value)
     assert set(psutil.Process().children()) == before
 
 
 def test_a_server_that_dies_at_work_is_told_with_what_it_said_last(folder, tokenizer, tmp_path):
     with opened(started(), folder, tokenizer, tmp_path) as sampler:
-        sampler.draw([[1, 2]], 1, SamplingConfig(8), [4])
+        sampler.draw(Asked([[1, 2]], 1, SamplingConfig(8), frozenset({4})))
         (server,) = [p for p in psutil.Process().children(recursive=True) if "vllm_stub" in " ".join(p.cmdline()[:2])]
         server.kill()
         server.wait(10)
         with pytest.raises(UserError, match="has ended with status 137, and said last: stub: begun"):
-            sampler.draw([[1, 3]], 1, SamplingConfig(8), [4])
+            sampler.draw(Asked([[1, 3]], 1, SamplingConfig(8), frozenset({4})))
 
 
 @pytest.mark.slow  # starts `herd serve`, which imports torch
@@ -188,6 +181,6 @@ def test_herd_serve_as_the_command(folder, tokenizer, tmp_path):
     serve = [sys.executable, "-m", "herd", "serve", "model={own_model}", "tokenizer={tokenizer}", "name={name}", "port={port}"]
     sampling = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=5)
     with opened(started(command=serve, checked_prompts=2), folder, tokenizer, tmp_path) as served:
-        found = served.draw(PROMPTS, 4, sampling, tokenizer.stop_ids)
-    wanted = OwnSampler(load_model(folder / "model")).draw(PROMPTS, 4, sampling, tokenizer.stop_ids)
+        found = served.draw(Asked(PROMPTS, 4, sampling, frozenset(tokenizer.stop_ids)))
+    wanted = OwnSampler(load_model(folder / "model")).draw(Asked(PROMPTS, 4, sampling, frozenset(tokenizer.stop_ids)))
     assert [[s.tokens for s in of] for of in found] == [[s.tokens for s in of] for of in wanted]

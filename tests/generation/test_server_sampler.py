@@ -10,7 +10,7 @@ import pytest
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine_config import EngineConfig
-from herd.generation.sampler import Sample
+from herd.generation.sampler import Asked, Sample
 
 pytest.importorskip("httpx", reason="needs the extra `serve`")
 
@@ -63,20 +63,20 @@ def sampler_of(server, vocab_size=100, **settings):
 def test_samples_are_what_vllm_drew_stop_id_included(stub):
     server, told = stub(), []
     sampler = sampler_of(server)
-    found = sampler.draw(PROMPTS, 3, SAMPLING, [9, 4], done=lambda *of: told.append(of))
+    found = sampler.draw(Asked(PROMPTS, 3, SAMPLING, frozenset({9, 4})), done=lambda *of: told.append(of))
     seeds = {tuple(body["prompt"]): body["seed"] for body in server.bodies}
     first = [seeds[tuple(prompt)] % 50 + 50 for prompt in PROMPTS]
     assert found == [[Sample([i, 40 + k, 4], True, -3.0) for k in range(3)] for i in first]
     assert sorted(told, key=lambda of: of[0]) == list(enumerate(found))
     assert sampler.about == {"kind": "server", "software": "vllm", "version": "0.11.0", "model": "tiny"}
-    (cut,) = sampler.draw(PROMPTS[:1], 1, SamplingConfig(2), [4])
+    (cut,) = sampler.draw(Asked(PROMPTS[:1], 1, SamplingConfig(2), frozenset({4})))
     assert [(len(s.tokens), s.finished, s.logprob) for s in cut] == [(2, False, -1.5)]
-    assert sampler.draw([], 2, SAMPLING, [4]) == []
+    assert sampler.draw(Asked([], 2, SAMPLING, frozenset({4}))) == []
 
 
 def test_everything_that_a_server_could_have_a_default_for_is_said(stub):
     server = stub()
-    sampler_of(server).draw(PROMPTS[:1], 3, SAMPLING, [9, 4])
+    sampler_of(server).draw(Asked(PROMPTS[:1], 3, SAMPLING, frozenset({9, 4})))
     (body,) = server.bodies
     assert 0 <= body.pop("seed") < 2**62
     assert body == {
@@ -102,9 +102,9 @@ def test_a_seed_is_of_the_prompt_and_the_seed_alone(stub):
     """vLLM's k-th sample has seed + k: prompts that shared a seed would share their chance."""
     server = stub()
     sampler = sampler_of(server)
-    sampler.draw(PROMPTS, 2, SAMPLING, [4])
-    sampler.draw(PROMPTS[::-1], 2, SAMPLING, [4])
-    sampler.draw(PROMPTS, 2, SamplingConfig(8, seed=4), [4])
+    sampler.draw(Asked(PROMPTS, 2, SAMPLING, frozenset({4})))
+    sampler.draw(Asked(PROMPTS[::-1], 2, SAMPLING, frozenset({4})))
+    sampler.draw(Asked(PROMPTS, 2, SamplingConfig(8, seed=4), frozenset({4})))
     seeds = [{tuple(b["prompt"]): b["seed"] for b in server.bodies[i : i + 3]} for i in (0, 3, 6)]
     assert seeds[0] == seeds[1] and len({*seeds[0].values(), *seeds[2].values()}) == 6
 
@@ -157,7 +157,7 @@ def altered(**changed):
 def test_nonsense_is_refused_in_one_line(stub, turn, told):
     server = stub(turn)
     with pytest.raises(UserError) as caught:
-        sampler_of(server, retries=2).draw(PROMPTS, 2, SAMPLING, [4])
+        sampler_of(server, retries=2).draw(Asked(PROMPTS, 2, SAMPLING, frozenset({4})))
     assert told in str(caught.value) and server.url in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -165,7 +165,7 @@ def test_lost_connections_and_busy_servers_are_asked_again(stub, no_waiting):
     moods = iter(["hang up", (503, {"detail": "busy"}), (429, {"detail": "busy"}), None, None, None])
     server = stub(lambda body, earlier: next(moods))
     sampler = sampler_of(server, prompts_at_once=1)
-    assert len(sampler.draw(PROMPTS, 1, SAMPLING, [4])) == 3
+    assert len(sampler.draw(Asked(PROMPTS, 1, SAMPLING, frozenset({4})))) == 3
     assert no_waiting == [1, 2, 4]
     prompts = [body["prompt"] for body in server.bodies]
     assert prompts == [PROMPTS[0]] * 4 + PROMPTS[1:]
@@ -174,10 +174,10 @@ def test_lost_connections_and_busy_servers_are_asked_again(stub, no_waiting):
 def test_it_is_asked_as_often_as_told_and_no_more(stub, no_waiting):
     moods = iter(["hang up", "hang up", None])
     server = stub(lambda body, earlier: next(moods))
-    assert len(sampler_of(server, retries=2).draw(PROMPTS[:1], 1, SAMPLING, [4])) == 1
+    assert len(sampler_of(server, retries=2).draw(Asked(PROMPTS[:1], 1, SAMPLING, frozenset({4})))) == 1
     server = stub(lambda body, earlier: "hang up")
     with pytest.raises(UserError, match="the connection was lost 3 times"):
-        sampler_of(server, retries=2).draw(PROMPTS[:1], 1, SAMPLING, [4])
+        sampler_of(server, retries=2).draw(Asked(PROMPTS[:1], 1, SAMPLING, frozenset({4})))
     assert len(server.bodies) == 3 and no_waiting == [1, 2, 1, 2]
 
 
@@ -194,7 +194,7 @@ def test_no_more_prompts_are_in_flight_than_asked(stub):
         with lock:
             busy.discard(earlier)
 
-    sampler_of(stub(turn), prompts_at_once=2).draw([[1, i] for i in range(9)], 1, SAMPLING, [4])
+    sampler_of(stub(turn), prompts_at_once=2).draw(Asked([[1, i] for i in range(9)], 1, SAMPLING, frozenset({4})))
     assert max(most) == 2
 
 
@@ -203,16 +203,16 @@ def test_an_error_of_the_listener_is_the_error(stub):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        sampler_of(stub()).draw(PROMPTS, 1, SAMPLING, [4], done=full)
+        sampler_of(stub()).draw(Asked(PROMPTS, 1, SAMPLING, frozenset({4})), done=full)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_sent(stub):
     server = stub()
     sampler = sampler_of(server)
     with pytest.raises(UserError, match=r"Prompt 1: the prompt has 505 tokens; with max_new_tokens=8 the server's max_model_len"):
-        sampler.draw([[1], [1] * 505], 1, SAMPLING, [4])
+        sampler.draw(Asked([[1], [1] * 505], 1, SAMPLING, frozenset({4})))
     with pytest.raises(UserError, match="Prompt 0: the prompt is empty"):
-        sampler.draw([[]], 1, SAMPLING, [4])
+        sampler.draw(Asked([[]], 1, SAMPLING, frozenset({4})))
     assert server.bodies == []
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message
 from herd.dialog.render import render_batch
-from herd.generation.sampler import Sampler, SamplingConfig
+from herd.generation.sampler import Asked, Sampler, SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def sample_answers(
     UserError (from the sampler) when a prompt and its longest answer do not fit the model's window.
     """
     rendered = render_batch(prompts, tokenizer, generation_prompt=True, dialect=dialect)
-    samples = sampler.draw([r.tokens.tolist() for r in rendered], samples_per_prompt, config, tokenizer.stop_ids)
+    ids, stops = [r.tokens.tolist() for r in rendered], frozenset(tokenizer.stop_ids)
+    samples = sampler.draw(Asked(ids, samples_per_prompt, config, stops))
     return [
         [
             Answer(tokenizer.decode(s.tokens, skip_special_tokens=True), tuple(s.tokens), s.finished, float(s.logprob))

@@ -12,14 +12,14 @@ undisturbed run draws, to the bit where a row's bits do not depend on the number
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from herd.generation.choose import SamplingConfig, digest_of
-from herd.generation.sampler import Done, Sample, Sampler
+from herd.generation.choose import digest_of
+from herd.generation.sampler import Asked, Done, Sample, Sampler
 from herd.runs.atomic import sha256_json
 
 KEPT = "answers"  # folder of the scratch folder
@@ -41,17 +41,10 @@ class KeptSampler:
     folder: Path
     writer: str
 
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samples_per_prompt: int,
-        config: SamplingConfig,
-        stop_ids: Iterable[int],
-        done: Done | None = None,
-    ) -> list[list[Sample]]:
+    def draw(self, asked: Asked, done: Done | None = None) -> list[list[Sample]]:
         """As the sampler does; says on stderr how many prompts had their answers from before."""
-        stops = frozenset(stop_ids)
-        key = sha256_json([self.writer, asdict(config), samples_per_prompt, sorted(stops)])
+        prompts = asked.prompts
+        key = sha256_json([self.writer, asdict(asked.config), asked.samples, sorted(asked.stops)])
         file = _File(self.folder / f"answers-{key[:16]}.jsonl")
         found = file.read()
         places: dict[str, list[int]] = {}
@@ -78,8 +71,7 @@ class KeptSampler:
                     found[missing[number]] = samples
                     tell(missing[number])
 
-                asked = [prompts[places[digest][0]] for digest in missing]
-                self.opened().draw(asked, samples_per_prompt, config, stops, keep)
+                self.opened().draw(replace(asked, prompts=[prompts[places[digest][0]] for digest in missing]), keep)
         return [found[digest_of(prompt)] for prompt in prompts]
 
 

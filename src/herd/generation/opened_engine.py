@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine_config import HERD, EngineConfig
 from herd.generation.kept import KEPT, KeptSampler
-from herd.generation.sampler import Done, OwnSampler, Sample, Sampler
+from herd.generation.sampler import Asked, Done, OwnSampler, Sample, Sampler
 from herd.generation.server_process import free_port, require_program, running
 from herd.generation.server_sampler import ServerSampler, answers
 from herd.interchange.export import export, require_vocabulary
@@ -66,16 +66,9 @@ class OpenedSampler:
         self._kept = KeptSampler(self._opened, folder, label)
         self._sampler: Sampler | None = None
 
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samples_per_prompt: int,
-        config: SamplingConfig,
-        stop_ids: Iterable[int],
-        done: Done | None = None,
-    ) -> list[list[Sample]]:
+    def draw(self, asked: Asked, done: Done | None = None) -> list[list[Sample]]:
         """As the engine does; answers are kept as they are drawn."""
-        found = self._kept.draw(prompts, samples_per_prompt, config, stop_ids, done)
+        found = self._kept.draw(asked, done)
         if isinstance(self._sampler, _Checked):
             write_json(self._about_file, self.about)
         return found
@@ -166,23 +159,16 @@ class _Checked:
         self._server, self._writer, self._config = server, writer, config
         self.about: dict[str, Any] = server.about
 
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samples_per_prompt: int,
-        config: SamplingConfig,
-        stop_ids: Iterable[int],
-        done: Done | None = None,
-    ) -> list[list[Sample]]:
+    def draw(self, asked: Asked, done: Done | None = None) -> list[list[Sample]]:
         """As the server does."""
-        stops = frozenset(stop_ids)
-        if "logprob_difference" not in self.about and prompts and self._config.checked_prompts:
-            self._check(prompts[: self._config.checked_prompts], config, stops)
-        return self._server.draw(prompts, samples_per_prompt, config, stops, done)
+        if "logprob_difference" not in self.about and asked.prompts and self._config.checked_prompts:
+            self._check(asked)
+        return self._server.draw(asked, done)
 
-    def _check(self, prompts: Sequence[Sequence[int]], config: SamplingConfig, stops: frozenset[int]) -> None:
-        short = SamplingConfig(min(config.max_new_tokens, _CHECKED_TOKENS), _CHECKED_TEMPERATURE, seed=config.seed)
-        drawn = [served[0] for served in self._server.answer(prompts, 1, short, stops)]
+    def _check(self, asked: Asked) -> None:
+        prompts = asked.prompts[: self._config.checked_prompts]
+        short = SamplingConfig(min(asked.config.max_new_tokens, _CHECKED_TOKENS), _CHECKED_TEMPERATURE, seed=asked.config.seed)
+        drawn = [served[0] for served in self._server.answer(Asked(prompts, 1, short, asked.stops))]
         model = load_model(self._writer.folder).requires_grad_(False)
         differences = [
             abs(theirs - ours)

@@ -20,6 +20,20 @@ class Sample:
     logprob: float  # log-probability of these tokens under the model itself (temperature 1, no top-p), nats
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted of a sampler."""
+
+    prompts: Sequence[Sequence[int]]  # token ids, each with at least one
+    samples: int  # K, of each prompt
+    config: SamplingConfig
+    stops: frozenset[int]  # ids that end a sample
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"samples_per_prompt is {self.samples}: must be at least 1.")
+
+
 # Gets the place of a prompt among those given, and all of its samples, as soon as the last of them has ended.
 Done = Callable[[int, list[Sample]], None]
 
@@ -27,15 +41,8 @@ Done = Callable[[int, list[Sample]], None]
 class Sampler(Protocol):
     """What draws answers: a model within an engine, here or in another process."""
 
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samples_per_prompt: int,
-        config: SamplingConfig,
-        stop_ids: Iterable[int],
-        done: Done | None = None,
-    ) -> list[list[Sample]]:
-        """For each prompt (token ids), in the order given, its samples; see :func:`generate`."""
+    def draw(self, asked: Asked, done: Done | None = None) -> list[list[Sample]]:
+        """For each prompt, in the order given, its samples; see :func:`generate`."""
         ...
 
 
@@ -47,15 +54,10 @@ class OwnSampler:
     batch_size: int = 256  # samples drawn together at most
     max_kv_tokens: int = 0  # positions whose keys and values are held at once; 0 = what `batch_size` samples may need
 
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samples_per_prompt: int,
-        config: SamplingConfig,
-        stop_ids: Iterable[int],
-        done: Done | None = None,
-    ) -> list[list[Sample]]:
-        return generate(self.model, prompts, samples_per_prompt, config, stop_ids, self.batch_size, self.max_kv_tokens, done)
+    def draw(self, asked: Asked, done: Done | None = None) -> list[list[Sample]]:
+        return generate(
+            self.model, asked.prompts, asked.samples, asked.config, asked.stops, self.batch_size, self.max_kv_tokens, done
+        )
 
 
 def generate(

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from herd.config.errors import UserError
-from herd.generation.choose import SamplingConfig
-from herd.generation.sampler import Sample
+from herd.generation.sampler import Asked, Sample
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,8 @@ class Served:
         return Sample(self.tokens, self.finished, total)
 
 
-def samples_of(
-    answer: Any, prompt: list[int], samples: int, config: SamplingConfig, stops: frozenset[int], vocab_size: int, url: str
-) -> list[Served]:
-    """The answers of one response.
+def samples_of(answer: Any, prompt: list[int], asked: Asked, vocab_size: int, url: str) -> list[Served]:
+    """The answers of one response, to ``prompt``.
 
     Raises:
         UserError: it is no response to what was asked: other or missing ids, a wrong number of them, a length or an end that
@@ -42,9 +39,9 @@ def samples_of(
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise wrong("the answer has no list of choices")
-    if sorted(c["index"] for c in choices if isinstance(c.get("index"), int)) != list(range(samples)):
-        raise wrong(f"{samples} answers were asked for, and {len(choices)} came")
-    found = []
+    if sorted(c["index"] for c in choices if isinstance(c.get("index"), int)) != list(range(asked.samples)):
+        raise wrong(f"{asked.samples} answers were asked for, and {len(choices)} came")
+    found, longest = [], asked.config.max_new_tokens
     for choice in sorted(choices, key=lambda c: int(c["index"])):
         ids, reason = choice.get("token_ids"), choice.get("finish_reason")
         told = choice.get("logprobs")
@@ -60,11 +57,11 @@ def samples_of(
         if reason not in ("stop", "length"):
             raise wrong(f"an answer ended with finish_reason {reason!r}, which is neither stop nor length")
         finished = reason == "stop"
-        if not ids or len(ids) > config.max_new_tokens or (ids[-1] in stops) != finished:
+        if not ids or len(ids) > longest or (ids[-1] in asked.stops) != finished:
             raise wrong(f"an answer of {len(ids)} tokens ends with {ids[-1] if ids else 'none'}, and finish_reason is {reason}")
-        if not finished and len(ids) < config.max_new_tokens:
-            raise wrong(f"an answer was cut after {len(ids)} of {config.max_new_tokens} tokens: is max_model_len too small?")
-        if any(token in stops for token in ids[:-1]):
+        if not finished and len(ids) < longest:
+            raise wrong(f"an answer was cut after {len(ids)} of {longest} tokens: is max_model_len too small?")
+        if any(token in asked.stops for token in ids[:-1]):
             raise wrong("an answer goes on after a stop token")
         found.append(Served(ids, finished, [float(value) for value in logprobs]))
     return found

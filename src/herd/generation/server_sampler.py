@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from herd.config.errors import UserError
-from herd.generation.choose import SamplingConfig, digest_of
+from herd.generation.choose import digest_of
 from herd.generation.engine_config import EngineConfig
-from herd.generation.sampler import Done, Sample
+from herd.generation.sampler import Asked, Done, Sample
 from herd.generation.server_answers import Served, samples_of
 from herd.runs.progress import Progress, progress
 from herd.runs.seeds import torch_seed
@@ -75,69 +75,43 @@ class ServerSampler:
             "model": self.name,
         }
 
-    def draw(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samples_per_prompt: int,
-        config: SamplingConfig,
-        stop_ids: Iterable[int],
-        done: Done | None = None,
-    ) -> list[list[Sample]]:
+    def draw(self, asked: Asked, done: Done | None = None) -> list[list[Sample]]:
         """As :func:`herd.generation.sampler.generate`; UserError also when the server dies, refuses or answers nonsense."""
-        served = self.answer(prompts, samples_per_prompt, config, stop_ids, done)
+        served = self.answer(asked, done)
         return [[answer.sample for answer in of] for of in served]
 
-    def answer(
-        self,
-        prompts: Sequence[Sequence[int]],
-        samples_per_prompt: int,
-        config: SamplingConfig,
-        stop_ids: Iterable[int],
-        done: Done | None = None,
-    ) -> list[list[Served]]:
+    def answer(self, asked: Asked, done: Done | None = None) -> list[list[Served]]:
         """As :meth:`draw`, each answer with the log-probabilities of its tokens."""
-        if samples_per_prompt < 1:
-            raise UserError(f"samples_per_prompt is {samples_per_prompt}: must be at least 1.")
-        for i, prompt in enumerate(prompts):
+        longest = asked.config.max_new_tokens
+        for i, prompt in enumerate(asked.prompts):
             if not prompt:
                 raise UserError(f"Prompt {i}: the prompt is empty: give it at least the begin-of-text token.")
-            if self.window is not None and len(prompt) + config.max_new_tokens > self.window:
+            if self.window is not None and len(prompt) + longest > self.window:
                 raise UserError(
-                    f"Prompt {i}: the prompt has {len(prompt)} tokens; with max_new_tokens={config.max_new_tokens} the server's "
-                    f"max_model_len of {self.window} cannot hold it: lower max_new_tokens, or serve with a larger one."
+                    f"Prompt {i}: the prompt has {len(prompt)} tokens; with max_new_tokens={longest} the server's max_model_len "
+                    f"of {self.window} cannot hold it: lower max_new_tokens, or serve with a larger one."
                 )
-        if not prompts:
+        if not asked.prompts:
             return []
-        _httpx()
-        stops = frozenset(stop_ids)
-        with progress("sampling", len(prompts) * samples_per_prompt, "samples") as bar:
-            drawing = self._draw_all([list(prompt) for prompt in prompts], samples_per_prompt, config, stops, done, bar)
+        with progress("sampling", len(asked.prompts) * asked.samples, "samples") as bar:
             try:
-                return asyncio.run(drawing)
+                return asyncio.run(self._draw_all(asked, done, bar))
             except BaseExceptionGroup as group:  # of several requests that failed, what the first one met
                 raise _first(group) from None
 
-    async def _draw_all(
-        self,
-        prompts: list[list[int]],
-        samples: int,
-        config: SamplingConfig,
-        stops: frozenset[int],
-        done: Done | None,
-        bar: Progress,
-    ) -> list[list[Served]]:
-        httpx, found = _httpx(), [list[Served]() for _ in prompts]
-        waiting = iter(range(len(prompts)))
-        at_once = min(self._config.prompts_at_once, len(prompts))
+    async def _draw_all(self, asked: Asked, done: Done | None, bar: Progress) -> list[list[Served]]:
+        httpx, found = _httpx(), [list[Served]() for _ in asked.prompts]
+        waiting = iter(range(len(asked.prompts)))
+        at_once = min(self._config.prompts_at_once, len(asked.prompts))
 
         async def worker(client: Any) -> None:
             for i in waiting:
-                body = self._body(prompts[i], samples, config, stops)
-                answer = await self._post(client, body)
-                found[i] = samples_of(answer, prompts[i], samples, config, stops, self._vocab_size, self._url)
+                prompt = list(asked.prompts[i])
+                answer = await self._post(client, self._body(prompt, asked))
+                found[i] = samples_of(answer, prompt, asked, self._vocab_size, self._url)
                 if done is not None:
                     done(i, [answer.sample for answer in found[i]])
-                bar.advance(samples)
+                bar.advance(asked.samples)
 
         limits = httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once)
         async with (
@@ -148,12 +122,12 @@ class ServerSampler:
                 group.create_task(worker(client))
         return found
 
-    def _body(self, prompt: list[int], samples: int, config: SamplingConfig, stops: frozenset[int]) -> dict[str, Any]:
-        ours = self._software == "herd"
+    def _body(self, prompt: list[int], asked: Asked) -> dict[str, Any]:
+        ours, config = self._software == "herd", asked.config
         return {
             "model": self.name,
             "prompt": prompt,
-            "n": samples,
+            "n": asked.samples,
             "max_tokens": config.max_new_tokens,
             "temperature": config.temperature,
             "top_p": config.top_p,
@@ -164,7 +138,7 @@ class ServerSampler:
             "frequency_penalty": 0,
             # Sample k is seeded with seed + k, which must stay within 63 bits.
             "seed": config.seed if ours else torch_seed(config.seed, "server", digest_of(prompt)) >> 1,
-            "stop_token_ids": sorted(stops),
+            "stop_token_ids": sorted(asked.stops),
             "ignore_eos": True,
             "logprobs": 0,
             "return_token_ids": True,

@@ -18,7 +18,7 @@ from herd.dialog.rows import read_jsonl, write_jsonl
 from herd.generation.engine_config import HERD, EngineConfig
 from herd.generation.opened_engine import Writer, sampler_of
 from herd.generation.opening import Found, find_generator, load_generator
-from herd.generation.sampler import OwnSampler, Sample, Sampler, SamplingConfig
+from herd.generation.sampler import Asked, OwnSampler, Sample, Sampler, SamplingConfig
 from herd.runs.tool import Tool
 
 
@@ -80,7 +80,7 @@ def run(config: GenerateConfig) -> None:
     ids = _encode(prompts, tokenizer, found.dialect)
     stops = {*tokenizer.stop_ids, *(_stop_id(text, tokenizer) for text in config.stop)}
     with _sampler(config, found) as sampler:
-        drawn = sampler.draw(ids, config.samples, config.sampling(), stops)
+        drawn = sampler.draw(Asked(ids, config.samples, config.sampling(), frozenset(stops)))
     if config.out is not None:
         rows = [_row(prompt, k, s, tokenizer) for prompt, of in zip(prompts, drawn, strict=True) for k, s in enumerate(of)]
         write_jsonl(Path(config.out), rows)
