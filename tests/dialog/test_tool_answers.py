@@ -59,6 +59,7 @@ def test_calls(answer, text, call):
         '{"name": "f", "parameters": {}, "why": "so"}',
         '{"type": "tool", "name": "f", "parameters": {}}',
         '{"name": "f", "parameters": {"x": NaN}}',
+        '{"name": "f", "parameters": {"x": 1e999}}',
         '{"name": "f", "parameters": {}}; {"name": "f", "parameters": {}}',  # one at a time
         '{"name": "f", "parameters": {}} That is the call.',
         '["f", {}]',

@@ -103,7 +103,8 @@ def test_choose_inverts_the_cumulative_distribution():
     # Temperature 0.5 squares the odds: 4/6, 1/6, 1/6.
     assert choose(logits, torch.tensor([0.66]), 0.5, 1.0).item() == 0
     assert choose(logits, torch.tensor([0.67]), 0.5, 1.0).item() == 2
-    assert choose(logits, torch.tensor([0.99]), 0.0, 1.0).item() == 0
+    for temperature in (0.0, 5e-324, 1e-40, 1e-30):  # logits divided by the first three are no numbers
+        assert choose(logits, torch.tensor([0.99]), temperature, 1.0).item() == 0
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
@@ -149,7 +150,7 @@ def test_bad_input_is_one_clear_line(model, prompts):
         generate(model, [[1] * 115], 1, CONFIG, STOPS)
     with pytest.raises(UserError, match="samples_per_prompt"):
         generate(model, prompts, 0, CONFIG, STOPS)
-    for change in ({"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_new_tokens": 0}):
+    for change in ({"temperature": -1.0}, {"temperature": math.nan}, {"top_p": 0.0}, {"top_p": 1.5}, {"max_new_tokens": 0}):
         with pytest.raises(UserError, match=next(iter(change))):
             dataclasses.replace(CONFIG, **change)
     longest = generate(model, [[1] * 114], 1, CONFIG, ())

@@ -200,6 +200,7 @@ def test_without_a_seed_answers_differ(client):
         ("completions", {"prompt": "a", "guided_json": {}}, 400, "Unknown key `guided_json`", "guided_json"),
         ("completions", {"prompt": "a", "stream_options": {"include_usgae": True}}, 400, "no keys but", "stream_options"),
         ("completions", {"prompt": "\ud800"}, 400, "surrogate", "prompt"),
+        ("completions", {"prompt": "a", "b\ud800": 1}, 400, "Unknown key `b\\ud800`", "b\\ud800"),
         ("embeddings", {}, 404, "POST /v1/embeddings: Not Found", None),
     ],
 )

@@ -8,8 +8,10 @@ offered: what looks like a call and is none stays text.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection
+from typing import NoReturn
 
 from herd.dialog.messages import ToolCall
 from herd.dialog.tool_text import INTERPRETER, built_in_argument
@@ -50,14 +52,19 @@ def parse_call(text: str, names: Collection[str], tagged: bool = False) -> ToolC
 
 def _object(text: str) -> dict[str, object] | None:
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(number: str) -> float:
+    """A number that can be written as JSON again: 1e999 cannot."""
+    return value if math.isfinite(value := float(number)) else _refuse(number)
 
 
 class AnswerReader:

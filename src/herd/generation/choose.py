@@ -12,6 +12,7 @@ from herd.config.errors import UserError
 from herd.runs.seeds import stream
 
 _NUCLEUS_GUESS = 128
+_SMALLEST = 1e-30  # temperature; logits divided by less overflow
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}: must be at least 1.")
-        if self.temperature < 0:
+        if not self.temperature >= 0:  # NaN neither
             raise UserError(f"temperature is {self.temperature}: must be 0 (greedy) or positive.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}: must lie in (0, 1].")
@@ -51,14 +52,14 @@ def choose(logits: Tensor, draws: Tensor, temperature: float, top_p: float, top_
     Args:
         logits: (n, V).
         draws: (n,) uniform in [0, 1).
-        temperature: 0 takes the likeliest.
+        temperature: 0, or less than logits can be divided by, takes the likeliest.
         top_p: nucleus (Holtzman et al. 2020): likeliest tokens until their probability reaches this, at least one.
         top_k: likeliest tokens that are left at all (Fan et al. 2018); ``top_p`` then counts among them. 0 = every one.
 
     Returns:
         (n,) int64.
     """
-    if temperature == 0:
+    if temperature < _SMALLEST:
         return logits.argmax(-1)
     if 0 < top_k < logits.shape[1]:
         likeliest, ids = logits.topk(top_k, dim=-1)

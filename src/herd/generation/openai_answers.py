@@ -232,5 +232,6 @@ def _event(value: object) -> str:
 def error_body(
     message: str, key: str | None = None, kind: str = "invalid_request_error", code: str | None = None
 ) -> dict[str, Any]:
-    """OpenAI's error object."""
-    return {"error": {"message": message, "type": kind, "param": key, "code": code}}
+    """OpenAI's error object; half of a surrogate pair, which a message may quote and UTF-8 has no form for, is spelled out."""
+    told, param = (None if text is None else text.encode("utf-8", "backslashreplace").decode() for text in (message, key))
+    return {"error": {"message": told, "type": kind, "param": param, "code": code}}
