@@ -694,7 +694,7 @@ def test_processes_that_cannot_share_a_step_are_refused_before_the_first(made, t
     config = config_of("sft", "parallel@trainer=ddp", "trainer.devices=2")
     source = EpochSteps([10] * 4, 3, 1.0, 0, lambda step, units: StepBatch(step, list(units), 1.0, 10))
     module = SFTModule(load_model(made["sft"] / "model"), config.optimizer, lambda step: 0.0)
-    with pytest.raises(UserError, match=r"cannot be shared equally by 2 processes \(step 0 has 3 micro-batches"):
+    with pytest.raises(UserError, match=r"cannot be shared equally by 2 processes \(a step has 3 micro-batches"):
         train(module, source, config, module.model.config, StageRun(tmp_path, seed=0))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from herd.generation.sampler import Asked, Sample
 pytest.importorskip("httpx", reason="needs the extra `serve`")
 
 from herd.generation import server_sampler
-from herd.generation.server_sampler import ServerSampler, base_of
+from herd.generation.server_sampler import ServerSampler, answers, base_of
 
 spec = importlib.util.spec_from_file_location("vllm_stub", Path(__file__).with_name("vllm_stub.py"))
 vllm_stub = importlib.util.module_from_spec(spec)
@@ -229,6 +230,35 @@ def test_which_model_and_where(stub, monkeypatch):
         sampler_of(server, key_variable="KEY_OF_MINE")
 
 
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-secret ", "sk-secr\N{LATIN SMALL LETTER E WITH ACUTE}t"])
+def test_a_key_that_cannot_be_sent_is_not_told(stub, monkeypatch, key):
+    monkeypatch.setenv("KEY_OF_MINE", key)
+    with pytest.raises(UserError, match=r"^engine\.key_variable: KEY_OF_MINE holds a space, a line end") as refused:
+        sampler_of(stub(), key_variable="KEY_OF_MINE")
+    assert "sk-" not in str(refused.value)
+
+
+def test_an_answer_that_cannot_be_decoded_is_told_in_one_line():
+    class Garbled(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", "3")
+            self.end_headers()
+            self.wfile.write(b"abc")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Garbled) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(UserError, match=r"no server answers at .*decompressing"):
+            ServerSampler(url, None, 9, EngineConfig(kind="server", url=url))
+        assert not answers(url)
+        server.shutdown()
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -237,6 +267,15 @@ def test_which_model_and_where(stub, monkeypatch):
         ({"kind": "server", "url": "http://a", "command": ["x", "{port}"]}, "needs one of engine.url"),
         ({"url": "http://a"}, "set engine.kind=server too"),
         ({"kind": "server", "url": "localhost:8000"}, "'localhost:8000' is no address of a server"),
+        ({"kind": "server", "url": "http://a:b"}, "'http://a:b' is no address of a server"),
+        ({"kind": "server", "url": "http://a:99999"}, "'http://a:99999' is no address of a server"),
+        ({"kind": "server", "url": "http://[::1"}, "is no address of a server"),
+        ({"kind": "server", "url": "http://a..b"}, "'http://a..b' is no address of a server"),
+        ({"kind": "server", "url": "http://a b"}, "'http://a b' is no address of a server"),
+        ({"kind": "server", "url": "http://me:secret@a"}, "^engine.url: leave name and password out(?!.*secret)"),
+        ({"kind": "server", "url": "http://me:secret@a:b"}, "^engine.url: leave name and password out(?!.*secret)"),
+        ({"kind": "server", "command": ["x", "{port:q}"]}, "'{port:q}': a place is a name alone"),
+        ({"kind": "server", "command": ["x", "{port!z}"]}, "'{port!z}': a place is a name alone"),
         ({"kind": "server", "command": ["x", "{prot}"]}, r"no {prot}\. Did you mean 'port'\?"),
         ({"kind": "server", "command": ["x", "{model}"]}, "names no {port}"),
         ({"kind": "server", "command": ["x", "{port"]}, "'{port': expected"),

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from herd.cli import main
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import render
+from herd.generation import tool
+from herd.generation.engine_config import EngineConfig
 from herd.generation.opening import open_generator
 from herd.generation.sampler import SamplingConfig, generate
 from herd.generation.tool import GenerateConfig, printable
@@ -199,3 +203,19 @@ def test_top_k_keeps_the_likeliest(folder):
     assert set(choose(logits, draws, 0.5, top_p=0.85, top_k=2).tolist()) == {1}
     assert set(choose(logits, draws, 0.5, top_p=1.0, top_k=9).tolist()) == {0, 1, 2, 3, 4}
     assert torch.equal(choose(logits, draws, 0.5, 1.0, 5), choose(logits, draws, 0.5, 1.0, 0))
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError])
+def test_an_answer_that_is_broken_off_leaves_no_folder(folder, tmp_path, monkeypatch, end):
+    @contextmanager
+    def broken_off(config, writer, tokenizer, dialect, scratch):
+        (scratch / "server.log").write_text("ready")
+        raise end
+        yield
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tool, "sampler_of", broken_off)
+    engine = EngineConfig(kind="server", url="http://127.0.0.1:1")
+    with pytest.raises(end):
+        tool.run(GenerateConfig(model=str(folder), prompt=["a"], engine=engine))
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import torch
 from posttraining import WINDOW, preferences, same_weights, says, tiny_model, tokenizer, user
 from training_standin import Child
 
+from herd.alignment.fine_tuning import require_shares
 from herd.config.errors import UserError
 from herd.dialog.masks import dpo_mask, nll_mask
 from herd.dialog.messages import Message, Role
@@ -333,3 +334,16 @@ def test_every_dialect_shares_the_prompt_alone():
         assert pair.prompt[0] == tokenizer().bos_id
         whole = render(preferences(1)[0].prompt + preferences(1)[0].best, tokenizer(), dialect=dialect).tokens
         assert np.array_equal(pair.separate()[0].tokens, whole)
+
+
+def test_a_short_last_micro_batch_in_the_first_step_is_no_reason_to_refuse_processes():
+    def source(seed, processes):
+        steps = DPOSteps(pairs(17), OBJECTIVE, 8, 10**6, 1.0, seed=seed, processes=processes)
+        steps.reference = [None] * len(steps.groups)
+        return steps
+
+    assert any(len(source(seed, 2)[0].micro_batches) == 1 for seed in range(8))
+    for seed in range(8):
+        require_shares(source(seed, 2), 2)
+        with pytest.raises(UserError, match="cannot be shared equally by 16 processes"):
+            require_shares(source(seed, 16), 16)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,21 @@ class FineTuning:
 
 def train(module: HerdModule, source: EpochSteps, config: FineTuning, model: ModelConfig, stage_run: StageRun) -> FitResult:
     """Fits and books the cost: 6N FLOPs a token. UserError when the processes of the run cannot share the steps equally."""
-    if source.steps_per_epoch > 1:  # not the last step of an epoch, which has what is left
-        source[0].check_shares(config.trainer.processes)
+    require_shares(source, config.trainer.processes)
     result = fit(module, source, config.trainer, stage_run, description=stage_run.node or "fine-tuning")
     stage_run.cost(tokens=result.tokens, flops_6n=flops_per_token(model, config.window, "6N") * result.tokens)
     return result
+
+
+def require_shares(source: EpochSteps, processes: int) -> None:
+    """UserError when processes cannot share a whole step equally.
+
+    The last step of an epoch has what is left, and so has the last unit (:class:`herd.training.dpo.DPOSteps`), which may come in
+    any step: a first step of an epoch without that unit is looked at.
+    """
+    if source.steps_per_epoch > 1:
+        firsts = (epoch * source.steps_per_epoch for epoch in count())
+        source[next(step for step in firsts if source.count - 1 not in source.units_of(step))].check_shares(processes)
 
 
 def require_rows(

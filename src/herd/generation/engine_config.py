@@ -38,8 +38,8 @@ class EngineConfig:
             raise UserError("engine.url, engine.command and engine.arguments are of a server: set engine.kind=server too.")
         if self.kind == SERVER and (self.url is None) == (not self.command):
             raise UserError("engine.kind=server needs one of engine.url (a running server) and engine.command (what starts one).")
-        if self.url is not None and (urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname):
-            raise UserError(f"engine.url: '{self.url}' is no address of a server: give e.g. http://127.0.0.1:8000.")
+        if self.url is not None:
+            _require_address(self.url)
         if self.url is None and (self.model is not None or self.key_variable is not None):
             raise UserError("engine.model and engine.key_variable are of a running server: give engine.url too.")
         named = [place for argument in [*self.command, *self.arguments] for place in _places(argument)]
@@ -65,11 +65,31 @@ class EngineConfig:
             )
 
 
+def _require_address(url: str) -> None:
+    """UserError for what no request can go to, and for a password, which messages and manifests would tell."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")
+        good = parts.scheme in ("http", "https") and host and parts.port != 0 and url.split() == [url]
+        secret = parts.username is not None or parts.password is not None
+    except ValueError:  # of brackets, a port, a name
+        good, secret = False, "@" in url
+    if secret:
+        raise UserError("engine.url: leave name and password out: manifests hold it. A key goes by engine.key_variable.")
+    if not good:
+        raise UserError(f"engine.url: '{url}' is no address of a server: give e.g. http://127.0.0.1:8000.")
+
+
 def _places(argument: str) -> list[str]:
     try:
-        return [place for _, place, _, _ in string.Formatter().parse(argument) if place is not None]
+        found = [
+            (place, spec or conversion) for _, place, spec, conversion in string.Formatter().parse(argument) if place is not None
+        ]
     except ValueError as error:
         raise UserError(f"engine.command: '{argument}': {error}; write {{{{ and }}}} for braces of its own.") from None
+    if any(more for _, more in found):
+        raise UserError(f"engine.command: '{argument}': a place is a name alone; write {{{{ and }}}} for braces of its own.")
+    return [place for place, _ in found]
 
 
 def execution(key: str) -> tuple[str, ...]:

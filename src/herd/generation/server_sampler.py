@@ -156,7 +156,7 @@ class ServerSampler:
             except httpx.ReadTimeout:
                 seconds = self._config.answer_seconds
                 raise UserError(f"engine: {self._url} has not answered a prompt in {seconds:g} s (answer_seconds).") from None
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 why = self._ended()
                 if why is not None:
                     raise UserError(f"engine: {why}") from None
@@ -177,7 +177,7 @@ class ServerSampler:
         try:
             with httpx.Client(**self._settings(30.0)) as client:
                 return client.get(path)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise UserError(f"engine: no server answers at {self._url} ({_said(error)}).") from None
 
     def _card(self, name: str | None) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def answers(url: str) -> bool:
     httpx = _httpx()
     try:
         return bool(httpx.get(f"{url}/health", timeout=5.0, trust_env=False, verify=False).status_code == 200)
-    except httpx.TransportError:
+    except httpx.RequestError:
         return False
 
 
@@ -229,6 +229,8 @@ def _headers(config: EngineConfig) -> dict[str, str]:
     key = os.environ.get(config.key_variable)
     if not key:
         raise UserError(f"engine.key_variable: the environment has no {config.key_variable}: set it to the server's API key.")
+    if not all("!" <= letter <= "~" for letter in key):  # httpx would tell the key as it refuses it
+        raise UserError(f"engine.key_variable: {config.key_variable} holds a space, a line end or a letter that no key has.")
     return {"Authorization": f"Bearer {key}"}
 
 

@@ -101,8 +101,8 @@ def _sampler(config: GenerateConfig, found: Found) -> Iterator[Sampler]:
     try:
         with sampler_of(config.engine, writer, found.tokenizer, found.dialect, scratch) as sampler:
             yield sampler
-    except UserError:
-        if not any(scratch.rglob("*.log")):  # what a server said stays
+    except BaseException as error:
+        if not (isinstance(error, UserError) and any(scratch.rglob("*.log"))):  # what a server said stays
             shutil.rmtree(scratch)
         raise
     shutil.rmtree(scratch)

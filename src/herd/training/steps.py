@@ -82,7 +82,7 @@ class StepBatch:
         count = len(self.micro_batches)
         if count % world:
             raise UserError(
-                f"batch_size cannot be shared equally by {world} processes (step {self.step} has {count} "
+                f"batch_size cannot be shared equally by {world} processes (a step has {count} "
                 f"micro-batch{'es' if count > 1 else ''}, however it is cut): make it a multiple of {world}."
             )
 
