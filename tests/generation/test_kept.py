@@ -101,6 +101,7 @@ def test_a_damaged_line_is_told_and_drawn_again(prompts, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "12 of 14 prompts are there from before; 3 damaged lines dropped, to be drawn again" in told
     assert kept(tmp_path, 1).draw(Asked(prompts, K, CONFIG, STOPS)) == whole  # nothing is drawn, so nothing is killed
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_answers_of_other_models_settings_and_numbers_are_not_taken(prompts, tmp_path):

@@ -80,6 +80,17 @@ def test_answers_that_are_there_from_before_need_no_server(folder, tokenizer, tm
     assert "the answers to 2 of 2 prompts are there from before" in capsys.readouterr().err
 
 
+def test_answers_of_two_servers_are_not_mixed(folder, tokenizer, tmp_path):
+    with opened(started(), folder, tokenizer, tmp_path) as sampler:
+        first = sampler.draw(Asked([[1, 2]], 1, SamplingConfig(8), frozenset({4})))
+    (about,) = tmp_path.rglob("engine-tiny.json")
+    about.write_text(about.read_text().replace("0.11.0", "0.10.2"))
+    with opened(started(), folder, tokenizer, tmp_path) as sampler:
+        assert sampler.draw(Asked([[1, 2]], 1, SamplingConfig(8), frozenset({4}))) == first  # all there: nobody is asked
+        with pytest.raises(UserError, match=r"another server drew \(vllm 0.10.2 tiny and vllm 0.11.0 tiny\): go on with that"):
+            sampler.draw(Asked([[1, 3]], 1, SamplingConfig(8), frozenset({4})))
+
+
 def test_a_server_of_another_model_is_refused(url, folder, tokenizer, tmp_path):
     other = load_model(folder / "model").requires_grad_(False)
     other.output.weight.add_(0.3 * torch.randn(other.output.weight.shape, generator=torch.Generator().manual_seed(0)))

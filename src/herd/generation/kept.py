@@ -20,7 +20,7 @@ from typing import Any
 
 from herd.generation.choose import digest_of
 from herd.generation.sampler import Asked, Done, Sample, Sampler
-from herd.runs.atomic import sha256_json
+from herd.runs.atomic import sha256_json, write_bytes
 
 KEPT = "answers"  # folder of the scratch folder
 _CHECK = 16  # hex digits of a line's SHA-256, before its JSON
@@ -83,7 +83,7 @@ def _told(writer: str, before: int, prompts: int, damaged: int) -> str:
 
 @dataclass
 class _File:
-    """Samples of one model under one set of settings, by the digests of their prompts; only ever added to."""
+    """Samples of one model under one set of settings, by the digests of their prompts."""
 
     path: Path
     damaged: int = field(default=0, init=False)  # whole lines whose checksum is wrong
@@ -98,13 +98,17 @@ class _File:
                 file.seek(-len(lines[-1]), 2)
                 file.truncate()
         found: dict[str, list[Sample]] = {}
+        good: list[bytes] = []
         for line in lines[:-1]:
             check, _, text = line.partition(b" ")
             if check.decode("ascii", "replace") != _checksum(text):
                 self.damaged += 1
                 continue
+            good.append(line)
             digest, samples = json.loads(text)
             found[digest] = [Sample(*sample) for sample in samples]
+        if self.damaged:  # told once
+            write_bytes(self.path, b"".join(line + b"\n" for line in good))
         return found
 
     @contextmanager

@@ -30,6 +30,7 @@ from herd.runs.atomic import write_json
 _CHECKED_TOKENS = 32  # of an answer that is read with our own model
 # Unlikely tokens tell models apart, and log-probabilities taken after the temperature from those before it.
 _CHECKED_TEMPERATURE = 1.5
+_SAME = "software", "version", "model"  # of a server, when a stage goes on
 _SHARD_BYTES = 5_000_000_000
 
 
@@ -60,8 +61,9 @@ class OpenedSampler:
     def __init__(self, kind: str, opening: AbstractContextManager[Sampler], stack: ExitStack, folder: Path, label: str) -> None:
         self._about_file = folder / f"engine-{label.replace('/', '_')}.json"
         self.about: dict[str, Any] = {"kind": kind}
+        self._before: dict[str, Any] | None = None
         if self._about_file.exists():  # of what drew the answers that are there from before
-            self.about = json.loads(self._about_file.read_text(encoding="utf-8"))
+            self.about = self._before = json.loads(self._about_file.read_text(encoding="utf-8"))
         self._opening, self._stack = opening, stack
         self._kept = KeptSampler(self._opened, folder, label)
         self._sampler: Sampler | None = None
@@ -76,9 +78,21 @@ class OpenedSampler:
     def _opened(self) -> Sampler:
         if self._sampler is None:
             self._sampler = self._stack.enter_context(self._opening)
-        if isinstance(self._sampler, _Checked):
-            self.about = self._sampler.about
+            if isinstance(self._sampler, _Checked):
+                self._take_over(self._sampler)
         return self._sampler
+
+    def _take_over(self, server: _Checked) -> None:
+        """Answers of one stage come from one server: another one draws by other numbers, and perhaps from other weights."""
+        now, before = ({k: about.get(k) for k in _SAME} if about else None for about in (server.about, self._before))
+        if before not in (None, now):
+            told = " and ".join(" ".join(str(value) for value in of.values()) for of in (before, now) if of)
+            raise UserError(
+                f"engine: answers are there from before that another server drew ({told}): go on with that one, or remove "
+                f"{self._about_file.parent} and begin anew."
+            )
+        self.about = server.about
+        write_json(self._about_file, self.about)
 
 
 @contextmanager

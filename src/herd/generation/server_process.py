@@ -13,6 +13,7 @@ from pathlib import Path
 
 from herd.config.errors import UserError
 from herd.runs.progress import progress
+from herd.runs.ranks import outside_launch
 
 _END = 40.0  # seconds that a server has to end; its guardian kills it after half of them
 
@@ -37,7 +38,12 @@ class ServerProcess:
         with log.open("wb") as out:
             guarded = [sys.executable, "-m", "herd.generation.guardian", *command]
             self._guardian = subprocess.Popen(
-                guarded, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                guarded,
+                env=outside_launch(),  # under torchrun it would take itself for a rank
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def ended(self) -> str | None:
