@@ -711,7 +711,7 @@ def app_of(artifact, tokenizer):
     """What `herd serve` of a model answers with."""
     pytest.importorskip("httpx", reason="needs the extra `serve`")
     from herd.generation.engine import Engine
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
     from herd.generation.service import Service
 
     engine = Engine(load_model(artifact / "model").requires_grad_(False), 16, 8192)

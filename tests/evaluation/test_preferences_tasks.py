@@ -22,7 +22,7 @@ from herd.evaluation.tasks import reward_accuracy, win_rate
 from herd.evaluation.tasks.reward_accuracy import RewardAccuracy, RewardAccuracyConfig
 from herd.evaluation.tasks.win_rate import WinRate, WinRateConfig
 from herd.generation.chat import Answer
-from herd.generation.engine_config import EngineConfig
+from herd.generation.engines.config import EngineConfig
 from herd.model.heads import RewardModel
 
 
@@ -277,7 +277,7 @@ def test_answers_may_come_from_a_server_of_each_model(
 ) -> None:
     """A stand-in for vLLM is started for each model in turn; what drew the answers is noted."""
     pytest.importorskip("httpx", reason="needs the extra `serve`")
-    stub = Path(__file__).parents[1] / "generation" / "vllm_stub.py"
+    stub = Path(__file__).parents[1] / "generation" / "engines" / "vllm_stub.py"
     command = [sys.executable, str(stub), "{port}", "{name}"]
     engine = EngineConfig(kind="server", command=command, checked_prompts=0, start_seconds=30)
     models = {label: replace(prompts.documents, path=tmp_path) for label in ("dpo", "sft")}

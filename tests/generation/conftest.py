@@ -44,7 +44,7 @@ def tokenizer(folder):
 def client(folder, tokenizer):
     """A client of the tiny model served; ``.engine`` is what draws."""
     testclient = pytest.importorskip("starlette.testclient", reason="needs the extra `serve`")
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     engine = Engine(load_model(folder / "model").requires_grad_(False), 6, 512)
     served = Served("tiny/dpo", tokenizer, Service(engine), window=96, longest=20, hosts=("testserver", "localhost", "::1"))

@@ -130,7 +130,7 @@ def test_health(client):
 
 
 def test_health_ends_with_the_engine(folder, tokenizer):
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     service = Service(Engine(load_model(folder / "model").requires_grad_(False), 1, 64))
     client = testclient.TestClient(make_app(Served("m", tokenizer, service, window=64, longest=8)))
@@ -255,7 +255,7 @@ def test_other_bad_requests(client):
 
 
 def test_a_request_that_memory_can_never_hold_is_refused_before_its_stream_begins(folder, tokenizer):
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     engine = Engine(load_model(folder / "model").requires_grad_(False), 6, 64)
     with testclient.TestClient(make_app(Served("tiny", tokenizer, Service(engine), 96, 20))) as client:
@@ -265,7 +265,7 @@ def test_a_request_that_memory_can_never_hold_is_refused_before_its_stream_begin
 
 
 def test_a_fault_of_the_engine_reaches_who_waits_and_ends_nothing(folder, tokenizer):
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     model = load_model(folder / "model").requires_grad_(False)
     kept = model.norm.weight.clone()

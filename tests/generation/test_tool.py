@@ -14,7 +14,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role
 from herd.dialog.render import render
 from herd.generation import tool
-from herd.generation.engine_config import EngineConfig
+from herd.generation.engines.config import EngineConfig
 from herd.generation.opening import open_generator
 from herd.generation.sampler import SamplingConfig, generate
 from herd.generation.tool import GenerateConfig, printable

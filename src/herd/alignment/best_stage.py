@@ -21,8 +21,8 @@ from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Counted, Prompt, read_prompts, write_jsonl
 from herd.dialog.trained_in import of_group, require_dialect, require_tokenizer
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.engine_config import EngineConfig, execution
-from herd.generation.opened_engine import sampler_of
+from herd.generation.engines.config import EngineConfig, execution
+from herd.generation.engines.opened import sampler_of
 from herd.generation.sampler import SamplingConfig
 from herd.model.io import load_reward_model
 from herd.runs.atomic import write_json

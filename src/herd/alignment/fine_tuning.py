@@ -18,7 +18,7 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role, parse_messages
 from herd.dialog.render import DIALECTS
 from herd.dialog.rows import Prompt, read_jsonl
-from herd.generation.opened_engine import Writer
+from herd.generation.engines.opened import Writer
 from herd.model.config import ModelConfig
 from herd.model.counts import flops_per_token
 from herd.model.io import load_language_model

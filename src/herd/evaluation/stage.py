@@ -21,7 +21,7 @@ from herd.evaluation.bench import TASKS, Bench, Task, TaskResult
 from herd.evaluation.config import EvaluateConfig
 from herd.evaluation.scoring import LanguageModel
 from herd.evaluation.show import show_scores
-from herd.generation.engine_config import execution
+from herd.generation.engines.config import execution
 from herd.model.counts import flops_per_token, parameter_count
 from herd.model.device import find_device
 from herd.model.io import load_language_model, load_reward_model

@@ -56,7 +56,7 @@ def run(config: ServeConfig) -> None:
 def _serve(config: ServeConfig, listening: socket) -> None:
     import uvicorn
 
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     opened = open_generator(config.model, config.root, config.tokenizer, config.device, config.threads, config.dialect)
     window = opened.model.config.max_seq_len

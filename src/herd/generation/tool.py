@@ -15,8 +15,8 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role, parse_messages, require_unicode
 from herd.dialog.render import DIALECTS, render_batch
 from herd.dialog.rows import read_jsonl, write_jsonl
-from herd.generation.engine_config import HERD, EngineConfig
-from herd.generation.opened_engine import Writer, sampler_of
+from herd.generation.engines.config import HERD, EngineConfig
+from herd.generation.engines.opened import Writer, sampler_of
 from herd.generation.opening import Found, find_generator, load_generator
 from herd.generation.sampler import Asked, OwnSampler, Sample, Sampler, SamplingConfig
 from herd.runs.tool import Tool

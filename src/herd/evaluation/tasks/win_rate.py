@@ -25,9 +25,9 @@ from herd.evaluation.prompts_apart import choices_behind, require_apart
 from herd.evaluation.rewards import pair_rewards
 from herd.evaluation.scoring import LanguageModel
 from herd.generation.chat import Answer, fits, sample_answers
-from herd.generation.engine_config import HERD, EngineConfig
+from herd.generation.engines.config import HERD, EngineConfig
+from herd.generation.engines.opened import Writer, sampler_of
 from herd.generation.kept import KEPT, KeptSampler
-from herd.generation.opened_engine import Writer, sampler_of
 from herd.generation.sampler import OwnSampler, Sampler, SamplingConfig
 from herd.model.heads import RewardModel
 from herd.runs.seeds import stream

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from herd.dialog.messages import ToolCall
-from herd.generation.openai_values import Refused
+from herd.generation.openai.values import Refused
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")  # OpenAI's rule
 _KEYS = ("name", "description", "parameters")

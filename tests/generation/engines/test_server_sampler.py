@@ -10,13 +10,13 @@ import pytest
 
 from herd.config.errors import UserError
 from herd.generation.choose import SamplingConfig
-from herd.generation.engine_config import EngineConfig
+from herd.generation.engines.config import EngineConfig
 from herd.generation.sampler import Asked, Sample
 
 pytest.importorskip("httpx", reason="needs the extra `serve`")
 
-from herd.generation import server_sampler
-from herd.generation.server_sampler import ServerSampler, answers, base_of
+from herd.generation.engines import server_sampler
+from herd.generation.engines.server_sampler import ServerSampler, answers, base_of
 
 spec = importlib.util.spec_from_file_location("vllm_stub", Path(__file__).with_name("vllm_stub.py"))
 vllm_stub = importlib.util.module_from_spec(spec)

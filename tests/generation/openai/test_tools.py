@@ -10,7 +10,7 @@ from herd.dialog.render import render
 from herd.generation.engine import Drawn
 from herd.generation.service import Service
 
-from .conftest import events
+from ..conftest import events
 
 testclient = pytest.importorskip("starlette.testclient", reason="needs the extra `serve`")
 
@@ -55,7 +55,7 @@ class Scripted:
 
 @pytest.fixture(scope="module")
 def make_client(tokenizer):
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     services = []
 

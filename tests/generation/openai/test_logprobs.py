@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from herd.generation.openai_logprobs import TokenTrail, logprobs_of
+from herd.generation.openai.logprobs import TokenTrail, logprobs_of
 from herd.model.io import load_model
 
-from .conftest import CHAT, events, wanted
+from ..conftest import CHAT, events, wanted
 
 TEXTS = ["what colour is it", " the", "user \u20ac assistant"]
 

@@ -15,11 +15,11 @@ import torch
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.generation.choose import SamplingConfig
-from herd.generation.engine_config import HERD, EngineConfig
+from herd.generation.engines.config import HERD, EngineConfig
+from herd.generation.engines.server_process import free_port, require_program, running
+from herd.generation.engines.server_sampler import ServerSampler, answers
 from herd.generation.kept import KEPT, KeptSampler
 from herd.generation.sampler import Asked, Done, OwnSampler, Sample, Sampler
-from herd.generation.server_process import free_port, require_program, running
-from herd.generation.server_sampler import ServerSampler, answers
 from herd.interchange.export import export, require_vocabulary
 from herd.model.config import ModelConfig
 from herd.model.io import REWARD, load_model, open_model

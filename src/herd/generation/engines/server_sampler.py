@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 from herd.config.errors import UserError
 from herd.generation.choose import digest_of
-from herd.generation.engine_config import EngineConfig
+from herd.generation.engines.config import EngineConfig
+from herd.generation.engines.server_answers import Served, samples_of
 from herd.generation.sampler import Asked, Done, Sample
-from herd.generation.server_answers import Served, samples_of
 from herd.runs.progress import Progress, progress
 from herd.runs.seeds import torch_seed
 

@@ -8,7 +8,7 @@ from herd.generation.engine import Engine
 from herd.generation.service import Service
 from herd.model.io import load_model
 
-from .conftest import CHAT
+from ..conftest import CHAT
 
 openai = pytest.importorskip("openai", reason="needs OpenAI's client")
 
@@ -16,7 +16,7 @@ openai = pytest.importorskip("openai", reason="needs OpenAI's client")
 @pytest.fixture(scope="module")
 def served(folder, tokenizer, listening):
     """(client, engine)."""
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     engine = Engine(load_model(folder / "model").requires_grad_(False), 4, 1024)
     app = make_app(Served("tiny/dpo", tokenizer, Service(engine), window=96, longest=20))

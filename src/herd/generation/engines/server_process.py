@@ -36,7 +36,7 @@ class ServerProcess:
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
         with log.open("wb") as out:
-            guarded = [sys.executable, "-m", "herd.generation.guardian", *command]
+            guarded = [sys.executable, "-m", "herd.generation.engines.guardian", *command]
             self._guardian = subprocess.Popen(
                 guarded,
                 env=outside_launch(),  # under torchrun it would take itself for a rank

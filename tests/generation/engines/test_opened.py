@@ -15,8 +15,8 @@ from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Engine
-from herd.generation.engine_config import EngineConfig
-from herd.generation.opened_engine import Writer, sampler_of
+from herd.generation.engines.config import EngineConfig
+from herd.generation.engines.opened import Writer, sampler_of
 from herd.generation.sampler import Asked, OwnSampler
 from herd.generation.service import Service
 from herd.model.io import load_model, save_model
@@ -36,7 +36,7 @@ def tokenizer(folder):
 @pytest.fixture(scope="module")
 def url(folder, tokenizer, listening):
     """`herd serve` of the model, in a thread."""
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     engine = Engine(load_model(folder / "model").requires_grad_(False), 16, 2048)
     app = make_app(Served("tiny", tokenizer, Service(engine), window=96, longest=20))
@@ -141,7 +141,7 @@ def test_it_dies_with_a_parent_that_is_killed():
     parent = """
 import sys, time
 from pathlib import Path
-from herd.generation.server_process import ServerProcess
+from herd.generation.engines.server_process import ServerProcess
 server = ServerProcess(["sleep", "60"], Path(sys.argv[1]))
 print("begun", flush=True)
 time.sleep(60)

@@ -14,9 +14,9 @@ from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import ToolCall
 from herd.dialog.tool_answers import AnswerReader
 from herd.generation.engine import Drawn
-from herd.generation.openai_logprobs import SpelledToken, TokenTrail, logprobs_of
-from herd.generation.openai_requests import Wish
-from herd.generation.openai_tools import call_of
+from herd.generation.openai.logprobs import SpelledToken, TokenTrail, logprobs_of
+from herd.generation.openai.requests import Wish
+from herd.generation.openai.tools import call_of
 from herd.generation.service import Service, Stopped
 from herd.generation.text_stream import TextStream
 

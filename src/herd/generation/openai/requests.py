@@ -9,9 +9,9 @@ from herd.config.errors import nearest
 from herd.corpus.tokenizer import Tokenizer
 from herd.generation.choose import SamplingConfig
 from herd.generation.engine import Request
-from herd.generation.openai_prompts import Prompt, dialog_prompt, text_prompts
-from herd.generation.openai_tools import read_tools
-from herd.generation.openai_values import Refused, flag, number, token_ids
+from herd.generation.openai.prompts import Prompt, dialog_prompt, text_prompts
+from herd.generation.openai.tools import read_tools
+from herd.generation.openai.values import Refused, flag, number, token_ids
 
 _MOST_SAMPLES = 128
 _MOST_ALTERNATIVES = 20

@@ -1,4 +1,4 @@
-"""Runs a command for as long as its parent lives: ``python -m herd.generation.guardian COMMAND ...``.
+"""Runs a command for as long as its parent lives: ``python -m herd.generation.engines.guardian COMMAND ...``.
 
 The parent holds the other end of standard input. When that closes, by whatever end the parent met, kill -9 included, the command
 and all that it has started are ended too: a server that nobody asks any more would hold a GPU's memory for good.

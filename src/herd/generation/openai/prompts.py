@@ -8,8 +8,8 @@ from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
 from herd.dialog.messages import Message, Role, parse_messages
 from herd.dialog.render import render
-from herd.generation.openai_tools import check_order
-from herd.generation.openai_values import Refused, token_ids
+from herd.generation.openai.tools import check_order
+from herd.generation.openai.values import Refused, token_ids
 
 _ROLES = {"developer": "system"}
 _KEYS = ("role", "content", "tool_calls")

@@ -21,9 +21,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from herd import __version__
 from herd.config.errors import UserError
 from herd.corpus.tokenizer import Tokenizer
-from herd.generation.openai_answers import Answers, error_body, events, head_of, whole
-from herd.generation.openai_requests import Wish, read_body
-from herd.generation.openai_values import Refused
+from herd.generation.openai.answers import Answers, error_body, events, head_of, whole
+from herd.generation.openai.requests import Wish, read_body
+from herd.generation.openai.values import Refused
 from herd.generation.service import Service, Stopped
 
 T = TypeVar("T")

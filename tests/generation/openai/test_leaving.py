@@ -10,7 +10,7 @@ from herd.generation.engine import Engine, Request
 from herd.generation.service import Service
 from herd.model.io import load_model
 
-from .conftest import CHAT
+from ..conftest import CHAT
 
 pytest.importorskip("starlette", reason="needs the extra `serve`")
 
@@ -43,7 +43,7 @@ class Visit:
 @pytest.fixture
 def served(folder, tokenizer):
     """An app whose engine draws two answers at a time, never ends one by itself, and notes whose tokens it drew."""
-    from herd.generation.openai_app import Served, make_app
+    from herd.generation.openai.app import Served, make_app
 
     engine = Engine(load_model(folder / "model").requires_grad_(False), 2, 1024)
     engine.noted, step = [], engine.step

@@ -1,0 +1,1 @@
+"""What draws answers for a stage: our own engine, or a server."""

@@ -1,0 +1,1 @@
+"""What `herd serve` answers: requests and answers of OpenAI's interface."""
