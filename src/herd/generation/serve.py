@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from socket import AF_INET, AF_INET6, create_server, socket
 
 from herd.config.errors import UserError
@@ -44,8 +45,8 @@ class ServeConfig:
 def run(config: ServeConfig) -> None:
     """Serve until interrupted."""
     try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
+        for module in ("starlette", "uvicorn"):
+            import_module(module)
     except ModuleNotFoundError as error:
         raise UserError(f"`herd serve` needs the extra `serve` ({error.name} is missing): pip install 'herd[serve]'.") from None
 
@@ -115,7 +116,7 @@ herd serve model=laptop/pretrain port=8001 max_kv_tokens=65536
 With OpenAI's client: OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none"). Of a body's keys, n, seed, temperature, top_p,
 top_k, max_tokens, stop, stream and logprobs with alternatives count, of a chat's tools, of a text's echo; what would change the
 answer and is not offered is refused. Requests that come at the same time are drawn together, and no answer depends on the others:
-with a seed it is the same each time.
+with a seed it is the same each time. A call of an offered tool that ends an answer counts as one, also after text.
 
 lm-evaluation-harness, log-likelihoods too (its `model` is `name` here, its `tokenizer` the folder of the model's):
 lm_eval --model local-completions --tasks arc_easy \\
